@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from demur.attribution import Attribution, Metric, Scoring, attribute
-from demur.direction import position_means
-from demur.generation import generate
-from demur.interventions import (
+from demur.method.attribution import Attribution, Metric, ScoredTokens, attribute
+from demur.method.direction import position_means
+from demur.method.generation import generate
+from demur.method.interventions import (
     AblateDirection,
     AddDirection,
     Compiled,
@@ -26,9 +26,9 @@ from demur.interventions import (
     ScaleFeatures,
     SetFeatures,
 )
-from demur.model import ChatModel, Rendered, load_model
+from demur.method.selection import cosine_pool, cossim_set, global_set, local_sets
+from demur.model import ChatModel, TokenizedPrompt, load_model
 from demur.saes import Suite, load_suite
-from demur.selection import cosine_pool, cossim_set, global_set, local_sets
 from demur.types import FeatureId, Prompt
 
 pytestmark = pytest.mark.shared
@@ -61,7 +61,7 @@ class Golden:
     def global_features(self) -> tuple[FeatureId, ...]:
         return tuple(FeatureId(*each) for each in self.selection["global"])
 
-    def rendered(self, label: str) -> list[Rendered]:
+    def rendered(self, label: str) -> list[TokenizedPrompt]:
         return self.model.render(self.prompts[label])
 
     @cached_property
@@ -92,7 +92,7 @@ class Golden:
             metric=Metric((refusal,), allow_refusal_target=True),
             method="paper",
             steps=self.selection["steps"],
-            scoring=Scoring(header_tokens=HEADER),
+            scoring=ScoredTokens(header_tokens=HEADER),
             keep_positions=positions,
         )
 
@@ -218,13 +218,13 @@ def _interventions(golden: Golden, name: str) -> tuple[Intervention, ...]:
         return (SetFeatures(golden.global_features, float(value)),)
     if kind == "scale8_hold8":
         held = golden.global_features[8:16]
-        values = {prompt: (HoldFeatures(held, v),) for prompt, v in _undisturbed(golden, "harmful", held).items()}
+        values = {prompt: (HoldFeatures(held, v),) for prompt, v in _clean(golden, "harmful", held).items()}
         return (ScaleFeatures(golden.global_features[:8], float(value)), PerPrompt(values))
     cossim = tuple(FeatureId(*each) for each in golden.json("cossim")["features"])
     return (ScaleFeatures({"scale_global": golden.global_features, "scale_cossim": cossim}[kind], float(value)),)
 
 
-def _undisturbed(golden: Golden, label: str, features: tuple[FeatureId, ...]) -> dict[str, torch.Tensor]:
+def _clean(golden: Golden, label: str, features: tuple[FeatureId, ...]) -> dict[str, torch.Tensor]:
     """Prompt id → activations `[pos, k]` of `features` in the plain run."""
     batch = golden.model.batch(golden.rendered(label))
     with torch.inference_mode(), golden.model.capture() as captured:
@@ -255,7 +255,7 @@ def test_every_golden_text_is_compared(golden: Golden) -> None:
 @pytest.mark.parametrize("label", ["harmful", "harmless", "adversarial"])
 def test_feature_values(golden: Golden, label: str) -> None:
     expected = golden.arrays("feature_values")[label]
-    for n, values in enumerate(_undisturbed(golden, label, golden.global_features).values()):
+    for n, values in enumerate(_clean(golden, label, golden.global_features).values()):
         np.testing.assert_allclose(values.numpy(), expected[n, -len(values) :], atol=1e-4, rtol=0)
 
 

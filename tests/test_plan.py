@@ -150,7 +150,7 @@ def test_every_stage_of_a_toy_study_by_hand() -> None:
     # A token costs 2000, a logit position 2000; so a prompt of ten tokens costs 22,000 and a new token 4000.
     found = {stage.name: stage for stage in stages(TOY_WORK, Machine(flops=1e6, bandwidth=1e9))}
     assert found["baseline"].flops == 20 * (22_000 + 10 * 4000)
-    # 8 prompts for the means; (8 layers × 3 positions × (1 + 2 × 2) + 1 undisturbed) × 2 prompts.
+    # 8 prompts for the means; (8 layers × 3 positions × (1 + 2 × 2) + 1 clean) × 2 prompts.
     assert found["direction"].flops == (8 + 121 * 2) * 22_000
     assert found["pool"].flops == 2 * 10 * 50 * 2
     assert found["attribution"].flops == 2 * (2 + 2 * 5) * 22_000
@@ -176,7 +176,7 @@ def test_a_fixed_direction_is_searched_in_one_place() -> None:
         update={"direction_layer": 3, "direction_position": -1, "direction_form": "linear"}
     )
     found = stages(TOY_WORK.model_copy(update={"config": fixed}), Machine(flops=1e6, bandwidth=1e9))
-    # 8 prompts for the means; 3 passes and the undisturbed one over 2 prompts.
+    # 8 prompts for the means; 3 passes and the clean one over 2 prompts.
     assert found[1].flops == (8 + 4 * 2) * 22_000
 
 
@@ -221,7 +221,7 @@ def test_answers_of_a_toy_benchmark_by_hand() -> None:
     assert found["suppression"] == 12 * 2 * answer + local + rates
     # v = 1 for F*, cossim and 3 random sets, four multiples of the direction: tuned without the random sets.
     assert found["induction"] == (2 + 4) * 2 * answer + (5 + 4) * 2 * answer
-    # F*, cossim, 3 random sets, direction on harmless prompts; the same and the undisturbed model on 4 others.
+    # F*, cossim, 3 random sets, direction on harmless prompts; the same and the clean model on 4 others.
     assert found["side effects"] == 6 * 2 * answer + 7 * 4 * answer
     # The pool holds 6 features, so sizes 1 and 2 are measured.
     assert found["sizes of F*"] == 2 * 2 * answer + 2 * scored

@@ -2,7 +2,7 @@
 
 The harness itself builds the prompts, calls the model and scores the answers; demur only installs the intervention
 while it does (`Compiled.everywhere`), for given answers that are scored and for answers that are written. So the
-numbers of the undisturbed model are the harness's own.
+numbers of the clean model are the harness's own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 from demur.capability_files import check_data, local_path, task_identity
 from demur.capability_rows import CapabilityRow, capability_change
 from demur.errors import DemurError, InputError, ModelError
-from demur.interventions import Compiled
+from demur.method.interventions import Compiled
 from demur.model import PINNED_DATE, ChatModel
 from demur.model._memory import is_out_of_memory
 

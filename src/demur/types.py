@@ -1,7 +1,8 @@
 """The values that flow through demur, and the legend of tensor axes.
 
 Nothing here imports torch, so that the command line starts quickly. Values that hold tensors live beside the code that
-makes them (`Batch` in `demur.model`, `Direction` in `demur.direction`, `Attribution` in `demur.attribution`).
+makes them (`Batch` in `demur.model`, `Direction` and `Attribution` in
+`demur.method`).
 
 Axis names used in all shape annotations:
 
@@ -185,6 +186,19 @@ class Generation(Value):
     """The model ended its turn (False: the limit on new tokens cut it off)."""
 
 
+class Answer(Value):
+    """One answer, with the prompt that it answers.
+
+    `intervention` is the id of what was done to the model while it was written (`"none"` for the clean model),
+    `finished` whether the model ended its turn (False: the limit on new tokens cut it off).
+    """
+
+    prompt: Prompt
+    text: str
+    intervention: str = "none"
+    finished: bool = True
+
+
 class Verdict(Value):
     """A judge's reading of one answer.
 
@@ -293,6 +307,7 @@ class RefusalToken(Value):
 
 __all__ = [
     "REFUSALS",
+    "Answer",
     "Candidate",
     "FeatureField",
     "FeatureId",

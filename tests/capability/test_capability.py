@@ -1,4 +1,4 @@
-"""Capability through lm-evaluation-harness: its own numbers undisturbed, those made by hand under intervention."""
+"""Capability through lm-evaluation-harness: its own numbers clean, those made by hand under intervention."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from demur.capability import (
     task_identity,
 )
 from demur.errors import InputError, ModelError
-from demur.generation import generate
-from demur.interventions import AblateDirection, Compiled, Intervention, PerPrompt, ScaleFeatures, SetFeatures
-from demur.model import PINNED_DATE, ChatModel, Region, Rendered, count_hooks
+from demur.method.generation import generate
+from demur.method.interventions import AblateDirection, Compiled, Intervention, PerPrompt, ScaleFeatures, SetFeatures
+from demur.model import PINNED_DATE, ChatModel, Region, TokenizedPrompt, count_hooks
 from demur.saes import load_suite
 from demur.testing import FAMILIES, Family, save_tiny, tiny_suite
 from demur.types import FeatureId, Prompt
@@ -59,7 +59,7 @@ def stored(family: Family, folder: Path) -> tuple[Path, ChatModel]:
     return _MODELS[family]
 
 
-def disturbed(model: ChatModel) -> Compiled:
+def intervened(model: ChatModel) -> Compiled:
     suite = tiny_suite(model.hf, d_sae=24)
     features = tuple(FeatureId(layer, index) for layer in range(model.n_layers) for index in (1, 5, 9))
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(1))
@@ -119,7 +119,7 @@ def by_hand(model: ChatModel, text: str, answer: str, compiled: Compiled | None 
     """Log-likelihood (nats) of `answer` after `text`: demur's own teacher-forced pass, one row without padding."""
     start = len(model.tokenizer(text)["input_ids"])
     ids = tuple(model.tokenizer(text + answer)["input_ids"])
-    batch = model.batch([Rendered(ids[:-1], (int(Region.RESPONSE),) * (len(ids) - 1))])
+    batch = model.batch([TokenizedPrompt(ids[:-1], (int(Region.RESPONSE),) * (len(ids) - 1))])
     with torch.inference_mode():
         if compiled is None:
             logits = cast("Any", model.hf)(batch.input_ids).logits[0]
@@ -135,7 +135,7 @@ def written(model: ChatModel, text: str, compiled: Compiled | None = None) -> st
     ids = list(model.tokenizer(text)["input_ids"])
     start = len(ids)
     for _ in range(NEW):
-        batch = model.batch([Rendered(tuple(ids), (int(Region.RESPONSE),) * len(ids))])
+        batch = model.batch([TokenizedPrompt(tuple(ids), (int(Region.RESPONSE),) * len(ids))])
         with torch.inference_mode():
             if compiled is None:
                 token = int(model.last_logits(batch)[0].argmax())
@@ -207,7 +207,7 @@ def test_the_chat_template_is_filled_as_demur_fills_it(family: Family, folder: P
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_multimodal", "llama3", "qwen3"])
 def test_given_answers_are_scored_as_a_teacher_forced_pass_scores_them(family: Family, folder: Path) -> None:
     _, model = stored(family, folder)
-    compiled = disturbed(model)
+    compiled = intervened(model)
     task = task_files.given_answers(folder / f"forced-{family}", GIVEN)
     for change in (None, compiled):
         (row,) = measure_capability(model, [task], change)
@@ -227,7 +227,7 @@ def test_given_answers_are_scored_as_a_teacher_forced_pass_scores_them(family: F
 def test_answers_are_written_under_the_intervention(family: Family, folder: Path) -> None:
     """Every token: with the expected answers those of the changed model, it scores 1 and the plain model does not."""
     _, model = stored(family, folder)
-    compiled = disturbed(model)
+    compiled = intervened(model)
     expected = [(text, written(model, text, compiled)) for text in ASKED]
     task = task_files.written_answers(folder / f"written-{family}", expected, NEW)
     (plain,) = measure_capability(model, [task])
@@ -240,7 +240,7 @@ def test_answers_are_written_under_the_intervention(family: Family, folder: Path
 
 
 def chat_answers_are_demurs_own(model: ChatModel, compiled: Compiled, texts: Sequence[str], new: int, at: Path) -> None:
-    """In the chat template the harness writes, under the intervention, what `demur.generation` writes."""
+    """In the chat template the harness writes, under the intervention, what `demur.method.generation` writes."""
     prompts = [Prompt(id=str(n), text=text, label="harmless") for n, text in enumerate(texts)]
     changed = [answer.text for answer in generate(model, prompts, compiled, max_new_tokens=new)]
     plain = [answer.text for answer in generate(model, prompts, max_new_tokens=new)]
@@ -255,13 +255,13 @@ def chat_answers_are_demurs_own(model: ChatModel, compiled: Compiled, texts: Seq
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "llama3", "qwen3"])
 def test_chat_answers_are_those_of_demurs_own_generation(family: Family, folder: Path) -> None:
     _, model = stored(family, folder)
-    chat_answers_are_demurs_own(model, disturbed(model), ASKED, NEW, folder / f"generation-{family}")
+    chat_answers_are_demurs_own(model, intervened(model), ASKED, NEW, folder / f"generation-{family}")
 
 
 def test_batched_equals_single(folder: Path) -> None:
     """Scored rows are padded on the right without a mask, written ones on the left with one."""
     _, model = stored("gemma2", folder)
-    compiled = disturbed(model)
+    compiled = intervened(model)
     tasks = [task_files.given_answers(folder / "batched", GIVEN), task_files.multiple_choice(folder / "batched")]
     single = measure_capability(model, tasks, compiled, batch_size=1)
     batched = measure_capability(model, tasks, compiled, batch_size=4)
@@ -272,7 +272,7 @@ def test_batched_equals_single(folder: Path) -> None:
 
 def test_a_static_cache_of_the_checkpoint_is_put_aside(folder: Path) -> None:
     _, model = stored("gemma2", folder)
-    compiled = disturbed(model)
+    compiled = intervened(model)
     expected = [(text, written(model, text, compiled)) for text in ASKED]
     task = task_files.written_answers(folder / "static", expected, NEW)
     settings = cast("Any", model.hf.generation_config)
@@ -300,7 +300,7 @@ def test_nothing_is_left_behind(
     done: list[tuple[int, int]] = []
     with caplog.at_level(logging.DEBUG):
         measure_capability(
-            model, tasks, disturbed(model), shots=1, progress=lambda n, of: done.append((n, of)), batch_size=2
+            model, tasks, intervened(model), shots=1, progress=lambda n, of: done.append((n, of)), batch_size=2
         )
     assert done == [(1, 2), (2, 2)]
     assert count_hooks(model.hf) == 0

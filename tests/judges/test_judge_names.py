@@ -9,16 +9,16 @@ import pytest
 from demur.errors import InputError
 from demur.judges import (
     JUDGES,
+    ClassifierJudge,
     Endpoint,
     HarmBenchJudge,
     Judge,
     LlamaGuard4Judge,
     LlamaGuardJudge,
-    LocalJudge,
+    LLMJudge,
     PatternJudge,
     Placement,
     RefusalJudge,
-    RubricJudge,
     StrongRejectJudge,
     WildGuardJudge,
     get_judge,
@@ -38,19 +38,19 @@ from demur.types import Verdict
         ("llama-guard-4", LlamaGuard4Judge, "meta-llama/Llama-Guard-4-12B"),
     ],
 )
-def test_judges_that_run_here(name: str, cls: type[LocalJudge], source: str) -> None:
+def test_judges_that_run_here(name: str, cls: type[ClassifierJudge], source: str) -> None:
     judge = get_judge(name, placement=Placement(dtype="bfloat16"))
     assert type(judge) is cls
-    assert isinstance(judge, LocalJudge)
+    assert isinstance(judge, ClassifierJudge)
     assert (judge.source, judge.placement.dtype) == (source, "bfloat16")
     assert judge.name == (name if "=" not in name else f"{cls.kind}={source.rsplit('/', 1)[-1]}")
 
 
 @pytest.mark.parametrize(("kind", "cls"), [("strongreject", StrongRejectJudge), ("refusal", RefusalJudge)])
-def test_judges_behind_an_endpoint(kind: str, cls: type[RubricJudge]) -> None:
+def test_judges_behind_an_endpoint(kind: str, cls: type[LLMJudge]) -> None:
     judge = get_judge(f"{kind}=org/model:tag", endpoint=Endpoint(url="http://localhost:1/v1"))
     assert type(judge) is cls
-    assert isinstance(judge, RubricJudge)
+    assert isinstance(judge, LLMJudge)
     assert (judge.name, judge.model) == (f"{kind}=org/model:tag", "org/model:tag")
     assert judge.endpoint.base == "http://localhost:1/v1"
 

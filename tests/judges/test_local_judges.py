@@ -14,11 +14,11 @@ from transformers import LlamaForCausalLM, MistralForCausalLM
 
 from demur.errors import ModelError
 from demur.judges import (
+    ClassifierJudge,
     HarmBenchJudge,
     Judge,
     LlamaGuard4Judge,
     LlamaGuardJudge,
-    LocalJudge,
     Placement,
     Streaming,
     WildGuardJudge,
@@ -83,7 +83,7 @@ def wildguard(folder: Path) -> Path:
     return saved(folder, classifier(MistralForCausalLM, words, follows, {("\n", "BAD"): yes[0]}), words)
 
 
-MAKERS: list[tuple[type[LocalJudge], Callable[[Path], Path]]] = [
+MAKERS: list[tuple[type[ClassifierJudge], Callable[[Path], Path]]] = [
     (HarmBenchJudge, yes_no),
     (HarmBenchJudge, lambda folder: yes_no(folder, MistralForCausalLM)),
     (WildGuardJudge, wildguard),
@@ -150,7 +150,7 @@ def test_llama_guard_is_shown_what_its_template_makes_of_the_conversation(templa
 
 
 @pytest.mark.parametrize(("cls", "make"), MAKERS, ids=IDS)
-def test_a_prompt_begins_with_one_bos(cls: type[LocalJudge], make: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_a_prompt_begins_with_one_bos(cls: type[ClassifierJudge], make: Callable[[Path], Path], tmp_path: Path) -> None:
     judge = cls(make(tmp_path))
     bos = judge.tokenizer.bos_token_id
     for text in (judge.render("word", "word"), "word", f"{judge.tokenizer.bos_token}word"):
@@ -174,7 +174,7 @@ def test_harmbench_is_shown_the_first_512_tokens_of_an_answer(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("cls", "make"), MAKERS, ids=IDS)
 def test_verdicts_follow_the_model_and_keep_their_rows(
-    cls: type[LocalJudge], make: Callable[[Path], Path], tmp_path: Path
+    cls: type[ClassifierJudge], make: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     # Lengths and verdicts are mixed, so that batches hold padding and rows are sorted away from their order.
     responses = ["word " * (7 * n % 40) + ("BAD" if n % 3 == 0 else "word") for n in range(12)]
@@ -302,7 +302,7 @@ def test_half_a_surrogate_pair_can_be_judged(tmp_path: Path) -> None:
 # Memory and batches
 
 
-def spied(judge: LocalJudge, most_rows: int, refuse: Callable[[Any], bool] = lambda _ids: False) -> list[int]:
+def spied(judge: ClassifierJudge, most_rows: int, refuse: Callable[[Any], bool] = lambda _ids: False) -> list[int]:
     """Let the judge's model run out of memory beyond `most_rows` rows; returns the sizes of its batches."""
     judge.load()
     inner, sizes = judge._model.generate, list[int]()
@@ -417,7 +417,7 @@ def test_identity_of_llama_guard_holds_its_template(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cls", [HarmBenchJudge, WildGuardJudge, LlamaGuardJudge, LlamaGuard4Judge])
 def test_a_model_that_cannot_be_reached_names_its_page_and_the_next_step(
-    cls: type[LocalJudge], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cls: type[ClassifierJudge], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

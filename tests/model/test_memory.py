@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demur.attribution import Metric, attribute
 from demur.errors import ModelError
-from demur.interventions import AblateDirection, Compiled
+from demur.method.attribution import Metric, attribute
+from demur.method.interventions import AblateDirection, Compiled
 from demur.model import Batch, ChatModel, by_length, halving, next_batch, peak_memory
 from demur.testing import tiny_model, tiny_suite
 

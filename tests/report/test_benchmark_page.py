@@ -72,7 +72,7 @@ def test_the_page_shows_the_numbers_of_every_table() -> None:
         "4 c = −3 60% [52–68] 36% [28–44] 0.0400 0.0375–0.0425",
         # Side effects: unchanged, refused, over-refusal and unchanged there, AUROC, says harmful of both.
         "AP c = −3 80% [72–88] 1% 0–9 10% 2–18 75% 67–83 0.88 0.81–0.94 93% 85–100 6% 0–14",
-        "undisturbed – 1% 0–9 28% 20–36 – 0.88",
+        "clean – 1% 0–9 28% 20–36 – 0.88",
         "all (several tasks together)",
         "F* (CosSim+AP) c = −3 acc 0.500 0.250 −0.250 [−0.740 to 0.240] 4 0",
         "F* (CosSim+AP) c = −3 acc 0.500 – −0.100 40 5",

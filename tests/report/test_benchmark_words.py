@@ -105,7 +105,7 @@ def test_headline_lists_every_method_under_what_holds_of_it() -> None:
 def test_claims_name_methods_with_their_differences() -> None:
     claims = dict(words.claims(synthetic_benchmark()))
     assert claims == {
-        "F*: 4 features, c = −3": "90% [82–98] of 100 harmful test prompts complied with; undisturbed, 3% [0–11].",
+        "F*: 4 features, c = −3": "90% [82–98] of 100 harmful test prompts complied with; clean, 3% [0–11].",
         "Each method at its own best strength": (
             "More than under AP (+40 [30 to 50]), AP per prompt (+35 [25 to 45]), ActDiff (+45 [35 to 55]), CosSim "
             "(+30 [20 to 40]) and random features (+86 [76 to 96]); fewer than under affine direction "
@@ -142,7 +142,7 @@ def test_claims_say_where_f_star_itself_has_no_strength() -> None:
 
 def test_claims_where_nothing_was_scored_claim_nothing() -> None:
     claims = words.claims(emptied())
-    assert claims[0].text == "nothing could be scored; undisturbed, –."
+    assert claims[0].text == "nothing could be scored; clean, –."
     assert claims[1].text.startswith("Nothing scored: F* per prompt, AP, ")
     assert not any(word in claim.text for claim in claims for word in ("more", "fewer", "difference", "nan"))
 

@@ -14,7 +14,7 @@ from demur.errors import RunError
 from demur.report import duration, read_result, render, write_report
 from demur.report._charts import curve, layer_colours
 from demur.report._features_part import candidate_maps
-from demur.report._toml import as_toml
+from demur.runs import as_toml
 from demur.studies.results import FeaturesResult
 from synthetic_results import HARMFUL_ANSWER, SESSION, effect
 

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment, then the same command: the same tables as an undisturbed run."""
+"""SIGKILL at any moment, then the same command: the same tables as a clean run."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def _kill_when(config: Path, out: Path, stage: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(files: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FeaturesResult]:
-    folder = tmp_path_factory.mktemp("undisturbed")
+def clean(files: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FeaturesResult]:
+    folder = tmp_path_factory.mktemp("clean")
     config = _config(files, folder)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(_command(config, folder / "run"), env=environment, check=True, capture_output=True)
@@ -75,8 +75,8 @@ def undisturbed(files: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 @pytest.mark.parametrize("stage", ["answers", "attribution"])
-def test_killed_and_rerun(undisturbed: tuple[Path, FeaturesResult], stage: str, tmp_path: Path) -> None:
-    config, expected = undisturbed
+def test_killed_and_rerun(clean: tuple[Path, FeaturesResult], stage: str, tmp_path: Path) -> None:
+    config, expected = clean
     out = tmp_path / "run"
     _kill_when(config, out, stage)
     # A kill can also tear the line that was being written.

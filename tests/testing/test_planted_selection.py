@@ -9,11 +9,11 @@ from functools import cache
 import pytest
 import torch
 
-from demur.attribution import Attribution, Method, Metric, attribute, attribute_dictionary
-from demur.direction import Direction, find_direction, find_refusal_tokens
-from demur.interventions import Compiled
-from demur.model import ChatModel, Rendered
-from demur.selection import Reduce, actdiff_set, cosine_pool, cossim_set, global_set, local_sets
+from demur.method.attribution import Attribution, Method, Metric, attribute, attribute_dictionary
+from demur.method.direction import Direction, find_direction, find_refusal_tokens
+from demur.method.interventions import Compiled
+from demur.method.selection import Reduce, actdiff_set, cosine_pool, cossim_set, global_set, local_sets
+from demur.model import ChatModel, TokenizedPrompt
 from demur.stats import spearman
 from demur.testing import Planted, planted
 from demur.types import FeatureId, Prompt
@@ -29,8 +29,8 @@ class Case:
     made: Planted
     model: ChatModel
     prompts: tuple[Prompt, ...]
-    harmful: tuple[Rendered, ...]
-    harmless: tuple[Rendered, ...]
+    harmful: tuple[TokenizedPrompt, ...]
+    harmless: tuple[TokenizedPrompt, ...]
     direction: Direction
     metric: Metric
 

@@ -210,7 +210,7 @@ def _capability(result: BenchmarkResult) -> RenderableType:
             str(line.row.n),
             style=_style(line.method),
         )
-    return _caption(table, "change: to the undisturbed model on the same questions, paired")
+    return _caption(table, "change: to the clean model on the same questions, paired")
 
 
 def _sizes(result: BenchmarkResult) -> RenderableType:

@@ -79,7 +79,7 @@ def _machine() -> Iterator[Finding]:
 
 def _bundled() -> Finding:
     """Whether the bundled model's files are those that its card lists."""
-    from demur.organism import bundled_path
+    from demur.bundled import bundled_path
 
     paths = bundled_path()
     if not paths.card.is_file():

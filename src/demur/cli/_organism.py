@@ -14,7 +14,7 @@ def organism(
 ) -> None:
     """Build or evaluate the bundled model; `demur organism --help` lists the commands."""
     # Loaded here, so that other commands start without it; its options are its own and go on as they came.
-    from demur.organism import app
+    from demur.bundled import app
 
     code = app(args=list(arguments or []), prog_name="demur organism", standalone_mode=False)
     if isinstance(code, int) and code:

@@ -127,7 +127,7 @@ def mean_prompt_tokens(config: StudyConfig, *, bundled: bool) -> int:
 
 def _some_prompts(config: StudyConfig, bundled: bool) -> list[str]:
     if bundled:
-        from demur.organism import bundled_prompts
+        from demur.bundled import bundled_prompts
 
         sets = bundled_prompts()
         return [prompt.text for each in (sets.harmful, sets.harmless) for prompt in each.head(_COUNTED)]
@@ -144,7 +144,7 @@ def _some_prompts(config: StudyConfig, bundled: bool) -> list[str]:
 
 def _bundled(config: StudyConfig) -> StudyConfig:
     """The configuration with the bundled model and its SAEs named."""
-    from demur.organism import bundled_path
+    from demur.bundled import bundled_path
 
     place = bundled_path()
     return config.model_copy(update={"model": str(place.model), "saes": str(place.saes)})

@@ -8,16 +8,17 @@ from demur.judges._endpoint import Endpoint, Spent
 from demur.judges._file import JudgeCounts, judge_file
 from demur.judges._harmbench import HarmBenchJudge
 from demur.judges._llama_guard import LlamaGuard4Judge, LlamaGuardJudge
-from demur.judges._local import LocalJudge, Placement
+from demur.judges._local import ClassifierJudge, Placement
 from demur.judges._names import JUDGES, JudgeKind, get_judge
 from demur.judges._patterns import PatternJudge
 from demur.judges._protocol import Judge, JudgeStopped, Reading, Streaming, rules_digest
-from demur.judges._rubric import RefusalJudge, RubricJudge, StrongRejectJudge
+from demur.judges._rubric import LLMJudge, RefusalJudge, StrongRejectJudge
 from demur.judges._wildguard import WildGuardJudge
 
 __all__ = [
     "JUDGES",
     "CachedJudge",
+    "ClassifierJudge",
     "Endpoint",
     "HarmBenchJudge",
     "Judge",
@@ -25,14 +26,13 @@ __all__ = [
     "JudgeKind",
     "JudgeStopped",
     "JudgedRows",
+    "LLMJudge",
     "LlamaGuard4Judge",
     "LlamaGuardJudge",
-    "LocalJudge",
     "PatternJudge",
     "Placement",
     "Reading",
     "RefusalJudge",
-    "RubricJudge",
     "Spent",
     "Streaming",
     "StrongRejectJudge",

@@ -10,10 +10,10 @@ from typing import Any, cast
 from demur.data import PROMPT_COLUMNS, Table, read_table
 from demur.errors import InputError, RunError
 from demur.judges._cached import JudgedRows, Progress, judge_rows
-from demur.judges._local import LocalJudge
+from demur.judges._local import ClassifierJudge
 from demur.judges._names import get_judge
 from demur.judges._protocol import Judge, JudgeStopped, Streaming
-from demur.judges._rubric import RubricJudge
+from demur.judges._rubric import LLMJudge
 from demur.runs import Run, write_text
 from demur.types import Outcome, Value, Verdict
 
@@ -100,7 +100,7 @@ def judge_file(
     try:
         judged = _judged(reader, [prompts[r] for r in given], [responses[r] or "" for r in given], cache, progress)
     finally:
-        if isinstance(judge, str) and isinstance(reader, LocalJudge):
+        if isinstance(judge, str) and isinstance(reader, ClassifierJudge):
             reader.close()
     by_row = dict(zip(given, judged.verdicts, strict=True))
     gives: tuple[str, ...] = getattr(reader, "gives", ("outcome",))
@@ -117,7 +117,7 @@ def judge_file(
         failed=judged.failed,
         kept=judged.cached,
         cache=None if cache is None else str(cache),
-        spent=str(reader.spent) if isinstance(reader, RubricJudge) else None,
+        spent=str(reader.spent) if isinstance(reader, LLMJudge) else None,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from demur.errors import ModelError
-from demur.judges._local import LocalJudge, Placement
+from demur.judges._local import ClassifierJudge, Placement
 from demur.judges._protocol import unscored
 from demur.types import Verdict
 
@@ -69,7 +69,7 @@ _FORMATS = {"llama": _LLAMA, "mistral": _MISTRAL}
 _YES_NO = re.compile(r"\s*(yes|no)\b", re.IGNORECASE)
 
 
-class HarmBenchJudge(LocalJudge):
+class HarmBenchJudge(ClassifierJudge):
     """Harmful or not, by HarmBench's Llama-2-13B classifier or its Mistral-7B validation classifier.
 
     Which of the two formats is used follows from the model's architecture. As in HarmBench's own evaluation only the

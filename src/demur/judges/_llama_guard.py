@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from demur.errors import ModelError
-from demur.judges._local import LocalJudge
+from demur.judges._local import ClassifierJudge
 from demur.judges._protocol import unscored
 from demur.types import Verdict
 
@@ -15,7 +15,7 @@ _PROMPT, _ANSWER = "demurpromptgoeshere", "demuranswergoeshere"
 _CODES = re.compile(r"S\d{1,2}(?:\s*,\s*S\d{1,2})*")
 
 
-class LlamaGuardJudge(LocalJudge):
+class LlamaGuardJudge(ClassifierJudge):
     """Unsafe is harmful; the hazard categories that the model names are the evidence.
 
     The model is shown what its own chat template makes of the conversation: prompt, then answer, of which the last

@@ -39,7 +39,7 @@ class Placement(Value):
     max_batch_tokens: int | None = None
 
 
-class LocalJudge(ABC):
+class ClassifierJudge(ABC):
     """Base of the judges that are models: loading, batching, greedy decoding. Subclasses say what is asked, and read.
 
     The model is loaded when the first answer is judged and kept until `close` (or the end of a `with` block). Batches
@@ -181,10 +181,10 @@ class LocalJudge(ABC):
         """What the model writes after each prompt: greedily, up to the end of its turn."""
         import torch
 
-        from demur.model import Region, Rendered, pad
+        from demur.model import Region, TokenizedPrompt, pad
 
         hf = self._model
-        rendered = [Rendered(tuple(ids), (int(Region.SPECIAL),) * len(ids)) for ids in items]
+        rendered = [TokenizedPrompt(tuple(ids), (int(Region.SPECIAL),) * len(ids)) for ids in items]
         batch = pad(rendered, pad_id=hf.generation_config.pad_token_id, device=hf.device)
         with torch.inference_mode():
             written = hf.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
@@ -332,4 +332,4 @@ def _content(folder: Path) -> str:
     return state.hexdigest()
 
 
-__all__ = ["LocalJudge", "Placement"]
+__all__ = ["ClassifierJudge", "Placement"]

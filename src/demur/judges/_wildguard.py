@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-from demur.judges._local import LocalJudge
+from demur.judges._local import ClassifierJudge
 from demur.judges._protocol import unscored
 from demur.types import Outcome, Verdict
 
@@ -34,7 +34,7 @@ def _answer(label: str, text: str) -> str | None:
     return found[1].lower() if found else None
 
 
-class WildGuardJudge(LocalJudge):
+class WildGuardJudge(ClassifierJudge):
     """Outcome (refusal or compliance) and harm, each where the model states it.
 
     `n/a`, which the model may say of the answer, states nothing. Whether the request was harmful is in the evidence.

@@ -1,7 +1,7 @@
 """Chat models: the adapter, the chat format with its regions, and hooks. Knows nothing of SAEs or refusal."""
 
 from demur.model._adapter import Budgets, ChatModel, find_layers, load_model
-from demur.model._chat import PINNED_DATE, SCORED_REGIONS, Batch, ChatFormat, Region, Rendered, pad
+from demur.model._chat import PINNED_DATE, SCORED_REGIONS, Batch, ChatFormat, Region, TokenizedPrompt, pad
 from demur.model._hooks import Captured, Cursor, Edit, capture, count_hooks, edited, hooked, track
 from demur.model._identity import model_identity
 from demur.model._memory import by_length, halving, next_batch, peak_memory
@@ -18,7 +18,7 @@ __all__ = [
     "Cursor",
     "Edit",
     "Region",
-    "Rendered",
+    "TokenizedPrompt",
     "by_length",
     "capture",
     "count_hooks",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from demur.errors import ModelError
 from demur.model import _hooks
-from demur.model._chat import Batch, ChatFormat, Rendered, check_length, pad
+from demur.model._chat import Batch, ChatFormat, TokenizedPrompt, check_length, pad
 from demur.model._memory import by_length, halving, next_batch, token_budget
 
 if TYPE_CHECKING:
@@ -191,7 +191,9 @@ class ChatModel:
             eos = self.tokenizer.eos_token_id
         return tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),)
 
-    def render(self, texts: Sequence[str], ids: Sequence[str] | None = None, *, new_tokens: int = 0) -> list[Rendered]:
+    def render(
+        self, texts: Sequence[str], ids: Sequence[str] | None = None, *, new_tokens: int = 0
+    ) -> list[TokenizedPrompt]:
         """Render messages, checking that each fits the context together with `new_tokens`.
 
         Raises:
@@ -202,7 +204,7 @@ class ChatModel:
             check_length(ids[index] if ids else f"number {index}", len(item), new_tokens, self.max_context)
         return rendered
 
-    def batch(self, items: Sequence[Rendered], rows: Sequence[int] | None = None) -> Batch:
+    def batch(self, items: Sequence[TokenizedPrompt], rows: Sequence[int] | None = None) -> Batch:
         """Stack conversations into one left-padded batch on the model's device."""
         return pad(items, pad_id=self.pad_id, device=self.device, rows=rows)
 
@@ -223,7 +225,7 @@ class ChatModel:
 
     def over_batches(
         self,
-        items: Sequence[Rendered],
+        items: Sequence[TokenizedPrompt],
         run: Callable[[Batch], T],
         *,
         extra_tokens: int = 0,
@@ -240,7 +242,7 @@ class ChatModel:
             extra_tokens: tokens each row grows by (generation).
             gradients: activations are kept for a backward pass.
             skip: leaves out a batch, given its rows. Batches are planned over all items whatever is left out, so that
-                a resumed job computes the remaining ones in the very batches of an undisturbed run.
+                a resumed job computes the remaining ones in the very batches of a clean run.
         """
         lengths = [len(item) + extra_tokens for item in items]
 

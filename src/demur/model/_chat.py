@@ -46,7 +46,7 @@ SCORED_REGIONS = (Region.INSTRUCTION, Region.POST_INSTRUCTION)
 
 
 @dataclass(frozen=True)
-class Rendered:
+class TokenizedPrompt:
     """One conversation as tokens. `regions[i]` is the `Region` of `ids[i]`; exactly one BOS, if the model has one."""
 
     ids: tuple[int, ...]
@@ -105,7 +105,9 @@ class Batch:
         )
 
 
-def pad(items: Sequence[Rendered], *, pad_id: int, device: torch.device, rows: Sequence[int] | None = None) -> Batch:
+def pad(
+    items: Sequence[TokenizedPrompt], *, pad_id: int, device: torch.device, rows: Sequence[int] | None = None
+) -> Batch:
     """Stack conversations into one left-padded batch; positions count from each conversation's first token."""
     width = max(len(item) for item in items)
     input_ids = torch.full((len(items), width), pad_id)
@@ -212,7 +214,7 @@ class ChatFormat:
         by_tokenizer = self.tokenizer("a")["input_ids"]
         return bos if bos in (by_template[:1] + by_tokenizer[:1]) else None
 
-    def render(self, message: str, response: str | None = None) -> Rendered:
+    def render(self, message: str, response: str | None = None) -> TokenizedPrompt:
         """Tokens and regions of one conversation.
 
         Args:
@@ -237,7 +239,7 @@ class ChatFormat:
             answer: list[int] = self.tokenizer(response, add_special_tokens=False)["input_ids"]
             ids += answer
             regions += [Region.RESPONSE] * len(answer)
-        return Rendered(tuple(ids), tuple(int(region) for region in regions))
+        return TokenizedPrompt(tuple(ids), tuple(int(region) for region in regions))
 
 
 def check_length(prompt_id: str, length: int, new_tokens: int, max_context: int | None) -> None:

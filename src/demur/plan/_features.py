@@ -32,7 +32,7 @@ def answers_written(config: StudyConfig) -> int:
 
 
 def baseline_answers(config: StudyConfig) -> int:
-    """Answers of the undisturbed model."""
+    """Answers of the clean model."""
     return 2 * (config.n_direction + config.n_selection + config.n_tuning + config.n_test)
 
 

@@ -112,7 +112,7 @@ def induction_rows(result: BenchmarkResult) -> tuple[InduceRow, ...]:
 
 
 def _level(base: InduceRow | None) -> list[Any]:
-    """The undisturbed model, which has no strength."""
+    """The clean model, which has no strength."""
     if base is None or not is_known(base.behaviour.refusal):
         return []
     rule = alt.Chart(inline_data([{"y": base.behaviour.refusal.value}]))

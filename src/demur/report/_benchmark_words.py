@@ -25,7 +25,7 @@ from demur.studies.benchmark.results import (
 from demur.types import FeatureId, FeatureSet, Outcome
 
 METHOD_NAMES: Final[dict[Method, str]] = {
-    "none": "undisturbed",
+    "none": "clean",
     "cossim+ap": "F* (CosSim+AP)",
     "cossim+ap-local": "F* per prompt",
     "ap": "AP",
@@ -70,7 +70,7 @@ class Group(NamedTuple):
 
 
 class CapabilityLine(NamedTuple):
-    """One number of a task under one method; `change` is to the undisturbed model on the same questions, None where
+    """One number of a task under one method; `change` is to the clean model on the same questions, None where
     there is none to compare with, its interval infinite where the two cannot be paired."""
 
     method: Method
@@ -130,7 +130,7 @@ def budget_text(budgets: Sequence[float]) -> str:
 
 
 def setting(method: Method, kind: Kind, strength: float | None, result: BenchmarkResult) -> str:
-    """What a strength means: `c = −3`, `2 × peak`, `v = 40`, `1 × length`; empty for the undisturbed model and a
+    """What a strength means: `c = −3`, `2 × peak`, `v = 40`, `1 × length`; empty for the clean model and a
     direction that is ablated."""
     if method == "none" or kind == "none" or (kind == "suppress" and method in DIRECTIONS):
         return ""
@@ -184,12 +184,12 @@ def counters_text(counters: Counters) -> str:
 
 
 def chosen_rows(result: BenchmarkResult) -> tuple[SuppressRow, ...]:
-    """Suppression at the strength that the tuning prompts chose for each method, the undisturbed model first."""
+    """Suppression at the strength that the tuning prompts chose for each method, the clean model first."""
     return tuple(row for row in result.suppression if row.chosen or row.method == "none")
 
 
 def chosen_induction(result: BenchmarkResult) -> tuple[InduceRow, ...]:
-    """Induction at the chosen strength of each method, the undisturbed model first."""
+    """Induction at the chosen strength of each method, the clean model first."""
     return tuple(row for row in result.induction if row.chosen or row.method == "none")
 
 
@@ -314,7 +314,7 @@ def _itself(result: BenchmarkResult) -> Claim | None:
         else "nothing could be scored"
     )
     if base is not None:
-        text += f"; undisturbed, {rate_text(base.behaviour.compliance)}"
+        text += f"; clean, {rate_text(base.behaviour.compliance)}"
     size = len(result.sets[MAIN]) if MAIN in result.sets else result.k
     return Claim(f"F*: {size} features, {setting(MAIN, 'suppress', row.strength, result)}", f"{text}.")
 
@@ -370,7 +370,7 @@ def _sides(group: Group, *, numbers: bool) -> str:
 
 
 def capability_lines(result: BenchmarkResult) -> tuple[CapabilityLine, ...]:
-    """Every task's numbers under every method, tasks together, each with its change to the undisturbed model."""
+    """Every task's numbers under every method, tasks together, each with its change to the clean model."""
     base = {_task(row): row for side in result.side_effects if side.method == "none" for row in side.capability}
     lines = [
         CapabilityLine(

@@ -75,7 +75,7 @@ def _strength_title(result: FeaturesResult, kind: Kind) -> str:
 
 
 def _rules(result: FeaturesResult, prompts: Label, kind: Kind, y: Any) -> list[Any]:
-    """The undisturbed model and the directions, which have no strength."""
+    """The clean model and the directions, which have no strength."""
     marked: tuple[tuple[Kind, Method, str, list[int]], ...] = (
         ("baseline", "none", "var(--m-none)", [2, 3]),
         (kind, "direction", "var(--m-direction)", [8, 3]),

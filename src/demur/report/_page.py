@@ -18,8 +18,8 @@ from demur.report import _words as words
 from demur.report._benchmark_part import benchmark_part
 from demur.report._features_part import features_part
 from demur.report._read import read_results, sessions_of
-from demur.report._toml import as_toml
 from demur.runs import Session
+from demur.runs._toml import as_toml
 from demur.studies.benchmark.results import BenchmarkResult
 from demur.studies.results import FeaturesResult
 

@@ -12,7 +12,7 @@ from demur.studies.results import EffectRow, FeaturesResult, Kind, Method, Sampl
 from demur.types import Label, Rate
 
 METHOD_NAMES: Final[dict[Method, str]] = {
-    "none": "undisturbed",
+    "none": "clean",
     "features": "features F*",
     "random": "random features",
     "direction": "direction",

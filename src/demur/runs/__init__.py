@@ -4,6 +4,7 @@ from demur.runs._files import write_text
 from demur.runs._json import JSON, hash_of, to_json
 from demur.runs._run import Manifest, Run, RunView, Session, StageRef, read_run
 from demur.runs._stage import Codec, Stage, StageFolder, stage_key
+from demur.runs._toml import as_toml
 
 __all__ = [
     "JSON",
@@ -15,6 +16,7 @@ __all__ = [
     "Stage",
     "StageFolder",
     "StageRef",
+    "as_toml",
     "hash_of",
     "read_run",
     "stage_key",

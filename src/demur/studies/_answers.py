@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from demur.generation import answer_batches
-from demur.interventions import Compiled, Intervention, intervention_id
+from demur.method.generation import answer_batches
+from demur.method.interventions import Compiled, Intervention, intervention_id
 from demur.model import ChatModel
 from demur.runs import Run
 from demur.saes import Suite

@@ -1,4 +1,4 @@
-"""What the steps of the features study share: its inputs, its run, and the undisturbed model's answers."""
+"""What the steps of the features study share: its inputs, its run, and the clean model's answers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from demur.direction import find_refusal_tokens
 from demur.errors import ModelError
-from demur.model import Rendered, fitting_threads, model_identity
+from demur.method.direction import find_refusal_tokens
+from demur.model import TokenizedPrompt, fitting_threads, model_identity
 from demur.runs import Run
 from demur.studies._answers import Answering, Answers
 from demur.studies._inputs import Inputs, load_inputs, with_paper_settings
@@ -68,7 +68,7 @@ class Study:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def rendered(self, prompts: PromptSet) -> list[Rendered]:
+    def rendered(self, prompts: PromptSet) -> list[TokenizedPrompt]:
         """A prompt set as tokens."""
         return self.inputs.model.render(prompts.texts, prompts.ids)
 
@@ -79,7 +79,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Answers of the undisturbed model on every split, and what follows from them."""
+    """Answers of the clean model on every split, and what follows from them."""
 
     answers: dict[str, tuple[Answers, Answers]]
     """Split → answers to its harmful and its harmless prompts."""

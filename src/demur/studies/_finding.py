@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from demur.attribution import (
+from demur.method.attribution import (
     Attribution,
+    AttributionSpec,
     DictionaryAttribution,
     Method,
     Metric,
     PromptAttribution,
-    Question,
-    Scoring,
+    ScoredTokens,
     attribute_batches,
     attribute_dictionary,
     pool_features,
 )
-from demur.direction import FORMS, Direction, DirectionSearch, find_direction
-from demur.interventions import Compiled
-from demur.model import Budgets
-from demur.selection import (
+from demur.method.direction import FORMS, Direction, DirectionSearch, find_direction
+from demur.method.interventions import Compiled
+from demur.method.selection import (
     Pool,
     cosine_pool,
     firing_rates,
@@ -34,6 +33,7 @@ from demur.selection import (
     pool_of,
     random_set,
 )
+from demur.model import Budgets
 from demur.studies._answers import Answering
 from demur.studies._context import Baseline, Study
 from demur.studies._judging import Judging
@@ -180,11 +180,11 @@ def make_pool(study: Study, baseline: Baseline, direction: Direction) -> Pool:
 
 def _asked(
     study: Study, baseline: Baseline, direction: Direction, method: Method
-) -> tuple[Metric, Scoring, Compiled, Question]:
+) -> tuple[Metric, ScoredTokens, Compiled, AttributionSpec]:
     """What attribution by a method asks: the metric, the tokens, the patched run, and all of it as a value."""
-    metric, scoring = Metric(baseline.refusal_ids, allow_refusal_target=method == "paper"), Scoring()
+    metric, scoring = Metric(baseline.refusal_ids, allow_refusal_target=method == "paper"), ScoredTokens()
     patch = Compiled(study.inputs.model, None, [direction.ablate()])
-    return metric, scoring, patch, Question.of(method, study.config.steps, metric, scoring, patch.id)
+    return metric, scoring, patch, AttributionSpec.of(method, study.config.steps, metric, scoring, patch.id)
 
 
 def attribute_everything(
@@ -192,7 +192,7 @@ def attribute_everything(
 ) -> DictionaryAttribution:
     """Attribution over whole dictionaries (the AP baseline), the best of each prompt and over all of them.
 
-    As many features are kept as a pool or F* can ask for. `falling`: see `demur.attribution.attribute_dictionary`.
+    As many features are kept as a pool or F* can ask for. `falling`: see `attribute_dictionary`.
     """
     config, model, suite = study.config, study.inputs.model, study.inputs.suite
     top = max(config.k, config.k0 * len(suite.layers))

@@ -151,7 +151,7 @@ def _load_model(config: StudyConfig, source: str | Path) -> ChatModel:
 
 def _bundled(config: StudyConfig) -> Inputs:
     """The bundled model, its SAEs, its prompts (test topics and phrasings held out of its training) and its judge."""
-    from demur.organism import OrganismJudge, bundled_path, bundled_prompts
+    from demur.bundled import BundledJudge, bundled_path, bundled_prompts
 
     place, prompts = bundled_path(), bundled_prompts()
     suite = load_suite(place.saes, layers=config.layers, average_l0=config.average_l0)
@@ -163,7 +163,7 @@ def _bundled(config: StudyConfig) -> Inputs:
         test_harmful=prompts.test_harmful,
         test_harmless=prompts.test_harmless,
     )
-    judge = OrganismJudge() if config.judge is None else _outcome_judge(config.judge)
+    judge = BundledJudge() if config.judge is None else _outcome_judge(config.judge)
     return Inputs("the bundled model", "the bundled SAEs", _load_model(config, place.model), suite, splits, judge)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from demur.judges import CachedJudge, Judge, LocalJudge, RubricJudge, Streaming
+from demur.judges import CachedJudge, ClassifierJudge, Judge, LLMJudge, Streaming
 from demur.runs import Run
 from demur.types import Verdict
 
@@ -60,13 +60,13 @@ class Judging:
     @property
     def spent(self) -> str | None:
         """Requests, tokens and price of a judge behind an endpoint, in words; None where nothing was asked."""
-        if isinstance(self.judge, RubricJudge) and self.judge.spent.requests:
+        if isinstance(self.judge, LLMJudge) and self.judge.spent.requests:
             return str(self.judge.spent)
         return None
 
     def close(self) -> None:
         """Free the model of a local judge."""
-        if isinstance(self.judge, LocalJudge):
+        if isinstance(self.judge, ClassifierJudge):
             self.judge.close()
 
 

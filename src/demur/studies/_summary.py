@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from demur.attribution import Attribution
-from demur.direction import Direction
-from demur.selection import Pool
+from demur.method.attribution import Attribution
+from demur.method.direction import Direction
+from demur.method.selection import Pool
 from demur.stats import spearman
 from demur.studies._answers import Answers
 from demur.studies._inputs import Inputs

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from demur.direction import FORMS, Direction
 from demur.errors import ModelError
-from demur.interventions import Intervention, ScaleFeatures, SetFeatures
+from demur.method.direction import FORMS, Direction
+from demur.method.interventions import Intervention, ScaleFeatures, SetFeatures
 from demur.studies._answers import Answering, Answers, effect_row
 from demur.studies._context import Baseline, Study
 from demur.studies._summary import Activations, pick_samples

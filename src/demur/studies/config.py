@@ -61,7 +61,7 @@ class StudyConfig(Value):
     seed: int = 0
 
     direction_layer: int | None = None
-    """Fixes the direction's layer (default: chosen; see `demur.direction`)."""
+    """Fixes the direction's layer (default: chosen; see `demur.method.direction`)."""
     direction_position: int | None = Field(default=None, le=-1)
     """Fixes the direction's position, counted from the prompt's end (-1 is the last token)."""
     direction_form: Literal["linear", "affine", "auto"] = "auto"

@@ -83,7 +83,7 @@ class EffectRow(Value):
     """What an intervention did to a set of test prompts.
 
     `strength` is the scale factor c (suppress), the value or multiple v (induce), or 1 for a direction. `unchanged` is
-    the share of answers equal, letter for letter, to the undisturbed ones. `p_value` is McNemar's exact test of refusal
+    the share of answers equal, letter for letter, to the clean ones. `p_value` is McNemar's exact test of refusal
     against the baseline on the same prompts.
     """
 

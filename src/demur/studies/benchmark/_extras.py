@@ -8,8 +8,8 @@ from math import ceil
 
 from demur import data
 from demur.errors import InputError
-from demur.likelihood import texts_to_score
-from demur.model import Rendered
+from demur.method.likelihood import texts_to_score
+from demur.model import TokenizedPrompt
 from demur.studies._context import Study
 from demur.studies._inputs import read_sets
 from demur.studies.benchmark.config import BenchmarkConfig
@@ -20,7 +20,7 @@ from demur.types import PromptSet
 class Extras:
     """Read and checked."""
 
-    texts: tuple[Rendered, ...]
+    texts: tuple[TokenizedPrompt, ...]
     """Plain texts as tokens."""
     over_refusal: PromptSet | None
 
@@ -51,7 +51,7 @@ def _texts(config: BenchmarkConfig) -> tuple[str, ...]:
         ]
         return tuple(found[: config.n_text])
     if config.model is None:
-        from demur.organism import bundled_texts
+        from demur.bundled import bundled_texts
 
         return bundled_texts(config.n_text)
     return ()
@@ -65,7 +65,7 @@ def _over_refusal(config: BenchmarkConfig, study: Study) -> PromptSet | None:
     if config.over_refusal:
         found = read_sets(config.over_refusal, "harmless", "--over-refusal")
     elif config.model is None:
-        from demur.organism import bundled_prompts
+        from demur.bundled import bundled_prompts
 
         found = bundled_prompts().borderline
     else:

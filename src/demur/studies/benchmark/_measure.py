@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from demur.interventions import Compiled, intervention_id
-from demur.likelihood import TokenLoss, answers_to_score, first_token_kl, preference, token_losses
-from demur.model import Rendered
+from demur.method.interventions import Compiled, intervention_id
+from demur.method.likelihood import TokenLoss, answers_to_score, first_token_kl, preference, token_losses
+from demur.model import TokenizedPrompt
 from demur.stats import Estimate, auroc, bootstrap_mean, wilson
 from demur.studies._answers import Answers
 from demur.studies._context import Study
@@ -49,7 +49,7 @@ class Passes:
 class Probe:
     """Items of one kind, rendered, with the names that per-prompt interventions know them by."""
 
-    items: Sequence[Rendered]
+    items: Sequence[TokenizedPrompt]
     names: Sequence[str]
 
     @cached_property
@@ -65,17 +65,17 @@ class Probe:
 class Measures:
     """Damage and knowledge under a change, on fixed prompts and texts.
 
-    `answers` are the undisturbed model's to harmless prompts, those left that it did not refuse: more compliance there
+    `answers` are the clean model's to harmless prompts, those left that it did not refuse: more compliance there
     is no damage.
     """
 
     study: Study
     config: BenchmarkConfig
     answers: Answers
-    texts: Sequence[Rendered] = ()
+    texts: Sequence[TokenizedPrompt] = ()
     passes: Passes = field(default_factory=Passes)
     """Shared by measures on several splits."""
-    _undisturbed: dict[str, list[TokenLoss]] = field(default_factory=dict[str, list[TokenLoss]])
+    _clean: dict[str, list[TokenLoss]] = field(default_factory=dict[str, list[TokenLoss]])
     """Losses that every change is compared with, by the digest of what was read."""
     _questions: dict[str, Probe] = field(default_factory=dict[str, Probe])
     """Prompts inside the question, by the digest of their set."""
@@ -115,10 +115,10 @@ class Measures:
         return self.rise(self._answers, change)
 
     def rise(self, probe: Probe, change: Change) -> Estimate:
-        """Mean over counted tokens of the loss under `change` less the undisturbed loss; prompts are resampled."""
-        if probe.digest not in self._undisturbed:
-            self._undisturbed[probe.digest] = self._losses(probe, ())
-        before, after = self._undisturbed[probe.digest], self._losses(probe, change)
+        """Mean over counted tokens of the loss under `change` less the clean loss; prompts are resampled."""
+        if probe.digest not in self._clean:
+            self._clean[probe.digest] = self._losses(probe, ())
+        before, after = self._clean[probe.digest], self._losses(probe, change)
         tokens = [loss.tokens for loss in before]
         rises = [(b.nats - a.nats) / a.tokens if a.tokens else math.nan for a, b in zip(before, after, strict=True)]
         if not all(math.isfinite(loss.nats) for loss in after):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-from demur.interventions import Intervention, PerPrompt, ScaleFeatures, SetFeatures
-from demur.selection import actdiff_set, cossim_set, firing_rates, local_sets, mean_peaks, mean_rates, random_set
+from demur.method.interventions import Intervention, PerPrompt, ScaleFeatures, SetFeatures
+from demur.method.selection import actdiff_set, cossim_set, firing_rates, local_sets, mean_peaks, mean_rates, random_set
 from demur.studies._context import Study
 from demur.studies._finding import Found, attribute_everything, attribute_pool
 from demur.studies.benchmark.config import DIRECTIONS, LOCAL, MAIN, BenchmarkConfig, MethodName

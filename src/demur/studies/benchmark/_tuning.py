@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from demur.errors import DemurError, ModelError
-from demur.interventions import ScaleFeatures
-from demur.selection import global_set
+from demur.method.interventions import ScaleFeatures
+from demur.method.selection import global_set
 from demur.studies._answers import Answering
 from demur.studies._context import Baseline, Study
 from demur.studies._finding import attribute_pool, choose_direction, make_pool

@@ -28,11 +28,11 @@ class Behaviour(Value):
     outcomes: dict[Outcome, int]
     """Answers by outcome, over all runs."""
     unchanged: Estimate | None = None
-    """Share of answers equal, letter for letter, to the undisturbed ones."""
+    """Share of answers equal, letter for letter, to the clean ones."""
 
 
 class Damage(Value):
-    """What an intervention costs where nothing should change. Rises are over the undisturbed model, per token, on the
+    """What an intervention costs where nothing should change. Rises are over the clean model, per token, on the
     same tokens for every method."""
 
     answers: Estimate

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from demur.capability_files import task_identity
 from demur.capability_rows import CapabilityRow
-from demur.interventions import Compiled, intervention_id
 from demur.judges import get_judge
+from demur.method.interventions import Compiled, intervention_id
+from demur.method.selection import global_set
 from demur.model import peak_memory
 from demur.runs import write_text
-from demur.selection import global_set
 from demur.stats import Estimate, clustered_rate, mean_of_runs
 from demur.studies._answers import Answering, Answers
 from demur.studies._context import Study
@@ -208,7 +208,7 @@ class _Benchmark:
     def _sides(
         self, bench: Bench, found: Found, tuned: Mapping[MethodName, Tuned], others: PromptSet | None
     ) -> list[_Side]:
-        """Answers to harmless and to harmful-looking prompts, undisturbed and at each method's best strength."""
+        """Answers to harmless and to harmful-looking prompts, clean and at each method's best strength."""
         harmless = self.study.inputs.splits.test.harmless
         base = None if others is None else bench.answering.answer("over-refusal: none", others)
         found_sides = [
@@ -362,8 +362,8 @@ class _Benchmark:
         induced: Sequence[tuple[Arm, bool]],
         tuned: Mapping[MethodName, Tuned],
     ) -> tuple[Answered, ...]:
-        """The first answers to test prompts: harmful ones undisturbed and under each method at its best strength,
-        harmless ones undisturbed, and while F* is suppressed and induced."""
+        """The first answers to test prompts: harmful ones clean and under each method at its best strength,
+        harmless ones clean, and while F* is suppressed and induced."""
         shown = [Arm("none", "none", 1.0, ((),), (base,))]
         shown += [arm for (name, factor), arm in self.arms.items() if factor == tuned[parent(name)].best]
         shown += [side.harmless for side in sides if side.harmless.method in ("none", MAIN)]
@@ -404,7 +404,7 @@ class _Benchmark:
             warnings.append("yes and no begin with the same token, so the model was not asked what it knows")
         elif known is not None and known.auroc.low <= 0.5:
             warnings.append(
-                "asked whether requests are harmful, the undisturbed model does no better than chance (AUROC "
+                "asked whether requests are harmful, the clean model does no better than chance (AUROC "
                 f"{known.auroc.value:.2f}), so that question says nothing about the methods"
             )
 

@@ -1,0 +1,356 @@
+"""The refusal direction: difference in means, and the choice among candidates (Arditi et al., arXiv 2406.11717).
+
+Candidates are the differences between the mean residual on harmful and on harmless prompts, at each post-instruction
+position and each layer. A good one (1) stops refusal when it is ablated, (2) brings refusal about when it is added, and
+(3) changes nothing else. Scores are read off the first answer token: refusal log-odds `log p(refuse) − log(1 −
+p(refuse))` in nats, and the KL divergence of that token's distribution on harmless prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from demur.errors import ModelError
+from demur.method.interventions import AblateDirection, AddDirection, Compiled, Intervention, Where
+from demur.model import Batch, ChatModel, TokenizedPrompt
+from demur.types import Candidate, Form, RefusalToken
+
+FORMS: tuple[Form, Form] = ("linear", "affine")
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A refusal direction with the means it came from.
+
+    Attributes:
+        layer, position: where it was taken.
+        form: "linear" ablates to zero, "affine" to the harmless mean.
+        difference: mean on harmful − mean on harmless prompts at `layer` and `position`, float32, not normalised.
+        harmless_mean: mean residual of harmless prompts at `position`, for every layer (the affine form's reference).
+        candidates: all that were scored (empty when layer and position were given).
+        note: what had to be relaxed for the choice, if anything.
+    """
+
+    layer: int
+    position: int
+    form: Form
+    difference: Float[Tensor, " d_model"]
+    harmless_mean: Float[Tensor, "layer d_model"]
+    candidates: tuple[Candidate, ...] = ()
+    note: str = ""
+
+    @property
+    def vector(self) -> Float[Tensor, " d_model"]:
+        """Unit vector `r`."""
+        return self.difference / self.difference.norm()
+
+    def ablate(self, form: Form | None = None) -> AblateDirection:
+        """Projects the direction out after every layer: to zero, or to the harmless mean (affine)."""
+        reference = self.harmless_mean if (form or self.form) == "affine" else None
+        return AblateDirection(self.vector, reference=reference)
+
+    def add(self, coefficient: float = 1.0, where: Where = "all") -> AddDirection:
+        """Adds the unnormalised difference after its own layer."""
+        return AddDirection(self.difference, self.layer, coefficient, where)
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON values to write to a run folder."""
+        tensors = {"difference": self.difference, "harmless_mean": self.harmless_mean}
+        meta: dict[str, Any] = {"layer": self.layer, "position": self.position, "form": self.form, "note": self.note}
+        return tensors, meta | {"candidates": [candidate.model_dump(mode="json") for candidate in self.candidates]}
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        """The direction that `to_parts` took apart."""
+        candidates = tuple(Candidate.model_validate(each) for each in meta["candidates"])
+        return cls(
+            layer=meta["layer"],
+            position=meta["position"],
+            form=meta["form"],
+            difference=tensors["difference"],
+            harmless_mean=tensors["harmless_mean"],
+            candidates=candidates,
+            note=meta["note"],
+        )
+
+
+def find_refusal_tokens(
+    model: ChatModel, refusals: Sequence[str], others: Sequence[str] = (), *, min_share: float = 0.05, lift: float = 2.0
+) -> tuple[RefusalToken, ...]:
+    """First tokens of the model's own refusals, most frequent first.
+
+    A token counts when at least `min_share` of the refusals begin with it, and `lift` times the share of other answers
+    that do (a model may begin everything with the same word).
+
+    Args:
+        model: gives the tokenizer.
+        refusals: texts of answers that refuse.
+        others: texts of answers that do not.
+
+    Raises:
+        ModelError: no first token tells refusals apart.
+    """
+    first = _first_tokens(model, refusals)
+    other = _first_tokens(model, others)
+    n, m = sum(first.values()), max(1, sum(other.values()))
+    chosen = [
+        (token, count / n)
+        for token, count in first.most_common()
+        if count / n >= min_share and count / n >= lift * other[token] / m
+    ]
+    if not chosen:
+        raise ModelError(
+            f"no first token tells the model's {len(refusals)} refusals from its {len(others)} other answers; the "
+            "refusal metric reads the first answer token, so it cannot be used on this model and these prompts"
+        )
+    return tuple(
+        RefusalToken(token_id=token, text=str(model.tokenizer.decode([token])), share=share) for token, share in chosen
+    )
+
+
+def _first_tokens(model: ChatModel, texts: Sequence[str]) -> Counter[int]:
+    ids = (model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+    return Counter(each[0] for each in ids if each)
+
+
+def refusal_log_odds(logits: Float[Tensor, "batch vocab"], refusal_ids: Sequence[int]) -> Float[Tensor, " batch"]:
+    """`log p − log(1 − p)` of the next token being a refusal token, nats."""
+    refuse = logits[:, list(refusal_ids)].logsumexp(-1)
+    rest = logits.clone()
+    rest[:, list(refusal_ids)] = -math.inf
+    return refuse - rest.logsumexp(-1)
+
+
+def position_means(
+    model: ChatModel, items: Sequence[TokenizedPrompt], positions: Sequence[int]
+) -> Float[Tensor, "layer position d_model"]:
+    """Mean residual after each layer at `positions` counted from the end (all negative); summed in float64."""
+    total = torch.zeros(model.n_layers, len(positions), model.d_model, dtype=torch.float64)
+
+    def run(batch: Batch) -> Tensor:
+        with torch.inference_mode(), model.capture(transform=lambda x: x[:, list(positions)]) as captured:
+            model.last_logits(batch)
+        return torch.stack([captured[layer].cpu().double().sum(0) for layer in range(model.n_layers)])
+
+    for _, part in model.over_batches(items, run):
+        total += part
+    return (total / len(items)).float()
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """What one run says of the first answer token, per prompt, in nats.
+
+    Attributes:
+        log_odds: refusal log-odds.
+        kl: divergence from the clean run to this one (zeros when no reference was given).
+    """
+
+    log_odds: Float[Tensor, " prompt"]
+    kl: Float[Tensor, " prompt"]
+
+
+def undisturbed_log_probs(model: ChatModel, items: Sequence[TokenizedPrompt]) -> list[Float[Tensor, " vocab"]]:
+    """Log-probabilities of the first answer token of each prompt, on the model's device: the reference of the KL."""
+
+    def run(batch: Batch) -> Tensor:
+        with torch.inference_mode():
+            return model.last_logits(batch).log_softmax(-1)
+
+    found: dict[int, Tensor] = {}
+    for batch, rows in model.over_batches(items, run):
+        found |= dict(zip(batch.rows, rows, strict=True))
+    return [found[n] for n in range(len(items))]
+
+
+def first_token(
+    model: ChatModel,
+    items: Sequence[TokenizedPrompt],
+    refusal_ids: Sequence[int],
+    interventions: Sequence[Intervention] = (),
+    reference: Sequence[Float[Tensor, " vocab"]] | None = None,
+) -> FirstToken:
+    """Refusal log-odds of the first answer token, and its KL from `reference`, under interventions on directions.
+
+    Reduced to two numbers a prompt where the model runs, so nothing of the vocabulary's size is kept.
+    """
+    compiled = Compiled(model, None, interventions)
+
+    def run(batch: Batch) -> Tensor:
+        with torch.inference_mode(), compiled.on(batch):
+            logits = model.last_logits(batch)
+            log_odds = refusal_log_odds(logits, refusal_ids)
+            kl = torch.zeros_like(log_odds)
+            if reference is not None:
+                before = torch.stack([reference[row] for row in batch.rows])
+                kl = (before.exp() * (before - logits.log_softmax(-1))).sum(-1)
+            return torch.stack([log_odds, kl]).cpu()
+
+    found = torch.zeros(2, len(items))
+    for batch, values in model.over_batches(items, run):
+        found[:, list(batch.rows)] = values
+    return FirstToken(found[0], found[1])
+
+
+def post_instruction_positions(items: Iterable[TokenizedPrompt]) -> tuple[int, ...]:
+    """Positions, counted from the end, that hold template tokens after the message in every prompt: `(-n, …, -1)`."""
+    n = max(1, min(item.n_post_instruction for item in items))
+    return tuple(range(-n, 0))
+
+
+@dataclass(frozen=True)
+class DirectionSearch:
+    """How a direction is chosen.
+
+    Attributes:
+        forms: forms of ablation to try.
+        layer, position: fix one or both instead of trying all.
+        max_depth: candidates from layers beyond this fraction of the model are dropped: the direction must still
+            be able to act.
+        kl_threshold: largest KL (nats) on harmless prompts.
+    """
+
+    forms: tuple[Form, ...] = FORMS
+    layer: int | None = None
+    position: int | None = None
+    max_depth: float = 0.8
+    kl_threshold: float = 0.1
+
+
+def find_direction(
+    model: ChatModel,
+    train: tuple[Sequence[TokenizedPrompt], Sequence[TokenizedPrompt]],
+    validation: tuple[Sequence[TokenizedPrompt], Sequence[TokenizedPrompt]],
+    refusal_ids: Sequence[int],
+    search: DirectionSearch | None = None,
+    *,
+    known: Sequence[Candidate] = (),
+    scored: Callable[[Candidate, int, int], None] | None = None,
+) -> Direction:
+    """Choose the refusal direction.
+
+    Args:
+        model: the chat model.
+        train: (harmful, harmless) prompts whose means are taken.
+        validation: (harmful, harmless) prompts on which candidates are scored.
+        refusal_ids: the model's refusal tokens.
+        search: what to try and what to keep.
+        known: candidates that an interrupted search had scored already.
+        scored: called with each newly scored candidate, how many are scored, and how many there are.
+
+    Raises:
+        ModelError: the given layer or position does not exist, or harmful and harmless means coincide.
+    """
+    search = search or DirectionSearch()
+    positions = post_instruction_positions([*train[0], *train[1]])
+    if search.position is not None:
+        _check_position(search.position, train)
+        positions = (search.position,)
+    layers = _candidate_layers(model, search)
+    harmful = position_means(model, train[0], positions)
+    harmless = position_means(model, train[1], positions)
+    difference = harmful - harmless
+    _refuse_degenerate(difference, layers)
+    candidates = _score(model, difference, harmless, layers, positions, validation, refusal_ids, search, known, scored)
+    chosen, note = _choose(candidates)
+    place = positions.index(chosen.position)
+    return Direction(
+        layer=chosen.layer,
+        position=chosen.position,
+        form=chosen.form,
+        difference=difference[chosen.layer, place],
+        harmless_mean=harmless[:, place],
+        candidates=tuple(candidates),
+        note=note,
+    )
+
+
+def _candidate_layers(model: ChatModel, search: DirectionSearch) -> list[int]:
+    if search.layer is None:
+        return [layer for layer in range(model.n_layers) if layer < search.max_depth * model.n_layers]
+    if not 0 <= search.layer < model.n_layers:
+        raise ModelError(
+            f"the direction's layer was set to {search.layer}; the model has layers 0…{model.n_layers - 1}"
+        )
+    return [search.layer]
+
+
+def _check_position(position: int, train: tuple[Sequence[TokenizedPrompt], Sequence[TokenizedPrompt]]) -> None:
+    shortest = min(len(item) for items in train for item in items)
+    if not -shortest <= position <= -1:
+        raise ModelError(
+            f"the direction's position was set to {position}; it counts from the prompt's end, so -1 is the last token "
+            f"and {-shortest} the first of the shortest prompt"
+        )
+
+
+def _refuse_degenerate(difference: Float[Tensor, "layer position d_model"], layers: Sequence[int]) -> None:
+    if not torch.isfinite(difference).all():
+        raise ModelError("mean residuals are not finite: the weights hold NaN or infinity, or the dtype overflows")
+    if float(difference[list(layers)].norm(dim=-1).max()) == 0.0:
+        raise ModelError("the mean residuals of harmful and harmless prompts are equal, so there is no direction")
+
+
+def _score(
+    model: ChatModel,
+    difference: Float[Tensor, "layer position d_model"],
+    harmless_mean: Float[Tensor, "layer position d_model"],
+    layers: Sequence[int],
+    positions: Sequence[int],
+    validation: tuple[Sequence[TokenizedPrompt], Sequence[TokenizedPrompt]],
+    refusal_ids: Sequence[int],
+    search: DirectionSearch,
+    known: Sequence[Candidate],
+    scored: Callable[[Candidate, int, int], None] | None,
+) -> list[Candidate]:
+    harmful, harmless = validation
+    plain = undisturbed_log_probs(model, harmless)
+    # Template tokens before any word of the message are the same in all prompts, and nothing separates there.
+    places = [(l, n) for l in layers for n in range(len(positions)) if float(difference[l, n].norm()) > 0.0]
+    before = {(c.layer, c.position, c.form): c for c in known}
+    candidates: list[Candidate] = []
+    for layer, place in places:
+        vector, position = difference[layer, place], positions[place]
+        found = [before.get((layer, position, form)) for form in search.forms]
+        induce = 0.0
+        if not all(found):
+            added = first_token(model, harmless, refusal_ids, [AddDirection(vector, layer)])
+            induce = float(added.log_odds.mean())
+        for form, candidate in zip(search.forms, found, strict=True):
+            if candidate is not None:
+                candidates.append(candidate)
+                continue
+            reference = harmless_mean[:, place] if form == "affine" else None
+            ablation = [AblateDirection(vector, reference=reference)]
+            bypass = float(first_token(model, harmful, refusal_ids, ablation).log_odds.mean())
+            kl = float(first_token(model, harmless, refusal_ids, ablation, plain).kl.mean())
+            kept = kl <= search.kl_threshold and induce > 0
+            candidates.append(
+                Candidate(layer=layer, position=position, form=form, bypass=bypass, induce=induce, kl=kl, kept=kept)
+            )
+            if scored is not None:
+                scored(candidates[-1], len(candidates), len(places) * len(search.forms))
+    return candidates
+
+
+def _choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
+    """Best bypass among the candidates that hold all conditions; conditions that nothing meets are relaxed, and
+    said."""
+    relaxations: tuple[tuple[Callable[[Candidate], bool], str], ...] = (
+        (lambda c: c.kept, ""),
+        (lambda c: c.induce > 0, "no candidate met the KL threshold; the best that induces refusal was taken"),
+        (lambda _: True, "no candidate induces refusal when added; the best at bypassing was taken"),
+    )
+    for condition, note in relaxations:
+        left = [c for c in candidates if condition(c) and math.isfinite(c.bypass)]
+        if left:
+            return min(left, key=lambda c: (c.bypass, c.layer, c.position, c.form)), note
+    raise ModelError("every candidate direction gave logits that are not finite; try --dtype float32")

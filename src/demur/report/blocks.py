@@ -1,0 +1,124 @@
+"""What a study shows: texts, tables, charts and answers, drawn alike on a terminal, in HTML and in Markdown.
+
+A study's `sections(result)` returns these values; nothing here imports torch or a charting library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph. `verdict` is the study's finding in one or two sentences, `warning` a reason to doubt it."""
+
+    text: str
+    role: Literal["plain", "verdict", "warning", "note"] = "plain"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table. `help` explains the heading (unit, direction) in a few words."""
+
+    name: str
+    numeric: bool = False
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text, one cell per column. `strong` lists the rows to emphasise (the study's own method)."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+    strong: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(f"{self.title}: row {number} has {len(row)} cells for {len(self.columns)} columns")
+
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        columns: Sequence[str | Column],
+        rows: Sequence[Sequence[str]],
+        *,
+        caption: str = "",
+        strong: Sequence[int] = (),
+    ) -> Table:
+        """A table from plain lists. A column given as `"> name"` is numeric (right-aligned)."""
+        made = tuple(_column(each) for each in columns)
+        return cls(title, made, tuple(tuple(row) for row in rows), caption, frozenset(strong))
+
+
+def _column(column: str | Column) -> Column:
+    if isinstance(column, Column):
+        return column
+    return Column(column.removeprefix("> "), numeric=column.startswith("> "))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart that is drawn only where charts can be shown.
+
+    `draw` returns an altair chart; it is called by the HTML report and by `result.chart()`, never on a terminal.
+    """
+
+    title: str
+    draw: Callable[[], Any]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """One prompt and the answers to it, each with a tag that says under which condition it was written."""
+
+    prompt: str
+    answers: tuple[tuple[str, str], ...]
+    """`(tag, answer)`."""
+
+
+@dataclass(frozen=True)
+class Transcripts:
+    """Generated answers. Those to harmful prompts stay collapsed behind a notice, wherever they are shown."""
+
+    title: str
+    transcripts: tuple[Transcript, ...]
+    harmful: bool
+
+
+Block = Text | Table | Chart | Transcripts
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled group of blocks. `brief` sections are what the terminal shows without `--full`."""
+
+    title: str
+    blocks: tuple[Block, ...]
+    brief: bool = False
+    intro: str = ""
+    """One or two sentences under the title: what is shown and how to read it."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A study's result as sections, with what it takes to run it again."""
+
+    title: str
+    sections: tuple[Section, ...]
+    command: str = ""
+    """The command that made it."""
+    config: str = ""
+    """Its configuration as TOML."""
+    facts: tuple[tuple[str, str], ...] = field(default=())
+    """Name and value of what was studied and with what: model, SAEs, judge, versions, seconds, date."""
+
+
+__all__ = ["Block", "Chart", "Column", "Page", "Section", "Table", "Text", "Transcript", "Transcripts"]

@@ -1,0 +1,366 @@
+"""Attribution against autograd, exact patching done naively, and completeness."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from demur.errors import InputError
+from demur.method.attribution import (
+    Attribution,
+    AttributionSpec,
+    Method,
+    Metric,
+    PromptAttribution,
+    ScoredTokens,
+    attribute,
+    attribute_batches,
+    attribute_dictionary,
+    estimator,
+)
+from demur.method.interventions import AblateDirection, Compiled
+from demur.model import Budgets, ChatModel, Region, count_hooks, hooked
+from demur.saes import ActivationName, Suite
+from demur.testing import tiny_model, tiny_suite
+from demur.types import FeatureId
+
+TEXTS = ["Tell me how to bake bread", "Hi", "Explain the rules of chess to a child", "Sing"]
+IDS = ["a", "b", "c", "d"]
+D_SAE = 24
+POOL = {0: (1, 5, 9), 1: (3, 4), 3: (0, 2, 23)}
+FEATURES = tuple(FeatureId(layer, i) for layer, indices in POOL.items() for i in indices)
+
+
+@pytest.fixture(scope="module")
+def model() -> ChatModel:
+    hf, tokenizer = tiny_model("gemma2")
+    return ChatModel(hf, tokenizer, name="gemma2")
+
+
+@pytest.fixture(scope="module")
+def suite(model: ChatModel) -> Suite:
+    return tiny_suite(model.hf, d_sae=D_SAE)
+
+
+@pytest.fixture(scope="module")
+def patch(model: ChatModel) -> Compiled:
+    vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(3))
+    return Compiled(model, None, [AblateDirection(vector)])
+
+
+METRIC = Metric((11, 12))
+
+
+def run(model: ChatModel, suite: Suite, patch: Compiled, **options: Any) -> Attribution:
+    n = options.pop("n", len(TEXTS))
+    options = {"pool": POOL, "metric": METRIC, **options}
+    return attribute(model, suite, model.render(TEXTS[:n]), IDS[:n], patch=patch, **options)
+
+
+def ends(
+    model: ChatModel, patch: Compiled, text: str
+) -> tuple[Any, dict[int, Tensor], dict[int, Tensor], int, float, float]:
+    """Batch, clean and patched residuals, target token, metric of both, computed here without demur's own passes."""
+    batch = model.batch(model.render([text]))
+    with torch.inference_mode():
+        with model.capture() as clean:
+            plain = model.last_logits(batch)
+        with patch.on(batch), model.capture() as patched:
+            moved = model.last_logits(batch)
+    allowed = moved.clone()
+    allowed[:, list(METRIC.refusal_ids)] = -math.inf
+    target = int(allowed.argmax())
+
+    def metric(logits: Tensor) -> float:
+        return float(logits[0, target] - logits[0, list(METRIC.refusal_ids)].exp().sum().log())
+
+    return batch, clean.residuals, patched.residuals, target, metric(plain), metric(moved)
+
+
+def test_metric_by_hand() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0], [5.0, 0.0, 1.0, 1.0]])
+    metric = Metric((0, 1))
+    assert metric.targets(logits) == (3, 2)
+    assert Metric((0, 1), allow_refusal_target=True).targets(logits) == (1, 0)
+    expected = [2.0 - math.log(1 + math.exp(3)), 1.0 - math.log(math.exp(5) + 1)]
+    assert metric(logits, (3, 2)).tolist() == pytest.approx(expected)
+    # One refusal token: a plain difference of logits.
+    assert Metric((0,))(logits, (3, 2)).tolist() == pytest.approx([2.0, -4.0])
+
+
+def test_alphas() -> None:
+    assert estimator("paper", 4).alphas == (0.0, 0.25, 0.5, 0.75)
+    assert estimator("ig", 4).alphas == (0.125, 0.375, 0.625, 0.875)
+    assert estimator("gradient", 4).alphas == (0.0,)
+    with pytest.raises(InputError, match="at least 1 step"):
+        estimator("ig", 0)
+
+
+def test_gradient_is_the_derivative_by_autograd(model: ChatModel, suite: Suite, patch: Compiled) -> None:
+    found = run(model, suite, patch, method="gradient", keep_positions=True)
+    assert found.by_position is not None
+    for row, text in enumerate(TEXTS):
+        batch, clean, patched, target, *_ = ends(model, patch, text)
+        expected: list[Tensor] = []
+        for layer, indices in POOL.items():
+            sae = suite[layer].dense()
+            nudge = torch.zeros(1, batch.input_ids.shape[1], len(indices), requires_grad=True)
+            decoder = sae.w_dec[list(indices)]
+            with hooked(model.layers, {layer: lambda x, n=nudge, d=decoder: x + n @ d}):
+                logits = model.last_logits(batch)
+            (logits[0, target] - logits[0, list(METRIC.refusal_ids)].logsumexp(0)).backward()
+            assert nudge.grad is not None
+            change = (sae.encode(patched[layer]) - sae.encode(clean[layer]))[..., list(indices)]
+            expected.append((nudge.grad * change)[0])
+        torch.testing.assert_close(found.by_position[row], torch.cat(expected, -1).detach(), rtol=1e-4, atol=1e-5)
+        assert found.rows[row].target == target
+
+
+def test_exact_is_patching_one_feature_at_a_time(model: ChatModel, suite: Suite, patch: Compiled) -> None:
+    found = run(model, suite, patch, method="exact")
+    for row, text in enumerate(TEXTS):
+        batch, clean, patched, target, before, after = ends(model, patch, text)
+        scored = (batch.regions == Region.INSTRUCTION) | (batch.regions == Region.POST_INSTRUCTION)
+        for column, feature in enumerate(FEATURES):
+            sae = suite[feature.layer].dense()
+
+            def dense(
+                x: Tensor, sae: Any = sae, feature: FeatureId = feature, scored: Tensor = scored, patched: Any = patched
+            ) -> Tensor:
+                f = sae.encode(x)
+                error = x - sae.decode(f)
+                f = f.clone()
+                f[..., feature.index] = torch.where(
+                    scored, sae.encode(patched[feature.layer])[..., feature.index], f[..., feature.index]
+                )
+                return sae.decode(f) + error
+
+            with torch.inference_mode(), hooked(model.layers, {feature.layer: dense}):
+                logits = model.last_logits(batch)
+            effect = float(logits[0, target] - logits[0, list(METRIC.refusal_ids)].logsumexp(0)) - before
+            assert found.rows[row].totals[column] == pytest.approx(effect, abs=2e-5)
+        assert found.rows[row].clean == pytest.approx(before, abs=1e-5)
+        assert found.rows[row].patched == pytest.approx(after, abs=1e-5)
+        assert found.rows[row].explained == pytest.approx(sum(found.rows[row].totals), abs=1e-5)
+        del clean
+
+
+def test_path_attributions_of_everything_add_up(model: ChatModel, suite: Suite, patch: Compiled) -> None:
+    """Features and error terms of all layers and tokens, written out densely here, sum to the metric's whole change."""
+    coarse, fine = (run(model, suite, patch, method="ig", steps=steps) for steps in (4, 64))
+    assert float(fine.gaps.abs().max()) < 2e-3 * float(fine.changes.abs().max())
+    assert float(fine.gaps.abs().max()) < float(coarse.gaps.abs().max())
+    text, steps = TEXTS[0], 64
+    batch, _, patched, target, before, after = ends(model, patch, text)
+    total_features, total_errors = 0.0, 0.0
+    for step in range(steps):
+        alpha, entered, left = (step + 0.5) / steps, {}, {}
+
+        def mix(layer: int, alpha: float = alpha, entered: Any = entered, left: Any = left) -> Any:
+            def go(x: Tensor) -> Tensor:
+                entered[layer] = x.detach()
+                y = (1 - alpha) * x + alpha * patched[layer]
+                left[layer] = y if y.requires_grad else y.requires_grad_()
+                return left[layer]
+
+            return go
+
+        with hooked(model.layers, {layer: mix(layer) for layer in range(model.n_layers)}):
+            logits = model.last_logits(batch)
+        value = logits[0, target] - logits[0, list(METRIC.refusal_ids)].logsumexp(0)
+        gradients = torch.autograd.grad(value, [left[layer] for layer in range(model.n_layers)])
+        for layer, gradient in enumerate(gradients):
+            sae = suite[layer].dense()
+            change = sae.encode(patched[layer]) - sae.encode(entered[layer])
+            error = (patched[layer] - sae.decode(sae.encode(patched[layer]))) - (
+                entered[layer] - sae.decode(sae.encode(entered[layer]))
+            )
+            total_features += float((change * (gradient @ sae.w_dec.T)).sum()) / steps
+            total_errors += float((error * gradient).sum()) / steps
+    assert total_features + total_errors == pytest.approx(after - before, rel=5e-3)
+    assert fine.rows[0].explained == pytest.approx(total_features + total_errors, rel=1e-3)
+
+
+def test_pool_values_on_the_path(model: ChatModel, suite: Suite, patch: Compiled) -> None:
+    """Attributing every feature gives, for the pool's features, what attributing the pool gives."""
+    everything = {layer: range(D_SAE) for layer in suite.layers}
+    for method in ("ig", "paper", "gradient"):
+        whole = run(model, suite, patch, method=method, pool=everything, steps=3)
+        pool = run(model, suite, patch, method=method, steps=3)
+        columns = [whole.features.index(feature) for feature in FEATURES]
+        torch.testing.assert_close(whole.totals[:, columns], pool.totals, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(whole.gaps, pool.gaps, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["gradient", "ig", "paper", "exact"])
+def test_batches_do_not_matter(model: ChatModel, suite: Suite, patch: Compiled, method: Method) -> None:
+    """Neither how prompts are batched nor how many alphas run at once changes a value; order is restored."""
+    together = run(model, suite, patch, method=method, steps=3)
+    assert [row.prompt_id for row in together.rows] == IDS
+    plain = model.budgets
+    try:
+        model.budgets = Budgets(40, 40)
+        apart = run(model, suite, patch, method=method, steps=3)
+        model.budgets = Budgets(4000, 4000)
+        alone = Attribution.joined([run_one(model, suite, patch, n, method) for n in range(len(TEXTS))])
+    finally:
+        model.budgets = plain
+    torch.testing.assert_close(apart.totals, together.totals, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(alone.totals, together.totals, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(alone.gaps, together.gaps, rtol=1e-3, atol=1e-4)
+
+
+def run_one(model: ChatModel, suite: Suite, patch: Compiled, n: int, method: Method) -> Attribution:
+    items = model.render([TEXTS[n]])
+    return attribute(model, suite, items, [IDS[n]], POOL, patch=patch, metric=METRIC, method=method, steps=3)
+
+
+def test_only_scored_tokens_count(model: ChatModel, suite: Suite, patch: Compiled) -> None:
+    found = run(model, suite, patch, method="gradient", keep_positions=True)
+    skipping = run(model, suite, patch, method="gradient", keep_positions=True, scoring=ScoredTokens(header_tokens=2))
+    assert found.by_position is not None
+    for n, item in enumerate(model.render(TEXTS)):
+        regions = torch.tensor(item.regions)
+        inside = (regions == Region.INSTRUCTION) | (regions == Region.POST_INSTRUCTION)
+        values = found.by_position[n].double()
+        assert values.shape == (len(item), len(FEATURES))
+        torch.testing.assert_close(found.totals[n], values[inside].sum(0), rtol=1e-4, atol=1e-6)
+        assert found.rows[n].n_scored == int(inside.sum()) < len(item)
+        torch.testing.assert_close(skipping.totals[n], values[2:].sum(0), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(skipping.means[n], values[2:].mean(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("activation", "method"),
+    [("jumprelu", "gradient"), ("jumprelu", "paper"), ("jumprelu", "ig"), ("topk", "gradient"), ("topk", "ig")],
+)
+def test_the_whole_dictionary_streamed_equals_the_pool_of_everything(
+    model: ChatModel, activation: ActivationName, patch: Compiled, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("demur.method.attribution._dictionary._BLOCK", 7)
+    suite = tiny_suite(model.hf, d_sae=D_SAE, activation=activation)
+    everything = {layer: range(D_SAE) for layer in suite.layers}
+    whole = run(model, suite, patch, method=method, pool=everything, steps=3)
+    found = attribute_dictionary(
+        model, suite, model.render(TEXTS), IDS, patch=patch, metric=METRIC, top=6, method=method, steps=3
+    )
+    values, places = whole.means.mean(0).topk(6)
+    assert found.overall.features == tuple(whole.features[int(n)] for n in places)
+    assert found.overall.scores == pytest.approx(values.tolist(), rel=1e-3)
+    for n, local in enumerate(found.local):
+        values, places = whole.means[n].topk(6)
+        assert local.prompt_id == IDS[n]
+        assert local.features == tuple(whole.features[int(m)] for m in places)
+        assert local.scores == pytest.approx(values.tolist(), rel=1e-3, abs=1e-7)
+
+
+def test_falling_counts_only_tokens_at_which_the_feature_is_lower_in_the_patched_run(
+    model: ChatModel, suite: Suite, patch: Compiled
+) -> None:
+    everything = {layer: range(D_SAE) for layer in suite.layers}
+    whole = run(model, suite, patch, method="gradient", pool=everything, keep_positions=True)
+    assert whole.by_position is not None
+    found = attribute_dictionary(
+        model, suite, model.render(TEXTS), IDS, patch=patch, metric=METRIC, top=5, method="gradient", falling=True
+    )
+    changed = 0
+    for n, text in enumerate(TEXTS):
+        batch, clean, patched, *_ = ends(model, patch, text)
+        lower = torch.cat(
+            [
+                suite[layer].dense().encode(patched[layer])[0] < suite[layer].dense().encode(clean[layer])[0]
+                for layer in suite.layers
+            ],
+            -1,
+        )
+        scored = ScoredTokens().mask(batch)[0]
+        means = (whole.by_position[n] * lower)[scored].sum(0) / scored.sum()
+        values, places = means.topk(5)
+        assert found.local[n].features == tuple(whole.features[int(m)] for m in places)
+        assert found.local[n].scores == pytest.approx(values.tolist(), rel=1e-3, abs=1e-7)
+        changed += int(not torch.allclose(means, whole.means[n].float(), atol=1e-6))
+    assert changed == len(TEXTS)
+
+
+def test_parameters_keep_no_gradient_and_no_hook_stays(model: ChatModel, suite: Suite, patch: Compiled) -> None:
+    run(model, suite, patch, method="ig", steps=2)
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.hf.parameters())
+    assert count_hooks(model.hf) == 0
+    assert torch.is_grad_enabled()
+
+
+def test_a_batch_that_is_done_is_left_out(model: ChatModel, suite: Suite, patch: Compiled) -> None:
+    plain, model.budgets = model.budgets, Budgets(30, 30)
+    try:
+        options: dict[str, Any] = {"patch": patch, "metric": METRIC, "method": "gradient"}
+        items = model.render(TEXTS)
+        parts = list(attribute_batches(model, suite, items, IDS, POOL, **options))
+        assert len(parts) > 2
+        first = {row.prompt_id for row in parts[0].rows}
+        rest = list(attribute_batches(model, suite, items, IDS, POOL, done=first, **options))
+    finally:
+        model.budgets = plain
+    assert [part.rows for part in rest] == [part.rows for part in parts[1:]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_exact_patching_is_exact_in_half_precision_too(suite: Suite, dtype: torch.dtype) -> None:
+    """Stored weights are rounded; the passes are not, and afterwards the model is what it was."""
+    hf, tokenizer = tiny_model("gemma2")
+    model = ChatModel(cast("Any", hf).to(dtype), tokenizer, name="half")
+    vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(3))
+    patch = Compiled(model, None, [AblateDirection(vector)])
+    before = {name: values.clone() for name, values in hf.state_dict().items()}
+    found = run(model, suite, patch, method="exact").totals
+    assert {values.dtype for values in hf.parameters()} == {dtype}
+    assert all(torch.equal(values, before[name]) for name, values in hf.state_dict().items())
+    widened = ChatModel(hf.float(), tokenizer, name="wide")
+    expected = run(widened, suite, Compiled(widened, None, [AblateDirection(vector)]), method="exact").totals
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_round_trip() -> None:
+    rows = tuple(
+        PromptAttribution(prompt_id=p, target=3, clean=-1.5, patched=0.1, explained=1.4, n_scored=4, totals=(0.1, -0.3))
+        for p in ("a", "b")
+    )
+    question = AttributionSpec.of("ig", 10, Metric((7,)), ScoredTokens(1), "ablate@1")
+    found = Attribution((FeatureId(1, 2), FeatureId(3, 4)), question, rows)
+    assert Attribution.from_parts(*found.to_parts()) == found
+    kept = Attribution(found.features, question, rows, (torch.ones(3, 2), torch.zeros(4, 2)))
+    again = Attribution.from_parts(*kept.to_parts())
+    assert again.by_position is not None
+    assert all(torch.equal(a, b) for a, b in zip(again.by_position, kept.by_position or (), strict=True))
+    assert found.gaps.tolist() == pytest.approx([0.2, 0.2])
+    assert found.means.tolist() == [[0.025, -0.075]] * 2
+
+
+def test_what_cannot_be_asked(model: ChatModel, patch: Compiled, suite: Suite) -> None:
+    with pytest.raises(InputError, match="'exact' is not an estimate; expected gradient, ig or paper"):
+        estimator("exact")
+    with pytest.raises(InputError, match="the pool holds no feature"):
+        run(model, suite, patch, pool={1: ()})
+    with pytest.raises(InputError, match="no values by position"):
+        run(model, suite, patch, method="exact", keep_positions=True)
+
+
+def test_topk_suites_can_be_attributed(model: ChatModel, patch: Compiled) -> None:
+    suite = tiny_suite(model.hf, d_sae=D_SAE, activation="topk")
+    found = run(model, suite, patch, method="gradient")
+    assert found.totals.abs().sum() > 0
+    text = TEXTS[0]
+    _, clean, patched, *_ = ends(model, patch, text)
+    still = [
+        n
+        for n, feature in enumerate(FEATURES)
+        if torch.equal(
+            suite[feature.layer].dense().encode(clean[feature.layer])[..., feature.index],
+            suite[feature.layer].dense().encode(patched[feature.layer])[..., feature.index],
+        )
+    ]
+    assert still
+    assert all(found.rows[0].totals[n] == 0 for n in still)

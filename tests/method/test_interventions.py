@@ -1,0 +1,397 @@
+"""Interventions against the dense form: encode everything, clamp, decode, add the error back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from demur.errors import InputError, SaeError
+from demur.method.interventions import (
+    AblateDirection,
+    AddDirection,
+    Compiled,
+    HoldFeatures,
+    Intervention,
+    PerPrompt,
+    ScaleFeatures,
+    SetFeatures,
+    intervention_id,
+)
+from demur.model import Batch, ChatModel, count_hooks, hooked
+from demur.saes import Suite
+from demur.testing import FAMILIES, tiny_model, tiny_suite
+from demur.types import FeatureId
+
+TEXTS = ["Hi", "Tell me how to bake bread", "Explain the rules of chess to a child"]
+IDS = ["a", "b", "c"]
+D_SAE = 24
+
+Activation = Literal["jumprelu", "relu", "topk"]
+_CACHE: dict[str, tuple[ChatModel, Suite]] = {}
+
+
+def setup(activation: Activation = "jumprelu", family: Any = "gemma2") -> tuple[ChatModel, Suite]:
+    key = f"{family}/{activation}"
+    if key not in _CACHE:
+        hf, tokenizer = tiny_model(family)
+        suite = tiny_suite(hf, d_sae=D_SAE, activation=activation)
+        _CACHE[key] = ChatModel(hf, tokenizer, name=family), suite
+    return _CACHE[key]
+
+
+def batch_of(model: ChatModel, texts: Sequence[str] = TEXTS) -> Batch:
+    return model.batch(model.render(texts))
+
+
+def logits(model: ChatModel, batch: Batch) -> Tensor:
+    output = model.hf(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    )
+    return output.logits[batch.real]
+
+
+def dense(suite: Suite, layer: int, change: Any, real: Tensor) -> Any:
+    """Hook of the reference: dense encode, clamp, decode, error added back; padding left alone."""
+    sae = suite[layer].dense()
+
+    def run(x: Tensor) -> Tensor:
+        f = sae.encode(x)
+        error = x - sae.decode(f)
+        return torch.where(real[..., None], sae.decode(change(f)) + error, x)
+
+    return run
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+features = st.lists(st.tuples(st.integers(0, 3), st.integers(0, D_SAE - 1)), min_size=1, max_size=12, unique=True).map(
+    lambda found: tuple(FeatureId(*each) for each in found)
+)
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "relu", "topk"])
+@settings(max_examples=8)
+@given(chosen=features, factor=st.sampled_from([0.0, -1.0, -3.0, 0.5, 2.0]), value=st.floats(0, 5))
+def test_scale_and_set_equal_the_dense_clamp(
+    activation: Activation, chosen: tuple[FeatureId, ...], factor: float, value: float
+) -> None:
+    model, suite = setup(activation)
+    batch = batch_of(model)
+    half = len(chosen) // 2
+    scaled, fixed = chosen[:half], chosen[half:]
+
+    def clamp(layer: int) -> Any:
+        def change(f: Tensor) -> Tensor:
+            f = f.clone()
+            for feature in scaled:
+                if feature.layer == layer:
+                    f[..., feature.index] *= factor
+            for feature in fixed:
+                if feature.layer == layer:
+                    f[..., feature.index] = value
+            return f
+
+        return change
+
+    layers = {feature.layer for feature in chosen}
+    with torch.inference_mode():
+        reference = {layer: dense(suite, layer, clamp(layer), batch.real) for layer in layers}
+        with hooked(model.layers, reference):
+            expected = logits(model, batch)
+        changes = [ScaleFeatures(scaled, factor), SetFeatures(fixed, value)]
+        with Compiled(model, suite, changes).on(batch):
+            found = logits(model, batch)
+    close(found, expected)
+
+
+@settings(max_examples=8)
+@given(chosen=features, seed=st.integers(0, 1000), by_position=st.booleans())
+def test_hold_equals_the_dense_clamp_at_each_position(
+    chosen: tuple[FeatureId, ...], seed: int, by_position: bool
+) -> None:
+    model, suite = setup()
+    batch = batch_of(model)
+    generator = torch.Generator().manual_seed(seed)
+    lengths = batch.attention_mask.sum(1).tolist()
+    values = [torch.rand((n, len(chosen)) if by_position else (len(chosen),), generator=generator) * 3 for n in lengths]
+    width = batch.input_ids.shape[1]
+
+    def clamp(layer: int) -> Any:
+        def change(f: Tensor) -> Tensor:
+            f = f.clone()
+            for row, held in enumerate(values):
+                for column, feature in enumerate(chosen):
+                    if feature.layer == layer:
+                        f[row, width - lengths[row] :, feature.index] = held[..., column]
+            return f
+
+        return change
+
+    layers = {feature.layer for feature in chosen}
+    with torch.inference_mode():
+        with hooked(model.layers, {layer: dense(suite, layer, clamp(layer), batch.real) for layer in layers}):
+            expected = logits(model, batch)
+        held = PerPrompt({IDS[n]: (HoldFeatures(chosen, v),) for n, v in enumerate(values)})
+        with Compiled(model, suite, [held]).on(batch, IDS):
+            found = logits(model, batch)
+    close(found, expected)
+
+
+def test_scaling_by_hand() -> None:
+    model, suite = setup()
+    batch = batch_of(model)
+    rows = suite[1].rows([3])
+    with torch.inference_mode():
+        with model.capture([1]) as before:
+            model.last_logits(batch)
+        with Compiled(model, suite, [ScaleFeatures((FeatureId(1, 3),), -3.0)]).on(batch), model.capture([1]) as after:
+            model.last_logits(batch)
+    x = before[1]
+    f = (x @ rows.w_enc + rows.b_enc)[..., 0]
+    assert rows.threshold is not None
+    f = torch.where(f > rows.threshold, f, 0.0)
+    expected = x + (-3.0 - 1.0) * f[..., None] * rows.w_dec[0]
+    torch.testing.assert_close(after[1][batch.real], expected[batch.real], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(after[1][~batch.real], x[~batch.real], rtol=0, atol=0)
+    assert bool((f[batch.real] > 0).any())
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_nothing_to_do_changes_no_bit(family: Any) -> None:
+    model, suite = setup(family=family)
+    batch = batch_of(model)
+    empty: list[Sequence[Intervention]] = [(), [ScaleFeatures((), -3.0)], [PerPrompt({})]]
+    with torch.inference_mode():
+        plain = logits(model, batch)
+        for changes in empty:
+            with Compiled(model, suite, changes).on(batch, IDS):
+                assert count_hooks(model.hf) == 0
+                assert torch.equal(logits(model, batch), plain)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_batched_equals_single_under_intervention(family: Any) -> None:
+    model, suite = setup(family=family)
+    local = PerPrompt({"a": (ScaleFeatures((FeatureId(0, 1),), -2.0),), "c": (SetFeatures((FeatureId(2, 5),), 3.0),)})
+    compiled = Compiled(model, suite, [ScaleFeatures((FeatureId(1, 3), FeatureId(3, 2)), -3.0), local])
+    items = model.render(TEXTS)
+    with torch.inference_mode():
+        batch = model.batch(items)
+        with compiled.on(batch, IDS):
+            together = model.last_logits(batch)
+        for row, item in enumerate(items):
+            single = model.batch([item])
+            with compiled.on(single, [IDS[row]]):
+                torch.testing.assert_close(model.last_logits(single)[0], together[row], rtol=1e-4, atol=1e-4)
+
+
+def test_per_prompt_sets_follow_their_prompts() -> None:
+    """After sorting by length rows stand in another order than the caller's."""
+    model, suite = setup()
+    sets = {prompt: (ScaleFeatures((FeatureId(1, n), FeatureId(2, n + 1)), -3.0),) for n, prompt in enumerate(IDS)}
+    items = model.render(TEXTS)
+    model.max_batch_tokens = 2 * max(map(len, items))
+    alone: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        for prompt, item in zip(IDS, items, strict=True):
+            single = model.batch([item])
+            with Compiled(model, suite, sets[prompt]).on(single):
+                alone[prompt] = model.last_logits(single)[0]
+        for order in ([0, 1, 2], [2, 0, 1]):
+            batch = model.batch([items[n] for n in order], order)
+            with Compiled(model, suite, [PerPrompt(sets)]).on(batch, [IDS[n] for n in order]):
+                found = model.last_logits(batch)
+            for row, n in enumerate(order):
+                torch.testing.assert_close(found[row], alone[IDS[n]], rtol=1e-4, atol=1e-4)
+
+
+def test_prompt_only_changes_stop_where_the_answer_begins() -> None:
+    model, suite = setup()
+    batch = batch_of(model)
+    seen: dict[str, list[Tensor]] = {}
+    for where in ("all", "prompt"):
+        compiled = Compiled(model, suite, [SetFeatures((FeatureId(1, 3),), 50.0, where)])
+        moved = seen[where] = []
+        entering: list[Tensor] = []
+        before = {1: lambda x, store=entering: store.append(x)}
+        after = {1: lambda x, store=moved, first=entering: store.append((x - first[-1]).abs().sum(-1))}
+        with torch.inference_mode(), hooked(model.layers, before), compiled.on(batch), hooked(model.layers, after):
+            cast("Any", model.hf).generate(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                max_new_tokens=3,
+                min_new_tokens=3,
+                do_sample=False,
+                pad_token_id=model.pad_id,
+            )
+    for steps in seen.values():
+        assert len(steps) == 3
+        assert bool((steps[0][batch.real] > 0).all())
+        assert bool((steps[0][~batch.real] == 0).all())
+    assert all(bool((step > 0).all()) for step in seen["all"][1:])
+    assert all(bool((step == 0).all()) for step in seen["prompt"][1:])
+
+
+def test_a_pass_that_crosses_from_prompt_to_answer() -> None:
+    """Teacher forcing: the batch that was compiled for is the prompt; the pass holds the answer's tokens as well."""
+    model, suite = setup()
+    prompt = model.batch(model.render(["Hi"]))
+    longer = model.batch([model.chat.render("Hi", response="Bake bread for a child")])
+    width = prompt.input_ids.shape[1]
+    for change in (
+        SetFeatures((FeatureId(1, 3),), 50.0, "prompt"),
+        AddDirection(torch.ones(model.d_model), 1, 1.0, "prompt"),
+    ):
+        with torch.inference_mode():
+            with model.capture([1]) as before:
+                model.last_logits(longer)
+            with Compiled(model, suite, [change]).on(prompt), model.capture([1]) as after:
+                model.last_logits(longer)
+        moved = (after[1] - before[1]).abs().sum(-1)[0] > 0
+        assert moved.tolist() == [True] * width + [False] * (len(moved) - width)
+
+
+def test_directions_by_hand() -> None:
+    model, _ = setup()
+    batch = batch_of(model)
+    generator = torch.Generator().manual_seed(1)
+    vector = torch.randn(model.d_model, generator=generator)
+    reference = torch.randn(model.n_layers, model.d_model, generator=generator)
+    unit = vector / vector.norm()
+    with torch.inference_mode():
+        for change, expected in (
+            (AblateDirection(vector), torch.zeros(model.n_layers)),
+            (AblateDirection(vector, reference=reference), reference @ unit),
+        ):
+            with Compiled(model, None, [change]).on(batch), model.capture() as captured:
+                model.last_logits(batch)
+            for layer in range(model.n_layers):
+                found = captured[layer][batch.real] @ unit
+                torch.testing.assert_close(found, expected[layer].expand(len(found)), rtol=1e-4, atol=1e-4)
+        with model.capture([2]) as before:
+            model.last_logits(batch)
+        with Compiled(model, None, [AddDirection(vector, 2, -2.0)]).on(batch), model.capture([2]) as after:
+            model.last_logits(batch)
+    torch.testing.assert_close((after[2] - before[2])[batch.real], (-2.0 * vector).expand(int(batch.real.sum()), -1))
+
+
+def test_several_interventions_on_one_layer_compose() -> None:
+    """Features first read one residual together; a direction then acts on what comes out."""
+    model, suite = setup()
+    batch = batch_of(model)
+    one, two = FeatureId(1, 3), FeatureId(1, 8)
+    vector = torch.ones(model.d_model)
+    parts = [ScaleFeatures((one,), -3.0), SetFeatures((two,), 2.0)]
+    with torch.inference_mode():
+        with Compiled(model, suite, parts).on(batch), model.capture([1]) as together:
+            model.last_logits(batch)
+        with Compiled(model, suite, parts[::-1]).on(batch), model.capture([1]) as swapped:
+            model.last_logits(batch)
+        with Compiled(model, suite, [*parts, AblateDirection(vector)]).on(batch), model.capture([1]) as ablated:
+            model.last_logits(batch)
+    torch.testing.assert_close(together[1], swapped[1])
+    assert float((ablated[1][batch.real] @ vector).abs().max()) < 1e-3
+    assert float((together[1][batch.real] @ vector).abs().max()) > 1e-2
+
+
+def test_an_exception_under_intervention_leaves_no_hook() -> None:
+    model, suite = setup()
+    batch = batch_of(model)
+    compiled = Compiled(model, suite, [ScaleFeatures((FeatureId(1, 3),), 0.0)])
+    with pytest.raises(KeyError), compiled.on(batch), compiled.on(batch):
+        raise KeyError
+    assert count_hooks(model.hf) == 0
+
+
+def test_bfloat16_models_are_read_in_float32() -> None:
+    hf, tokenizer = tiny_model("gemma2")
+    suite = tiny_suite(hf, d_sae=D_SAE)
+    model = ChatModel(hf.bfloat16(), tokenizer, name="m")
+    batch = batch_of(model)
+    rows = suite[1].rows([3])
+    with torch.inference_mode():
+        with model.capture([1]) as before:
+            model.last_logits(batch)
+        with Compiled(model, suite, [SetFeatures((FeatureId(1, 3),), 2.0)]).on(batch), model.capture([1]) as after:
+            model.last_logits(batch)
+    x = before[1]
+    delta = (2.0 - rows.encode(x)) @ rows.w_dec
+    expected = x + delta.bfloat16()
+    assert after[1].dtype == torch.bfloat16
+    torch.testing.assert_close(after[1][batch.real], expected[batch.real], rtol=0, atol=0)
+
+
+def test_names_tell_interventions_apart() -> None:
+    one, two = (FeatureId(1, 3),), (FeatureId(1, 4),)
+    vector = torch.ones(4)
+    every: list[Intervention] = [
+        ScaleFeatures(one, -3.0),
+        ScaleFeatures(two, -3.0),
+        ScaleFeatures(one, -1.0),
+        ScaleFeatures(one, -3.0, "prompt"),
+        SetFeatures(one, -3.0),
+        SetFeatures(one, (-3.5,)),
+        HoldFeatures(one, torch.tensor([1.0])),
+        HoldFeatures(one, torch.tensor([2.0])),
+        PerPrompt({"a": (ScaleFeatures(one, -3.0),)}),
+        PerPrompt({"b": (ScaleFeatures(one, -3.0),)}),
+        AblateDirection(vector),
+        AblateDirection(vector, layers=(1,)),
+        AblateDirection(vector, reference=torch.ones(2, 4)),
+        AblateDirection(2 * vector, where="prompt"),
+        AddDirection(vector, 1),
+        AddDirection(vector, 2),
+        AddDirection(vector, 1, 2.0),
+    ]
+    assert len({each.id for each in every}) == len(every)
+    assert ScaleFeatures(one, -3.0).id == ScaleFeatures((FeatureId(1, 3),), -3).id
+    assert intervention_id(()) == "none"
+
+
+def test_bad_interventions_are_named() -> None:
+    model, suite = setup()
+    one = (FeatureId(1, 3),)
+    with pytest.raises(InputError, match="feature 1:3 is changed by two interventions"):
+        Compiled(model, suite, [ScaleFeatures(one, 0.0), SetFeatures(one, 1.0)])
+    with pytest.raises(InputError, match="feature 1:3 is changed by two interventions"):
+        Compiled(model, suite, [ScaleFeatures(one, 0.0), PerPrompt({"a": (SetFeatures(one, 1.0),)})])
+    with pytest.raises(InputError, match="feature 9:3 names layer 9; the model has 0…3"):
+        Compiled(model, suite, [ScaleFeatures((FeatureId(9, 3),), 0.0)])
+    with pytest.raises(SaeError, match=f"features 0 to {D_SAE - 1}, not {D_SAE}"):
+        Compiled(model, suite, [ScaleFeatures((FeatureId(1, D_SAE),), 0.0)])
+    with pytest.raises(SaeError, match="none was given"):
+        Compiled(model, None, [ScaleFeatures(one, 0.0)])
+    with pytest.raises(InputError, match="inside PerPrompt"):
+        Compiled(model, suite, [HoldFeatures(one, torch.ones(1))])
+    with pytest.raises(InputError, match="2 values were given for 1 features"):
+        SetFeatures(one, (1.0, 2.0))
+    with pytest.raises(InputError, match=r"held values have shape \(2,\)"):
+        HoldFeatures(one, torch.ones(2))
+    with pytest.raises(InputError, match="used at layer 7"):
+        Compiled(model, None, [AddDirection(torch.ones(model.d_model), 7)])
+    with pytest.raises(InputError, match="the model's width is 32"):
+        Compiled(model, None, [AblateDirection(torch.ones(5))])
+    with (
+        pytest.raises(InputError, match="ids of the batch's prompts"),
+        Compiled(model, suite, [PerPrompt({"a": (ScaleFeatures(one, 0.0),)})]).on(batch_of(model)),
+    ):
+        pass
+    held = PerPrompt({"a": (HoldFeatures(one, torch.ones(3, 1)),)})
+    with (
+        pytest.raises(InputError, match="values for 3 tokens are held on a prompt of"),
+        Compiled(model, suite, [held]).on(batch_of(model), IDS),
+    ):
+        pass
+    # Two prompts may change one feature, each in its own way.
+    Compiled(model, suite, [PerPrompt({"a": (ScaleFeatures(one, 0.0),), "b": (SetFeatures(one, 1.0),)})])
