@@ -7,32 +7,13 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import Field
-
 from demur.data._prompts import text_key
 from demur.errors import InputError
-from demur.types import Prompt, PromptSet, Split, Splits, Value
+from demur.types import PURPOSES, Prompt, PromptSet, Split, Splits, SplitSizes
 
 logger = logging.getLogger("demur.data")
 
-PURPOSES = ("direction", "selection", "tuning", "test")
 _MINIMA = {"direction": 8, "selection": 4, "tuning": 4, "test": 4}
-
-
-class SplitSizes(Value):
-    """Prompts wanted per class. Where there are fewer, at least 8 for `direction` and 4 for the others.
-
-    The defaults for `direction` and `selection` are those of Arditi et al. (2024), section 2.3.
-    """
-
-    direction: int = Field(default=128, ge=1)
-    selection: int = Field(default=32, ge=1)
-    tuning: int = Field(default=32, ge=1)
-    test: int = Field(default=100, ge=1)
-
-    def wanted(self) -> dict[str, int]:
-        """Purpose → prompts per class."""
-        return {purpose: getattr(self, purpose) for purpose in PURPOSES}
 
 
 @dataclass(frozen=True)
