@@ -80,12 +80,20 @@ class Value(BaseModel):
 Label = Literal["harmful", "harmless"]
 
 
+def text_key(text: str) -> str:
+    """What makes two prompts the same: their text without case and with single spaces."""
+    return " ".join(text.split()).casefold()
+
+
 class Prompt(Value):
-    """One user message. `id` is unique within its set and stable over runs (source and row)."""
+    """One user message. `id` is unique within its set and stable over runs (source and row).
+
+    `label` is None where nobody has said whether the message is harmful.
+    """
 
     id: str
     text: str
-    label: Label
+    label: Label | None = None
     category: str | None = None
     source: str = ""
 
@@ -118,10 +126,10 @@ class PromptSet(Value):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of ids and texts, hex: the content key of this set."""
+        """SHA-256 of ids, texts and labels, hex: the content key of this set."""
         state = hashlib.sha256()
         for prompt in self.prompts:
-            for part in (prompt.id, prompt.text):
+            for part in (prompt.id, prompt.text, prompt.label or ""):
                 state.update(part.encode())
                 state.update(b"\x00")
         return state.hexdigest()
@@ -175,6 +183,8 @@ class Splits(Value):
     selection: Split
     tuning: Split
     test: Split
+    warnings: tuple[str, ...] = ()
+    """What was dropped, or fell short of the sizes asked for, when the splits were made."""
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
@@ -182,7 +192,7 @@ class Splits(Value):
         for name in PURPOSES:
             split: Split = getattr(self, name)
             for prompt in (*split.harmful.prompts, *split.harmless.prompts):
-                key = " ".join(prompt.text.split()).casefold()
+                key = text_key(prompt.text)
                 if owner.setdefault(key, name) != name:
                     raise ValueError(f"prompt {prompt.id!r} is in both the {owner[key]} and the {name} split")
         return self
@@ -358,4 +368,5 @@ __all__ = [
     "Splits",
     "Value",
     "Verdict",
+    "text_key",
 ]
