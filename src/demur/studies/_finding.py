@@ -216,9 +216,9 @@ def attribute_everything(
             progress=lambda done, total: study.progress("attribution: all features", done, total),
         )
         stage.save("overall", found.overall)
-        stage.save_values("local", found.local)
+        stage.save("local", list(found.local))
         stage.finish()
-    return DictionaryAttribution(tuple(stage.load_values("local", FeatureSet)), stage.load("overall", FeatureSet))
+    return DictionaryAttribution(tuple(stage.load("local", list[FeatureSet])), stage.load("overall", FeatureSet))
 
 
 def attribute_pool(

@@ -185,9 +185,9 @@ class Measures:
         self.passes.count(stage.key, len(probe.items), done=stage.done)
         if not stage.done:
             # Compiled only now: it reads the features' rows.
-            stage.save_values("rows", compute(Compiled(study.inputs.model, study.inputs.suite, change)))
+            stage.save("rows", list(compute(Compiled(study.inputs.model, study.inputs.suite, change))))
             stage.finish()
-        return stage.load_values("rows", cls)
+        return stage.load("rows", list[cls])
 
 
 __all__ = ["QUESTION", "Measures", "Passes", "Probe"]

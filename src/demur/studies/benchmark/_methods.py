@@ -92,10 +92,10 @@ class Methods:
             rates = mean_rates(high, low)
             seeds = range(config.seed, config.seed + config.random_seeds)
             drawn = [random_set(main, rates, exclude=pool.features, seed=seed) for seed in seeds]
-            stage.save_values("sets", drawn)
+            stage.save("sets", drawn)
             stage.finish()
             study.progress("features: random", 1, 1)
-        return tuple(stage.load_values("sets", FeatureSet))
+        return tuple(stage.load("sets", list[FeatureSet]))
 
     def _local(self, name: MethodName, harmful: PromptSet) -> Sequence[FeatureSet]:
         study, found = self._study, self._found

@@ -335,10 +335,10 @@ class _Benchmark:
                 found = measure_capability(
                     study.inputs.model, [task], compiled, limit=config.task_limit, seed=config.seed
                 )
-                stage.save_values("rows", found)
+                stage.save("rows", list(found))
                 stage.finish()
                 study.progress(f"capability: {task}", 1, 1)
-            rows += stage.load_values("rows", CapabilityRow)
+            rows += stage.load("rows", list[CapabilityRow])
         return tuple(rows)
 
     def _compare(
