@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from pydantic import Field, ValidationError
 
 from demur.errors import RunError
-from demur.registry import Registry
 from demur.report.blocks import Page, Section
 from demur.runs import Session, as_toml, read_run
+from demur.studies import STUDIES
 from demur.studies.config import StudyConfig
 from demur.types import Value
 
@@ -62,16 +62,6 @@ class Study(Generic[ConfigT, ResultT]):
     def file(self) -> str:
         """Name of the file of results in a run folder."""
         return f"{self.name}.json"
-
-
-STUDIES: Registry[Study[Any, Any]] = Registry(
-    "demur.studies",
-    "study",
-    {
-        "study": "demur.studies.study:STUDY",
-        "benchmark": "demur.studies.benchmark:STUDY",
-    },
-)
 
 
 class Finished(NamedTuple):
