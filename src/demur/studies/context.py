@@ -235,6 +235,7 @@ def run_study(
             context.warn(warning)
         result = result.model_copy(
             update={
+                "study": study.name,
                 "model": context.inputs.title,
                 "facts": context.facts | result.facts,
                 "warnings": tuple(dict.fromkeys((*result.warnings, *context.warnings))),
