@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 from pydantic import Field, ValidationError
 
 from demur.errors import DemurError, InputError, RunError
-from demur.registry import Registry
 from demur.report.blocks import Chart, Page, Section
 from demur.runs import Session, as_toml, read_run
 from demur.stats import Estimate
+from demur.studies import STUDIES
 from demur.studies.config import StudyConfig
 from demur.types import Value
 
@@ -144,16 +144,6 @@ class Study(Generic[ConfigT, ResultT]):
     def file(self) -> str:
         """Name of the file of results in a run folder."""
         return f"{self.name}.json"
-
-
-STUDIES: Registry[Study[Any, Any]] = Registry(
-    "demur.studies",
-    "study",
-    {
-        "study": "demur.studies.study:STUDY",
-        "benchmark": "demur.studies.benchmark:STUDY",
-    },
-)
 
 
 class Finished(NamedTuple):

@@ -13,7 +13,7 @@ from rich.text import Text
 
 
 class _Warnings(logging.Handler):
-    """Log records as lines above the bar."""
+    """Prints log records above the bar."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.WARNING)

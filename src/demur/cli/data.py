@@ -1,4 +1,4 @@
-"""`demur data`: the public sets by name, what they are, and how their files get here."""
+"""List public prompt sets, look at one, fetch their files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
-import typer
+import click
 
-from demur.cli import _console
-from demur.cli._plan import size_text
+from demur.cli.console import complain, console, note, say
 from demur.data import (
     NamedSet,
     cache_path,
@@ -27,22 +26,22 @@ from demur.data import (
 )
 from demur.errors import DemurError, InputError
 
-app = typer.Typer(help="Public sets by name: list them, look at one, fetch their files.", no_args_is_help=True)
-
 FAILED: Final = 2
 EXAMPLES: Final = 3
 EXAMPLE_WIDTH: Final = 200
 
-Name = Annotated[str, typer.Argument(help="Name of a set, as `demur data list` prints it.", show_default=False)]
+
+@click.group(help=__doc__)
+def command() -> None:
+    pass
 
 
-@app.command("list")
-def list_sets(
-    as_json: Annotated[bool, typer.Option("--json", help="All that is known of each, as JSON.")] = False,
-) -> None:
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print all that is known of each set, as JSON.")
+def list_sets(as_json: bool) -> None:
     """List the sets: kind, label, rows, licence, whether gated, and whether the file is in the cache."""
     if as_json:
-        _console.say(json.dumps([_record(item) for item in prompt_sets().values()], indent=2, ensure_ascii=False))
+        say(json.dumps([_record(item) for item in prompt_sets().values()], indent=2, ensure_ascii=False))
         return
     from rich.table import Table
 
@@ -59,14 +58,13 @@ def list_sets(
             "yes" if cache_path(item).is_file() else "-",
             item.licence,
         )
-    _console.out().print(table)
+    console().print(table)
 
 
-@app.command("show")
-def show(
-    name: Name,
-    examples: Annotated[bool, typer.Option("--examples", help="Print rows of a harmful set too.")] = False,
-) -> None:
+@command.command("show")
+@click.argument("name")
+@click.option("--examples", is_flag=True, help="Print rows of a harmful set too.")
+def show(name: str, examples: bool) -> None:
     """Show all that is known of a set; of one in the cache, its counts, and its first rows unless it is harmful."""
     item = named_set(name)
     path = cache_path(item)
@@ -74,7 +72,7 @@ def show(
     intact = here and is_intact(item, path)
     for field, value in (*_fields(item), ("cached", _state(item, path, here, intact))):
         # Not a table: addresses and hashes are copied, and must not be broken over lines.
-        _console.say(f"{field:<10} {value}")
+        say(f"{field:<10} {value}")
     if not intact:
         return
     if item.kind == "prompts":
@@ -83,25 +81,25 @@ def show(
             _say_counts(item)
     if item.label != "harmful" or examples:
         for number, text in enumerate(read_texts(item.name, limit=EXAMPLES), start=1):
-            _console.say(f"row {number}: {_shortened(text)}")
+            say(f"row {number}: {_shortened(text)}")
     else:
-        _console.say("Its prompts are harmful and not printed; --examples prints the first.")
+        say("Its prompts are harmful and not printed; --examples prints the first.")
 
 
-@app.command("fetch")
-def fetch_sets(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Names of sets.", show_default=False)
-    ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All sets that are listed.")] = False,
-    source: Annotated[
-        Path | None,
-        typer.Option("--from", help="A file of this machine that is the set's, instead of a download.", metavar="PATH"),
-    ] = None,
-) -> None:
+@command.command("fetch")
+@click.argument("names", nargs=-1, metavar="NAME...")
+@click.option("--all", "every", is_flag=True, help="All sets that are listed.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="A file on this machine that is the set's, instead of a download.",
+)
+def fetch_sets(names: tuple[str, ...], every: bool, source: Path | None) -> None:
     """Get the files of sets into the cache. One that fails does not stop the others; the exit status is then 2."""
-    items = _chosen(names or [], every)
-    with _log_to(_Complaints()):
+    items = _chosen(names, every)
+    with _log_to(_Warnings()):
         if source is not None:
             if len(items) != 1:
                 raise InputError(f"--from PATH is the file of one set; {len(items)} sets are named")
@@ -109,15 +107,15 @@ def fetch_sets(
             return
         failed = [item.name for item in items if not _fetched(item)]
     if failed:
-        _console.note(f"{len(failed)} of {len(items)} sets could not be fetched: {', '.join(failed)}")
-        raise typer.Exit(FAILED)
+        note(f"{len(failed)} of {len(items)} sets could not be fetched: {', '.join(failed)}")
+        raise click.exceptions.Exit(FAILED)
 
 
-class _Complaints(logging.Handler):
-    """Log records as warnings on standard error."""
+class _Warnings(logging.Handler):
+    """Prints log records as warnings on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _console.complain(record.getMessage(), "warning")
+        complain(record.getMessage(), "warning")
 
 
 @contextmanager
@@ -130,7 +128,7 @@ def _log_to(handler: logging.Handler) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _chosen(names: list[str], every: bool) -> list[NamedSet]:
+def _chosen(names: tuple[str, ...], every: bool) -> list[NamedSet]:
     if every and names:
         raise InputError("--all is every set; leave the names out, or --all")
     if not every and not names:
@@ -144,14 +142,14 @@ def _fetched(item: NamedSet) -> bool:
     try:
         path = fetch(item)
     except DemurError as error:
-        _console.complain(str(error))
+        complain(str(error))
         return False
     _say_stored(item, path)
     return True
 
 
 def _say_stored(item: NamedSet, path: Path) -> None:
-    _console.say(f"{item.name}: {size_text(path.stat().st_size)}, {path}")
+    say(f"{item.name}: {size_text(path.stat().st_size)}, {path}")
 
 
 def _record(item: NamedSet) -> dict[str, object]:
@@ -188,11 +186,19 @@ def _state(item: NamedSet, path: Path, here: bool, intact: bool) -> str:
 def _say_counts(item: NamedSet) -> None:
     """Prompts that the cached file gives, and how many of each category."""
     reading = read_counted(item.name, label=item.label or "harmless")
-    _console.say(f"prompts: {len(reading.prompts)}; repeated: {reading.duplicates}; blank: {reading.empty}")
+    say(f"prompts: {len(reading.prompts)}; repeated: {reading.duplicates}; blank: {reading.empty}")
     categories = Counter(prompt.category for prompt in reading.prompts)
     if set(categories) != {None}:
         for category, number in categories.items():
-            _console.say(f"  {category or '(none)'}: {number}")
+            say(f"  {category or '(none)'}: {number}")
+
+
+def size_text(size: float) -> str:
+    """Bytes in the decimal unit that fits."""
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= step:
+            return f"{size / step:.1f} {unit}"
+    return f"{size:.0f} bytes"
 
 
 def _count(rows: int | None) -> str:

@@ -1,4 +1,4 @@
-"""`demur doctor`: what is installed, what the machine can do."""
+"""Check versions, devices and memory, and say which number format suits; exits with 1 if something is broken."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-import typer
+import click
 
 from demur import __version__
-from demur.cli import _console
+from demur.cli.console import console
 
 PACKAGES = ("torch", "transformers", "safetensors", "huggingface-hub", "numpy", "altair", "vl-convert-python")
-EXTRAS = {"saelens": "sae_lens", "eval": "lm_eval", "parquet": "pyarrow"}
+EXTRAS = {"saelens": "sae_lens", "eval": "lm_eval"}
 
 
 class Finding(NamedTuple):
@@ -29,10 +29,9 @@ class Finding(NamedTuple):
     good: bool = True
 
 
-def doctor(
-    online: Annotated[bool, typer.Option("--online", help="Also ask the Hugging Face hub.")] = False,
-) -> None:
-    """Check versions, devices and memory, and say which number format suits. Exits with 1 if one is bad."""
+@click.command(help=__doc__)
+@click.option("--online", is_flag=True, help="Also ask the Hugging Face hub.")
+def command(online: bool) -> None:
     from rich.table import Table
 
     findings = [*_software(), *_machine(), _bundled()]
@@ -41,9 +40,9 @@ def doctor(
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for finding in findings:
         table.add_row("ok" if finding.good else "BAD", finding.name, finding.text)
-    _console.out().print(table)
+    console().print(table)
     if not all(finding.good for finding in findings):
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _software() -> Iterator[Finding]:
