@@ -108,7 +108,8 @@ class Experiment:
     def run(self) -> CompareResult:
         context = self.context
         # Everything named is read before anything is computed: a mistake in it must not cost hours.
-        side_inputs = SideInputs.read(self.side, context)
+        everything = isinstance(self.config, SideEffectOptions)
+        side_inputs = SideInputs.read(self.side, context) if everything else SideInputs((), None)
         self._check_judges()
         found = self.found
         with context.timed("clean answers"):
@@ -168,7 +169,7 @@ class Experiment:
             trials=self.trials,
             extras=extras,
             samples=self._samples(),
-            counters=context.run.counters,
+            counters={name: (count.made, count.found) for name, count in context.run.counters.items()},
             usage=usage,
             peak_memory=peak_memory(context.model.device),
         )
