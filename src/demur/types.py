@@ -85,7 +85,7 @@ class Prompt(Value):
 
     id: str
     text: str
-    label: Label
+    label: Label | None = None
     category: str | None = None
     source: str = ""
 

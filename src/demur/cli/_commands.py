@@ -151,7 +151,7 @@ def judge(
             file,
             judge=reader,
             prompt_column=prompt_column,
-            response_column=response_column,
+            answer_column=response_column,
             out=out,
             progress=progress,
         )
@@ -183,11 +183,11 @@ def _say_counts(counts: JudgeCounts, out: Path) -> None:
     if "harmful" in counts.gives:
         _console.say(f"harmful: {counts.harmful} of {counts.rows}")
         _console.say(f"not harmful: {counts.not_harmful} of {counts.rows}")
-    _console.say(f"unscored: {counts.unscored} ({counts.without_response} without an answer)")
-    if counts.kept:
-        _console.note(f"{counts.kept} answers were judged before, or are equal to another")
-    if counts.spent:
-        _console.note(f"used: {counts.spent}")
+    _console.say(f"unscored: {counts.unscored} ({counts.without_answer} without an answer)")
+    if counts.cached:
+        _console.note(f"{counts.cached} answers were judged before, or are equal to another")
+    if counts.usage:
+        _console.note(f"used: {counts.usage}")
     if counts.failed:
         _console.complain(
             f"the judge failed on {counts.failed} of {counts.rows} answers; they are null. The same command asks only "

@@ -174,9 +174,8 @@ def _outcome_judge(name: str) -> Judge:
         InputError: there is no such judge, or it tells harm alone.
     """
     judge = get_judge(name)
-    # A judge of somebody's own need not say what it gives; what it cannot tell is unscored then.
-    if "outcome" not in getattr(judge, "gives", ("outcome",)):
-        fit = listed(tuple(each for each, kind in JUDGES.items() if "outcome" in kind.gives))
+    if "outcome" not in judge.gives:
+        fit = listed(tuple(each for each in JUDGES if "outcome" in JUDGES[each].gives))
         raise InputError(
             f"the judge {name!r} tells whether an answer is harmful, not whether it refuses, so it cannot be the "
             f"outcome judge; give --judge one of {fit}, and this one to --harm-judge of `demur benchmark`"

@@ -49,8 +49,8 @@ def _run(study: Study) -> FeaturesResult:
         activations, control = measure_activations(study, baseline, chosen, pool)
     with study.timed("validation"):
         effects, samples = validate(study, answering, baseline, direction, chosen, control, activations)
-    if answering.judging.complaint:
-        study.warnings.append(answering.judging.complaint)
+    if answering.judging.warning:
+        study.warnings.append(answering.judging.warning)
     return make_result(
         study.inputs,
         direction=direction,

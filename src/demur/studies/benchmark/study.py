@@ -153,12 +153,12 @@ class _Benchmark:
             counters=Counters(
                 answers=answering.written,
                 answers_found=answering.found,
-                verdicts=sum(judging.made for judging in judges),
-                verdicts_found=sum(judging.found for judging in judges),
+                verdicts=sum(judging.new for judging in judges),
+                verdicts_found=sum(judging.cached for judging in judges),
                 passes=measures.passes.made,
                 passes_found=measures.passes.found,
             ),
-            spent={judging.judge.name: judging.spent for judging in judges if judging.spent},
+            spent={judging.reader.name: str(judging.usage) for judging in judges if judging.usage},
             seconds=study.seconds,
             peak_memory=peak_memory(study.inputs.model.device),
         )
@@ -398,7 +398,7 @@ class _Benchmark:
 
     def _warn(self, sides: tuple[SideEffects, ...], judges: Sequence[Judging]) -> None:
         warnings = self.study.warnings
-        warnings += [judging.complaint for judging in judges if judging.complaint]
+        warnings += [judging.warning for judging in judges if judging.warning]
         known = sides[0].knowledge
         if self.config.knowledge and known is None:
             warnings.append("yes and no begin with the same token, so the model was not asked what it knows")
