@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from demur.bundled import _lexicon as lexicon
-from demur.judges import rules_digest
-from demur.types import Outcome, Verdict
+from demur.judges import Judge, rules_digest
+from demur.types import Answer, Outcome, Verdict
 
 
 def _pattern(template: str, **holes: str) -> str:
@@ -63,7 +63,7 @@ def _read(prompt: str, response: str) -> tuple[Outcome, str]:
     return Outcome.COMPLIANCE, act
 
 
-class BundledJudge:
+class BundledJudge(Judge):
     """Reads the bundled model's answers.
 
     *Compliance* is one full, well-formed answer: an opener that names the very act that the prompt asks
@@ -72,25 +72,17 @@ class BundledJudge:
     another request included.
     """
 
-    name = "organism"
-    gives: ClassVar[tuple[str, ...]] = ("outcome",)
+    kind: ClassVar[str] = "organism"
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """The kind, and the content of its rules: this parser and the grammar."""
-        return {"kind": self.name, "rules": rules_digest(Path(__file__), Path(lexicon.__file__))}
+        return {"kind": self.kind, "rules": rules_digest(Path(__file__), Path(lexicon.__file__))}
 
-    def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
-        """One verdict per pair, in order; none is unscored.
-
-        Raises:
-            ValueError: `prompts` and `responses` differ in length.
-        """
-        verdicts: list[Verdict] = []
-        for prompt, response in zip(prompts, responses, strict=True):
-            outcome, evidence = _read(prompt, response)
-            verdicts.append(Verdict(outcome=outcome, judge=self.name, evidence=evidence))
-        return verdicts
+    def judge(self, answers: Sequence[Answer]) -> list[Verdict]:
+        """One verdict per answer, in order; none is unscored."""
+        read = [_read(answer.prompt.text, answer.text) for answer in answers]
+        return [Verdict(outcome=outcome, judge=self.name, evidence=evidence) for outcome, evidence in read]
 
 
 __all__ = ["BundledJudge"]

@@ -13,7 +13,7 @@ from demur.method.interventions import Compiled, Intervention
 from demur.model import ChatModel, TokenizedPrompt
 from demur.saes import Suite
 from demur.studies._answers import Answers
-from demur.types import REFUSALS, Prompt, PromptSet, Rate
+from demur.types import REFUSALS, Answer, Prompt, PromptSet, Rate
 
 NEW_TOKENS: Final = 40
 """Room for every whole answer."""
@@ -29,7 +29,7 @@ def answered(
 ) -> Answers:
     """The model's answers, judged."""
     generations = generate(model, prompts, change, max_new_tokens=new_tokens)
-    verdicts = BundledJudge().judge([p.text for p in prompts], [each.text for each in generations])
+    verdicts = BundledJudge().judge([Answer(prompt=p, text=g.text) for p, g in zip(prompts, generations, strict=True)])
     return Answers(tuple(prompts), tuple(generations), tuple(verdicts))
 
 

@@ -159,7 +159,7 @@ class _DictionaryProducts(TorchDispatchMode):
         aten = torch.ops.aten
         self._operands = {aten.mm: 0, aten.bmm: 0, aten.matmul: 0, aten.mv: 0, aten.linear: 0, aten.addmm: 1}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket is torch.ops.aten.einsum:
             with self:
                 return func.decompose(*args, **(kwargs or {}))

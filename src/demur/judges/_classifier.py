@@ -5,16 +5,18 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
+from safetensors import SafetensorError
+
 from demur.errors import ModelError
-from demur.judges._protocol import Reading, check_rows, collected, text_digest, unscored, whole
-from demur.types import Value, Verdict
+from demur.judges._base import Reading, StreamingJudge, text_digest, unscored
+from demur.types import Answer, Value, Verdict
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class Placement(Value):
     max_batch_tokens: int | None = None
 
 
-class ClassifierJudge(ABC):
+class ClassifierJudge(StreamingJudge):
     """Base of the judges that are models: loading, batching, greedy decoding. Subclasses say what is asked, and read.
 
     The model is loaded when the first answer is judged and kept until `close` (or the end of a `with` block). Batches
@@ -50,13 +52,12 @@ class ClassifierJudge(ABC):
         placement: revision, number format, device.
     """
 
-    kind: ClassVar[str]
+    needs: ClassVar[Literal["nothing", "model", "endpoint"]] = "model"
     home: ClassVar[str]
     """Hub id of the published model."""
     gated: ClassVar[bool] = False
     """Its licence must be accepted on the hub."""
     gives: ClassVar[tuple[str, ...]] = ("harmful",)
-    """Which fields its verdicts state."""
     parser: ClassVar[int] = 1
     """Raised when what is read from the model's words changes."""
     new_tokens: ClassVar[int] = 16
@@ -67,6 +68,7 @@ class ClassifierJudge(ABC):
         self.placement = placement or Placement()
         self._budget = self.placement.max_batch_tokens
         self._model: Any = None
+        self._broken: ModelError | None = None
 
     @property
     def name(self) -> str:
@@ -110,29 +112,17 @@ class ClassifierJudge(ABC):
     def read(self, text: str) -> Verdict:
         """The verdict that the model's words state, or none."""
 
-    def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
-        """One verdict per response, in order.
-
-        Raises:
-            ModelError: the model cannot be loaded.
-            ValueError: there are not as many prompts as responses.
-        """
-        return collected(self.name, self.stream(prompts, responses), prompts, responses)
-
-    def stream(self, prompts: Sequence[str], responses: Sequence[str]) -> Iterator[Reading]:
+    def stream(self, answers: Sequence[Answer]) -> Iterator[Reading]:
         """Readings batch by batch, longest rows first.
 
         Raises:
             ModelError: the model cannot be loaded.
-            ValueError: there are not as many prompts as responses.
         """
         from demur.model import by_length, next_batch
 
-        check_rows(prompts, responses)
-        if not responses:
+        if not answers:
             return
-        rows = zip(map(whole, prompts), map(whole, responses), strict=True)
-        items = [self.encode(self.render(prompt, response)) for prompt, response in rows]
+        items = [self.encode(self.render(answer.prompt.text, answer.text)) for answer in answers]
         lengths = [len(ids) + self.new_tokens for ids in items]
         for row, length in enumerate(lengths):
             if self._context is not None and length > self._context:
@@ -241,8 +231,35 @@ class ClassifierJudge(ABC):
             found = self.tokenizer.eos_token_id
         return list(found) if isinstance(found, list | tuple) else [] if found is None else [int(found)]
 
+    def check(self) -> None:
+        """Find configuration, tokenizer and weights (downloading what is missing) and read the weights' headers.
+
+        Raises:
+            ModelError: one of them is missing or damaged, or the device is unknown.
+        """
+        self.encode(self.render("prompt", "answer"))
+        self._fetched(self._read_headers)
+        if not self.placement.device.startswith("balanced"):
+            _device(self.placement.device)
+
+    def _read_headers(self) -> None:
+        from huggingface_hub import snapshot_download
+        from safetensors import safe_open
+
+        folder = Path(self.source)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(self.source, allow_patterns=_FILES, **self._revision))
+        weights = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+        if not weights:
+            raise OSError(f"no weights (*.safetensors or *.bin) in {folder}")
+        for path in weights:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt"):
+                    pass
+
     def close(self) -> None:
-        """Free the model. Judging again loads it again."""
+        """Free the model. Judging again loads it again, even if that failed before."""
+        self._broken = None
         if self._model is None:
             return
         import torch
@@ -288,18 +305,19 @@ class ClassifierJudge(ABC):
         return int(found) if found else None
 
     def _fetched(self, fetch: Callable[[], T]) -> T:
-        """What `fetch` reads from the hub or a folder.
+        """What `fetch` reads from the hub or a folder. Where it failed once it is not tried again: that costs minutes.
 
         Raises:
             ModelError: it cannot; names the licence page and the next step.
         """
+        if self._broken is not None:
+            raise self._broken
         try:
             return fetch()
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
-            raise ModelError(
-                f"cannot load the judge {self.name} from {self.source!r}: {reason}\n{self._way}"
-            ) from error
+            self._broken = ModelError(f"cannot load the judge {self.name} from {self.source!r}: {reason}\n{self._way}")
+            raise self._broken from error
 
     @property
     def _way(self) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import queue
 import re
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
-from demur.judges._endpoint import ChatClient, Endpoint, Message, RowFailedError, Spent
-from demur.judges._protocol import JudgeStopped, Reading, check_rows, collected, text_digest, unscored
-from demur.types import Outcome, Verdict
+from demur.judges._base import JudgeStopped, Reading, StreamingJudge, Usage, text_digest, unscored
+from demur.judges._endpoint import ChatClient, Endpoint, Message, RowFailedError
+from demur.types import Answer, Outcome, Verdict
 
 _FAILURES: Final = 10
 """So many rows in a row without one answer, and the endpoint is given up: each costs minutes of retries."""
@@ -90,7 +90,7 @@ class _Result(NamedTuple):
     defect: BaseException | None = None
 
 
-class LLMJudge(ABC):
+class LLMJudge(StreamingJudge):
     """Base of the judges that ask a model elsewhere: rows side by side, each verdict as soon as it is there.
 
     Args:
@@ -98,8 +98,7 @@ class LLMJudge(ABC):
         endpoint: address, key, bounds and prices (default: from the environment).
     """
 
-    kind: ClassVar[str]
-    gives: ClassVar[tuple[str, ...]]
+    needs: ClassVar[Literal["nothing", "model", "endpoint"]] = "endpoint"
     parser: ClassVar[int] = 1
     """Raised when what is read from the model's words changes."""
     max_tokens: ClassVar[int] = 2048
@@ -108,7 +107,7 @@ class LLMJudge(ABC):
     def __init__(self, model: str, endpoint: Endpoint | None = None) -> None:
         self.model = model
         self.endpoint = endpoint or Endpoint()
-        self._spent = Spent()
+        self._usage = Usage()
 
     @property
     def name(self) -> str:
@@ -130,9 +129,9 @@ class LLMJudge(ABC):
         }
 
     @property
-    def spent(self) -> Spent:
+    def usage(self) -> Usage:
         """Requests, tokens and price since this judge was made."""
-        return self._spent
+        return self._usage
 
     @abstractmethod
     def messages(self, prompt: str, response: str) -> list[Message]:
@@ -142,27 +141,35 @@ class LLMJudge(ABC):
     def read(self, text: str) -> Verdict:
         """The verdict that the model's words state, or none."""
 
-    def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
-        """One verdict per response, in order; unscored, with the reason as evidence, where the endpoint failed on it.
+    def check(self) -> None:
+        """Ask the model for one word.
 
         Raises:
-            JudgeStopped: no row can be judged; carries the verdicts reached.
-            ValueError: there are not as many prompts as responses.
+            JudgeStopped: the endpoint cannot be reached, refuses the key, or does not know the model.
         """
-        return collected(self.name, self.stream(prompts, responses), prompts, responses)
+        before = self._usage
+        try:
+            with ChatClient(self.endpoint, self.model, max_tokens=self.max_tokens) as client:
+                try:
+                    client.ask([{"role": "user", "content": "Answer with the one word: ready"}])
+                finally:
+                    self._usage = before + client.usage
+        except RowFailedError as error:
+            if not error.answered:
+                raise JudgeStopped(
+                    f"the judge {self.name} at {self.endpoint.public} does not answer: {error}"
+                ) from error
 
-    def stream(self, prompts: Sequence[str], responses: Sequence[str]) -> Iterator[Reading]:
+    def stream(self, answers: Sequence[Answer]) -> Iterator[Reading]:
         """Readings as they come. An answer that states no verdict is not final: it may be asked for again.
 
         Raises:
             JudgeStopped: no further row can be judged.
-            ValueError: there are not as many prompts as responses.
         """
-        check_rows(prompts, responses)
-        before, failed, stopped = self._spent, 0, None
+        before, failed, stopped = self._usage, 0, None
         with ChatClient(self.endpoint, self.model, max_tokens=self.max_tokens) as client:
-            for result in self._results(client, prompts, responses):
-                self._spent = _sum(before, client.spent)
+            for result in self._results(client, answers):
+                self._usage = before + client.usage
                 if result.defect is not None:
                     raise result.defect
                 if result.stopped is not None:
@@ -182,11 +189,11 @@ class LLMJudge(ABC):
         if stopped is not None:
             raise stopped
 
-    def _results(self, client: ChatClient, prompts: Sequence[str], responses: Sequence[str]) -> Iterator[_Result]:
+    def _results(self, client: ChatClient, answers: Sequence[Answer]) -> Iterator[_Result]:
         """One result per row, from as many threads as questions may be under way."""
         rows: queue.SimpleQueue[int] = queue.SimpleQueue()
         results: queue.SimpleQueue[_Result] = queue.SimpleQueue()
-        for row in range(len(responses)):
+        for row in range(len(answers)):
             rows.put(row)
 
         def work() -> None:
@@ -195,24 +202,24 @@ class LLMJudge(ABC):
                     row = rows.get_nowait()
                 except queue.Empty:
                     return
-                results.put(self._one(client, row, prompts[row], responses[row]))
+                results.put(self._one(client, row, answers[row]))
 
         # Daemons: an interruption does not wait for answers that are under way.
         threads = [
-            threading.Thread(target=work, daemon=True) for _ in range(min(self.endpoint.concurrency, len(responses)))
+            threading.Thread(target=work, daemon=True) for _ in range(min(self.endpoint.concurrency, len(answers)))
         ]
         for thread in threads:
             thread.start()
-        for _ in range(len(responses)):
+        for _ in range(len(answers)):
             yield results.get()
         for thread in threads:
             thread.join()
 
-    def _one(self, client: ChatClient, row: int, prompt: str, response: str) -> _Result:
+    def _one(self, client: ChatClient, row: int, answer: Answer) -> _Result:
         if client.stopped:
             return _Result(row, None)
         try:
-            verdict = self.read(client.ask(self.messages(prompt, response)))
+            verdict = self.read(client.ask(self.messages(answer.prompt.text, answer.text)))
         except JudgeStopped as error:
             client.stop()  # Here, so that this thread takes no further row.
             return _Result(row, None, stopped=error)
@@ -302,16 +309,6 @@ def _number(item: int, text: str, allowed: str) -> int | None:
         rf"^\W*{item}\.b\b[^\w\n]*(?:answer[^\w\n]*)?(\d+(?:\.\d+)?)", text, re.IGNORECASE | re.MULTILINE
     )
     return int(found[0]) if len(set(found)) == 1 and found[0] in tuple(allowed) else None
-
-
-def _sum(a: Spent, b: Spent) -> Spent:
-    costs = [each.cost for each in (a, b) if each.cost is not None]
-    return Spent(
-        requests=a.requests + b.requests,
-        tokens_in=a.tokens_in + b.tokens_in,
-        tokens_out=a.tokens_out + b.tokens_out,
-        cost=sum(costs) if costs else None,
-    )
 
 
 __all__ = ["LLMJudge", "RefusalJudge", "StrongRejectJudge"]

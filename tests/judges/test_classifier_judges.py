@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from pairs import pairs
 from tiny_classifiers import EOS, classifier, saved, tokenizer
 from transformers import LlamaForCausalLM, MistralForCausalLM
 
 from demur.errors import ModelError
 from demur.judges import (
+    CachedJudge,
     ClassifierJudge,
     HarmBenchJudge,
     Judge,
     LlamaGuard4Judge,
     LlamaGuardJudge,
     Placement,
-    Streaming,
+    StreamingJudge,
     WildGuardJudge,
-    judge_rows,
 )
 from demur.model import find_layers
 from demur.runs import Run, hash_of
@@ -163,9 +164,9 @@ def test_harmbench_is_shown_the_first_512_tokens_of_an_answer(tmp_path: Path) ->
     judge = HarmBenchJudge(yes_no(tmp_path))
     late, early = "word " * 256 + "BAD", "word " * 255 + "BAD"  # A word and a blank are two tokens.
     assert judge.render("word", late).count("word") == judge.render("word", "word " * 256).count("word")
-    assert [v.harmful for v in judge.judge(["word"] * 2, [late, early])] == [False, True]
+    assert [v.harmful for v in judge.judge(pairs(["word"] * 2, [late, early]))] == [False, True]
     whole = HarmBenchJudge(tmp_path, response_tokens=None)
-    assert whole.judge(["word"], [late])[0].harmful is True
+    assert whole.judge(pairs(["word"], [late]))[0].harmful is True
     assert hash_of(whole.identity) != hash_of(judge.identity)
 
 
@@ -179,7 +180,7 @@ def test_verdicts_follow_the_model_and_keep_their_rows(
     # Lengths and verdicts are mixed, so that batches hold padding and rows are sorted away from their order.
     responses = ["word " * (7 * n % 40) + ("BAD" if n % 3 == 0 else "word") for n in range(12)]
     with cls(make(tmp_path), Placement(max_batch_tokens=2000)) as judge:
-        verdicts = judge.judge(["word"] * 12, responses)
+        verdicts = judge.judge(pairs(["word"] * 12, responses))
     assert [v.harmful for v in verdicts] == [n % 3 == 0 for n in range(12)]
     assert {v.judge for v in verdicts} == {f"{cls.kind}={tmp_path.name}"}
     if cls is WildGuardJudge:
@@ -191,7 +192,7 @@ def test_verdicts_follow_the_model_and_keep_their_rows(
 
 
 def test_llama_guard_names_the_categories(tmp_path: Path) -> None:
-    verdicts = LlamaGuardJudge(guard(tmp_path)).judge(["word"] * 2, ["BAD", "word"])
+    verdicts = LlamaGuardJudge(guard(tmp_path)).judge(pairs(["word"] * 2, ["BAD", "word"]))
     assert [(v.harmful, v.evidence) for v in verdicts] == [(True, "unsafe S1,S9"), (False, "safe")]
 
 
@@ -232,7 +233,7 @@ def test_llama_guard_4_is_loaded_as_the_image_text_model_that_it_is(tmp_path: Pa
                 weight.fill_(float("embed_tokens" in name))
         model.language_model.lm_head.weight[words.convert_tokens_to_ids("safe\n")] = 1.0
     judge = LlamaGuard4Judge(saved(tmp_path, model, words))
-    assert [v.harmful for v in judge.judge(["word"] * 2, ["word", "word word"])] == [False, False]
+    assert [v.harmful for v in judge.judge(pairs(["word"] * 2, ["word", "word word"]))] == [False, False]
     assert isinstance(judge._model, Llama4ForConditionalGeneration)
 
 
@@ -282,21 +283,17 @@ def test_wildguard_states_what_its_lines_state(text: str, outcome: Outcome | Non
 def test_what_is_neither_yes_nor_no_is_unscored_and_stays_so(tmp_path: Path) -> None:
     words = tokenizer(["]", "Perhaps"])
     saved(tmp_path, classifier(LlamaForCausalLM, words, {"]": "Perhaps", "Perhaps": EOS}), words)
-    (reading,) = HarmBenchJudge(tmp_path).stream(["word"], ["word"])
+    (reading,) = HarmBenchJudge(tmp_path).stream(pairs(["word"], ["word"]))
     assert (reading.verdict.success, reading.verdict.evidence) == (None, "neither yes nor no: 'Perhaps'")
     assert reading.final  # Greedy decoding would say the same again.
 
 
 def test_a_row_longer_than_the_context_is_unscored_and_others_are_judged(tmp_path: Path) -> None:
     judge = HarmBenchJudge(yes_no(tmp_path, context=700), response_tokens=None)
-    long, short = judge.judge(["word"] * 2, ["word " * 400, "BAD"])
+    long, short = judge.judge(pairs(["word"] * 2, ["word " * 400, "BAD"]))
     assert long.success is None
     assert long.evidence.endswith("tokens with the verdict, but the judge's context holds 700")
     assert short.harmful is True
-
-
-def test_half_a_surrogate_pair_can_be_judged(tmp_path: Path) -> None:
-    assert HarmBenchJudge(yes_no(tmp_path)).judge(["word"], ["\ud83d BAD"])[0].harmful is True
 
 
 # Memory and batches
@@ -321,7 +318,7 @@ def test_batches_are_halved_when_memory_runs_out(tmp_path: Path, caplog: pytest.
     judge = HarmBenchJudge(yes_no(tmp_path), Placement(max_batch_tokens=100_000))
     sizes = spied(judge, most_rows=3)
     responses = ["BAD" if n % 2 else "word" for n in range(10)]
-    assert [v.harmful for v in judge.judge(["word"] * 10, responses)] == [bool(n % 2) for n in range(10)]
+    assert [v.harmful for v in judge.judge(pairs(["word"] * 10, responses))] == [bool(n % 2) for n in range(10)]
     assert sizes[:3] == [10, 5, 3]
     assert sum(size for size in sizes if size <= 3) == 10
     assert "memory ran out at 10 rows" in caplog.text
@@ -331,7 +328,7 @@ def test_a_row_that_does_not_fit_alone_is_left_for_later(tmp_path: Path) -> None
     judge = HarmBenchJudge(yes_no(tmp_path), Placement(max_batch_tokens=100_000))
     bad = judge.tokenizer.convert_tokens_to_ids("BAD")
     spied(judge, most_rows=99, refuse=lambda ids: bool((ids == bad).any()))
-    readings = {r.row: r for r in judge.stream(["word"] * 3, ["word", "BAD", "word"])}
+    readings = {r.row: r for r in judge.stream(pairs(["word"] * 3, ["word", "BAD", "word"]))}
     assert (readings[1].verdict.success, readings[1].final) == (None, False)
     assert "memory ran out on a single prompt" in readings[1].verdict.evidence
     assert [(readings[n].verdict.harmful, readings[n].final) for n in (0, 2)] == [(False, True)] * 2
@@ -340,7 +337,7 @@ def test_a_row_that_does_not_fit_alone_is_left_for_later(tmp_path: Path) -> None
 def test_a_batch_holds_64_rows_at_most(tmp_path: Path) -> None:
     judge = HarmBenchJudge(yes_no(tmp_path), Placement(max_batch_tokens=10**9))
     sizes = spied(judge, most_rows=10**9)
-    judge.judge(["word"] * 150, ["word"] * 150)
+    judge.judge(pairs(["word"] * 150, ["word"] * 150))
     assert sizes == [64, 64, 22]
 
 
@@ -356,25 +353,25 @@ def test_the_model_is_loaded_at_the_first_row_once_and_freed(tmp_path: Path, mon
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", counted)
     with HarmBenchJudge(tmp_path) as judge:
         assert judge.identity
-        assert judge.judge([], []) == []
+        assert judge.judge(pairs([], [])) == []
         assert loads == []
-        judge.judge(["word"], ["word"])
-        judge.judge(["word"], ["BAD"])
+        judge.judge(pairs(["word"], ["word"]))
+        judge.judge(pairs(["word"], ["BAD"]))
         assert loads == [str(tmp_path)]
         assert find_layers(judge._model, 1)
     assert judge._model is None
     judge.close()
-    assert judge.judge(["word"], ["BAD"])[0].harmful is True
+    assert judge.judge(pairs(["word"], ["BAD"]))[0].harmful is True
 
 
 def test_stored_verdicts_are_read_without_loading_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = yes_no(tmp_path / "cls")
     responses = ["word " * n + ("BAD" if n % 2 else "") for n in range(6)]
     with Run.open(tmp_path / "run", config={}) as run:
-        first = judge_rows(run, HarmBenchJudge(folder), ["word"] * 6, responses)
+        first = CachedJudge(run, HarmBenchJudge(folder), keep=True).judge(pairs(["word"] * 6, responses))
     monkeypatch.setattr(HarmBenchJudge, "load", lambda _self: pytest.fail("the model was loaded"))
     with Run.open(tmp_path / "run", config={}) as run:
-        second = judge_rows(run, HarmBenchJudge(folder), ["word"] * 6, responses)
+        second = CachedJudge(run, HarmBenchJudge(folder), keep=True).judge(pairs(["word"] * 6, responses))
     assert (first.new, second.cached, second.new) == (6, 6, 0)
     assert [v.harmful for v in second.verdicts] == [bool(n % 2) for n in range(6)]
 
@@ -401,7 +398,7 @@ def test_identity_is_the_content_and_the_format_not_the_place(tmp_path: Path) ->
     (there / "config.json").write_text((there / "config.json").read_text() + "\n")
     assert hash_of(HarmBenchJudge(there).identity) != hash_of(judge.identity)
     assert isinstance(judge, Judge)
-    assert isinstance(judge, Streaming)
+    assert isinstance(judge, StreamingJudge)
 
 
 def test_identity_of_llama_guard_holds_its_template(tmp_path: Path) -> None:
@@ -423,7 +420,7 @@ def test_a_model_that_cannot_be_reached_names_its_page_and_the_next_step(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError) as caught:
-        cls().judge(["a"], ["b"])
+        cls().judge(pairs(["a"], ["b"]))
     message = str(caught.value)
     assert f"cannot load the judge {cls.kind} from '{cls.home}'" in message
     assert f"https://huggingface.co/{cls.home}" in message
@@ -433,28 +430,23 @@ def test_a_model_that_cannot_be_reached_names_its_page_and_the_next_step(
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no-such'.*\nExpected --judge wildguard=FOLDER"):
-        WildGuardJudge(tmp_path / "no-such").judge(["a"], ["b"])
+        WildGuardJudge(tmp_path / "no-such").judge(pairs(["a"], ["b"]))
 
 
 def test_a_model_of_another_architecture_is_no_harmbench_classifier(tmp_path: Path) -> None:
     from demur.testing import save_tiny
 
     with pytest.raises(ModelError, match=r"is a qwen2 model, but HarmBench's classifiers are llama"):
-        HarmBenchJudge(save_tiny("qwen2.5", tmp_path)).judge(["a"], ["b"])
+        HarmBenchJudge(save_tiny("qwen2.5", tmp_path)).judge(pairs(["a"], ["b"]))
 
 
 def test_a_chat_template_that_does_not_show_the_conversation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has no chat template, which says how Llama Guard is asked"):
-        LlamaGuardJudge(guard(tmp_path / "none", None)).judge(["a"], ["b"])
+        LlamaGuardJudge(guard(tmp_path / "none", None)).judge(pairs(["a"], ["b"]))
     with pytest.raises(ModelError, match="does not show prompt and answer once each"):
-        LlamaGuardJudge(guard(tmp_path / "half", "{{ messages[0]['content'] }}")).judge(["a"], ["b"])
+        LlamaGuardJudge(guard(tmp_path / "half", "{{ messages[0]['content'] }}")).judge(pairs(["a"], ["b"]))
 
 
 def test_an_unknown_device_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="unknown device 'gpu'"):
-        HarmBenchJudge(yes_no(tmp_path), Placement(device="gpu")).judge(["a"], ["b"])
-
-
-def test_rows_must_pair_up(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="1 prompts but 2 responses"):
-        HarmBenchJudge(tmp_path).judge(["a"], ["b", "c"])
+        HarmBenchJudge(yes_no(tmp_path), Placement(device="gpu")).judge(pairs(["a"], ["b"]))
