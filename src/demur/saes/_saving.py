@@ -1,4 +1,4 @@
-"""Writers of the two layouts that others read: Gemma Scope's and SAELens's."""
+"""Writing SAEs in the layouts of Gemma Scope and SAELens."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from demur.errors import SaeError
-from demur.saes._names import width_name
+from demur.saes._widths import width_name
 
 if TYPE_CHECKING:
     from demur.saes._sae import DenseSae
@@ -25,19 +26,12 @@ def gemma_scope(sae: DenseSae, folder: Path, average_l0: float) -> Path:
     if sae.activation == "topk":
         raise SaeError("Gemma Scope's layout holds JumpReLU dictionaries; save a TopK dictionary with save_saelens")
     # relu(pre) is pre where pre > 0: a JumpReLU with thresholds of 0.
-    threshold = torch.zeros_like(sae.b_enc) if sae.threshold is None else sae.threshold
+    threshold = torch.zeros(len(sae.b_enc))
     place = f"layer_{sae.layer}/width_{width_name(sae.w_enc.shape[1])}/average_l0_{round(average_l0)}"
     path = folder / place / "params.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {
-        "W_enc": sae.w_enc,
-        "b_enc": sae.b_enc,
-        "W_dec": sae.w_dec,
-        "b_dec": sae.b_dec,
-        "threshold": threshold,
-    }
-    numbers = {name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in arrays.items()}
-    np.savez(path, allow_pickle=False, **numbers)
+    arrays = {"threshold": threshold} | _arrays(sae)
+    np.savez(path, allow_pickle=False, **{name: tensor.numpy() for name, tensor in arrays.items()})
     return path
 
 
@@ -63,12 +57,13 @@ def saelens(sae: DenseSae, folder: Path, model_name: str) -> Path:
     }
     if sae.k is not None:
         config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
+    (folder / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file(_arrays(sae), folder / "sae_weights.safetensors")
+    return folder
+
+
+def _arrays(sae: DenseSae) -> dict[str, Tensor]:
     tensors = {"W_enc": sae.w_enc, "b_enc": sae.b_enc, "W_dec": sae.w_dec, "b_dec": sae.b_dec}
     if sae.threshold is not None:
         tensors["threshold"] = sae.threshold
-    (folder / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        folder / "sae_weights.safetensors",
-    )
-    return folder
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -1,23 +1,23 @@
 """The chosen features of one layer, in canonical form.
 
-Whatever a file said, a feature is `f = act(x w_enc + b_enc)`, a reconstruction is `f w_dec + b_dec`, and
-everything is float32. Interventions and attribution need only the rows of the features that they touch.
+Whatever a file said, a feature is `f = act(x w_enc + b_enc)`, a reconstruction is `f w_dec + b_dec`, and everything is
+float32. Interventions and attribution need only the rows of the features that they touch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from demur.errors import SaeError
 from demur.types import Value
 
 ActivationName = Literal["relu", "jumprelu", "topk"]
+
+T = TypeVar("T", bound=Any)
 
 
 class SaeSpec(Value):
@@ -54,6 +54,12 @@ def keep_top(pre: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batc
     return torch.zeros_like(pre).scatter(-1, where, torch.relu(values))
 
 
+def on_device(value: T, device: torch.device | str) -> T:
+    """A dataclass with all its tensors on `device`."""
+    tensors = {field.name: getattr(value, field.name) for field in fields(value)}
+    return replace(value, **{name: each.to(device) for name, each in tensors.items() if isinstance(each, Tensor)})
+
+
 @dataclass(frozen=True)
 class FeatureRows:
     """Features of a ReLU or JumpReLU dictionary. Reading feature `i` costs one dot product."""
@@ -72,21 +78,15 @@ class FeatureRows:
 
     def to(self, device: torch.device | str) -> FeatureRows:
         """The same rows on `device`."""
-        return replace(
-            self,
-            w_enc=self.w_enc.to(device),
-            b_enc=self.b_enc.to(device),
-            threshold=None if self.threshold is None else self.threshold.to(device),
-            w_dec=self.w_dec.to(device),
-        )
+        return on_device(self, device)
 
 
 @dataclass(frozen=True)
 class TopKRows:
     """Features of a TopK dictionary.
 
-    Whether a feature is active depends on all the others, so these rows carry the layer's whole encoder and
-    `encode` pays for the whole encoding: `d_sae / k` times the cost of `FeatureRows`.
+    Whether a feature is active depends on all the others, so these rows carry the layer's whole encoder and `encode`
+    pays for the whole encoding: `d_sae / k` times the cost of `FeatureRows`.
     """
 
     layer: int
@@ -107,27 +107,7 @@ class TopKRows:
 
     def to(self, device: torch.device | str) -> TopKRows:
         """The same rows on `device`."""
-        return replace(
-            self,
-            w_enc=self.w_enc.to(device),
-            b_enc=self.b_enc.to(device),
-            w_dec=self.w_dec.to(device),
-            dictionary_w_enc=self.dictionary_w_enc.to(device),
-            dictionary_b_enc=self.dictionary_b_enc.to(device),
-        )
+        return on_device(self, device)
 
 
 Rows = FeatureRows | TopKRows
-
-
-def check_indices(indices: Sequence[int], spec: SaeSpec) -> tuple[int, ...]:
-    """`indices` as a tuple of plain integers.
-
-    Raises:
-        SaeError: one of them is not a feature of this SAE.
-    """
-    checked = tuple(int(index) for index in indices)
-    for index in checked:
-        if not 0 <= index < spec.d_sae:
-            raise SaeError(f"layer {spec.layer} has features 0 to {spec.d_sae - 1}, not {index} ({spec.source})")
-    return checked
