@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from demur import __version__
-from demur.cli import _benchmark, _commands, _console, _data, _doctor, _organism, _plan, _study
+from demur.cli import _benchmark, _commands, _console, _data, _doctor, _plan, _study
 from demur.errors import DemurError
 
 FAILED = 2
@@ -65,7 +65,6 @@ app.command("judge")(_commands.judge)
 app.add_typer(_data.app, name="data")
 app.command("plan")(_plan.plan)
 app.command("doctor")(_doctor.doctor)
-app.command("organism", context_settings=_organism.PASS_ON)(_organism.organism)
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def _over_refusal(config: BenchmarkConfig, study: Study) -> PromptSet | None:
     elif config.model is None:
         from demur.bundled import bundled_prompts
 
-        found = bundled_prompts().borderline
+        found = bundled_prompts().over_refusal
     else:
         return None
     splits = study.inputs.splits
