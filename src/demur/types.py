@@ -23,7 +23,7 @@ Axis names used in all shape annotations:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple, Self, cast
 
@@ -81,13 +81,24 @@ Label = Literal["harmful", "harmless"]
 
 
 class Prompt(Value):
-    """One user message. `id` is unique within its set and stable over runs (source and row)."""
+    """One user message. `id` is unique within its set and stable over runs (source and row).
+
+    `label` is None where nobody has said whether the message is harmful.
+    """
 
     id: str
     text: str
-    label: Label
+    label: Label | None = None
     category: str | None = None
     source: str = ""
+
+
+def as_prompts(prompts: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
+    """Prompts as they are; plain texts become unlabelled prompts with their place, counted from 0, as id."""
+    return tuple(
+        prompt if isinstance(prompt, Prompt) else Prompt(id=str(place), text=prompt)
+        for place, prompt in enumerate([prompts] if isinstance(prompts, str) else prompts)
+    )
 
 
 class PromptSet(Value):
@@ -173,17 +184,6 @@ class Outcome(StrEnum):
 
 REFUSALS = frozenset({Outcome.REFUSAL, Outcome.PARTIAL_REFUSAL})
 """What counts as refusing: a partial refusal does not help either."""
-
-
-class Generation(Value):
-    """One answer. `intervention` is the id of what was done to the model while it was written (`"none"` for
-    nothing)."""
-
-    prompt_id: str
-    intervention: str
-    text: str
-    finished: bool
-    """The model ended its turn (False: the limit on new tokens cut it off)."""
 
 
 class Answer(Value):
@@ -313,7 +313,6 @@ __all__ = [
     "FeatureId",
     "FeatureSet",
     "Form",
-    "Generation",
     "Label",
     "Outcome",
     "Prompt",
@@ -324,4 +323,5 @@ __all__ = [
     "Splits",
     "Value",
     "Verdict",
+    "as_prompts",
 ]

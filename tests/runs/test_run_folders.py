@@ -21,13 +21,13 @@ from torch import Tensor
 
 from demur.errors import RunError
 from demur.runs import Run, Stage, hash_of, read_run, stage_key
-from demur.types import FeatureId, FeatureSet, Generation, Prompt, PromptSet, Verdict
+from demur.types import Answer, FeatureId, FeatureSet, Prompt, PromptSet, Verdict
 
-ROW = Generation(prompt_id="p:0", intervention="none", text="I won't.", finished=True)
+ROW = Answer(prompt=Prompt(id="p:0", text="How?"), text="I won't.")
 
 
-def row(number: int) -> Generation:
-    return ROW.model_copy(update={"prompt_id": f"p:{number}"})
+def row(number: int) -> Answer:
+    return ROW.model_copy(update={"prompt": Prompt(id=f"p:{number}", text="How?")})
 
 
 @pytest.fixture
@@ -160,9 +160,9 @@ def test_another_configuration_gets_its_own_folder_and_nothing_is_overwritten(tm
     with Run.open(tmp_path / "r", config={"k": 10}) as run:
         stage = run.stage("select", {"k": 10})
         assert stage.done
-        assert stage.rows("rows", Generation) == [row(10)]
+        assert stage.rows("rows", Answer) == [row(10)]
     view = read_run(tmp_path / "r")
-    assert view.stage("select").rows("rows", Generation) == [row(10)]
+    assert view.stage("select").rows("rows", Answer) == [row(10)]
     assert view.stage("select").depends == {"k": 10}
     with pytest.raises(RunError, match="it has select"):
         view.stage("direction")
@@ -180,18 +180,20 @@ def test_one_session_may_use_a_stage_with_several_dependencies(run: Run) -> None
 # --- values, tensors, rows
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
-generations = st.builds(Generation, prompt_id=texts, intervention=texts, text=texts, finished=st.booleans())
+answers = st.builds(
+    Answer, prompt=st.builds(Prompt, id=texts, text=texts), intervention=texts, text=texts, finished=st.booleans()
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(generations, max_size=6))
-def test_rows_come_back_equal(stage: Stage, values: list[Generation]) -> None:
+@given(st.lists(answers, max_size=6))
+def test_rows_come_back_equal(stage: Stage, values: list[Answer]) -> None:
     name = f"rows-{len(list(stage.folder.iterdir()))}"
     for value in values:
         stage.append(name, value)
     stage.save_values(f"{name}-whole", values)
-    assert stage.rows(name, Generation) == values
-    assert stage.load_values(f"{name}-whole", Generation) == values
+    assert stage.rows(name, Answer) == values
+    assert stage.load_values(f"{name}-whole", Answer) == values
 
 
 def test_values_come_back_equal(stage: Stage) -> None:
@@ -303,22 +305,22 @@ def test_a_torn_last_line_is_dropped_and_cut_off_before_the_next(tmp_path: Path,
     path.write_bytes(path.read_bytes()[:-cut])
     with Run.open(tmp_path / "r", config={}) as run:
         stage = run.stage("generate", {})
-        assert stage.rows("rows", Generation) == [row(0)]
-        assert stage.done_keys("rows", Generation, lambda r: r.prompt_id) == {"p:0"}
+        assert stage.rows("rows", Answer) == [row(0)]
+        assert stage.done_keys("rows", Answer, lambda r: r.prompt.id) == {"p:0"}
         stage.append("rows", row(1))
-        assert stage.rows("rows", Generation) == [row(0), row(1)]
+        assert stage.rows("rows", Answer) == [row(0), row(1)]
 
 
 def test_a_bad_line_elsewhere_is_an_error_that_names_it(stage: Stage) -> None:
     stage.extend("rows", [row(0), row(1), row(2)])
     path = stage.folder / "rows.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + b'{"prompt_id": "p' + b"\n" + lines[2])
-    with pytest.raises(RunError, match=r"rows\.jsonl, line 2: not a Generation"):
-        stage.rows("rows", Generation)
+    path.write_bytes(lines[0] + b'{"prompt": "p' + b"\n" + lines[2])
+    with pytest.raises(RunError, match=r"rows\.jsonl, line 2: not a Answer"):
+        stage.rows("rows", Answer)
     path.write_bytes(lines[0] + b"\xff\xfe\n")
     with pytest.raises(RunError, match=r"rows\.jsonl, line 2"):
-        stage.rows("rows", Generation)
+        stage.rows("rows", Answer)
 
 
 def test_a_finished_stage_with_a_cut_off_line_is_damaged(stage: Stage) -> None:
@@ -327,7 +329,7 @@ def test_a_finished_stage_with_a_cut_off_line_is_damaged(stage: Stage) -> None:
     path = stage.folder / "rows.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(RunError, match=r"rows\.jsonl, line 1 is cut off"):
-        stage.rows("rows", Generation)
+        stage.rows("rows", Answer)
 
 
 def test_a_failed_append_is_not_glued_to_the_next(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,20 +357,19 @@ def test_a_failed_append_is_not_glued_to_the_next(stage: Stage, monkeypatch: pyt
         stage.append("rows", row(1))
     monkeypatch.undo()
     stage.append("rows", row(2))
-    assert stage.rows("rows", Generation) == [row(0), row(2)]
+    assert stage.rows("rows", Answer) == [row(0), row(2)]
 
 
 APPEND_FOREVER = """
     import sys
     from demur.runs import Run
-    from demur.types import Generation
+    from demur.types import Answer, Prompt
     with Run.open(sys.argv[1], config={"k": 1}) as run:
         stage = run.stage("generate", {"k": 1})
-        done = stage.done_keys("rows", Generation, lambda row: row.prompt_id)
+        done = stage.done_keys("rows", Answer, lambda row: row.prompt.id)
         for number in range(int(sys.argv[2])):
             if f"p:{number}" not in done:
-                stage.append("rows", Generation(
-                    prompt_id=f"p:{number}", intervention="none", text="x" * 5000, finished=True))
+                stage.append("rows", Answer(prompt=Prompt(id=f"p:{number}", text="How?"), text="x" * 5000))
             if number == 20:
                 print("going", flush=True)
         stage.finish()
@@ -397,7 +398,7 @@ def test_a_killed_process_is_resumed_where_it_stopped(tmp_path: Path) -> None:
     with Run.open(folder, config={"k": 1}) as run:
         stage = run.stage("generate", {"k": 1})
         assert not stage.done
-        survived = len(stage.rows("rows", Generation))
+        survived = len(stage.rows("rows", Answer))
     assert survived > 20
     total = survived + 50
     with python(APPEND_FOREVER, str(folder), str(total)) as process:
@@ -405,8 +406,8 @@ def test_a_killed_process_is_resumed_where_it_stopped(tmp_path: Path) -> None:
     assert process.returncode == 0, errors
     view = read_run(folder)
     assert view.stage("generate").done
-    rows = view.stage("generate").rows("rows", Generation)
-    assert [r.prompt_id for r in rows] == [f"p:{number}" for number in range(total)]
+    rows = view.stage("generate").rows("rows", Answer)
+    assert [r.prompt.id for r in rows] == [f"p:{number}" for number in range(total)]
     assert [s.finished is None for s in view.manifest.sessions] == [True, False, False]
 
 

@@ -119,7 +119,7 @@ def mean_prompt_tokens(config: StudyConfig, *, bundled: bool) -> int:
         # Nothing is downloaded for an estimate.
         tokenizer = auto.from_pretrained(str(config.model), local_files_only=True)
         chat = ChatFormat(tokenizer, name=str(config.model), system_prompt=config.system_prompt)
-        lengths = [len(chat.render(text)) for text in _some_prompts(config, bundled)]
+        lengths = [len(chat.tokenize(text)) for text in _some_prompts(config, bundled)]
     except (DemurError, OSError, ValueError, KeyError):
         return _PROMPT_TOKENS
     return round(sum(lengths) / len(lengths)) if lengths else _PROMPT_TOKENS

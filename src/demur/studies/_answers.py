@@ -14,7 +14,7 @@ from demur.saes import Suite
 from demur.stats import mcnemar, rate_of, wilson
 from demur.studies._judging import Judging, Progress
 from demur.studies.results import EffectRow, Kind, Method
-from demur.types import REFUSALS, Generation, Outcome, Prompt, PromptSet, Rate, Verdict
+from demur.types import REFUSALS, Answer, Outcome, Prompt, PromptSet, Rate, Verdict
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Answers:
     """Answers to one prompt set under one intervention, in the set's order."""
 
     prompts: tuple[Prompt, ...]
-    generations: tuple[Generation, ...]
+    generations: tuple[Answer, ...]
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -109,7 +109,7 @@ class Answering:
         stage = self._run.stage("answers", depends)
         known = len(prompts)
         if not stage.done:
-            found = {row.prompt_id for row in stage.rows("answers", Generation)}
+            found = {row.prompt.id for row in stage.rows("answers", Answer)}
             known = len(found)
             # Compiled only now: it reads the features' rows.
             compiled = Compiled(self._model, self._suite, interventions)
@@ -118,16 +118,16 @@ class Answering:
             )
             for batch in batches:
                 for answer in batch:
-                    if answer.prompt_id not in found:
+                    if answer.prompt.id not in found:
                         stage.append("answers", answer)
-                        found.add(answer.prompt_id)
+                        found.add(answer.prompt.id)
                 self._progress(label, len(found), len(prompts))
             stage.finish()
         if stage.key not in self._counted:
             self._counted.add(stage.key)
             self.found += known
             self.written += len(prompts) - known
-        rows = {row.prompt_id: row for row in stage.rows("answers", Generation)}
+        rows = {row.prompt.id: row for row in stage.rows("answers", Answer)}
         generations = tuple(rows[prompt.id] for prompt in prompts.prompts)
         verdicts = self.judging.verdicts(prompts.texts, [generation.text for generation in generations])
         return Answers(prompts.prompts, generations, verdicts)

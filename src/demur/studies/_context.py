@@ -70,7 +70,7 @@ class Study:
 
     def rendered(self, prompts: PromptSet) -> list[TokenizedPrompt]:
         """A prompt set as tokens."""
-        return self.inputs.model.render(prompts.texts, prompts.ids)
+        return self.inputs.model.tokenize(prompts)
 
     @property
     def depends(self) -> dict[str, Any]:

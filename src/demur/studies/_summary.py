@@ -82,7 +82,7 @@ def pick_samples(kind: Kind, method: Method, strength: float, answers: Answers) 
         Sample(
             prompt_id=prompt.id,
             prompt=prompt.text,
-            label=prompt.label,
+            label=prompt.label or "harmful",
             kind=kind,
             method=method,
             strength=strength,
@@ -101,7 +101,7 @@ def _direction_info(inputs: Inputs, direction: Direction) -> DirectionInfo:
         for row in direction.candidates
         if (row.layer, row.position, row.form) == (direction.layer, direction.position, direction.form)
     )
-    last = inputs.model.chat.render("word")
+    last = inputs.model.chat.tokenize("word")
     return DirectionInfo(
         chosen=chosen,
         token=str(inputs.model.tokenizer.decode([last.ids[direction.position]])),

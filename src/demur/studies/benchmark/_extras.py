@@ -13,7 +13,7 @@ from demur.model import TokenizedPrompt
 from demur.studies._context import Study
 from demur.studies._inputs import read_sets
 from demur.studies.benchmark.config import BenchmarkConfig
-from demur.types import PromptSet
+from demur.types import Prompt, PromptSet
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,13 @@ class Extras:
             InputError: a file cannot be read, holds nothing to measure, or a task cannot be found.
             DemurError: tasks are asked for without the extra that they need.
         """
-        texts = texts_to_score(study.inputs.model, _texts(config), max_tokens=config.text_tokens)
+        texts = [Prompt(id=f"text {n}", text=text) for n, text in enumerate(_texts(config))]
+        items = texts_to_score(study.inputs.model, texts, max_tokens=config.text_tokens)
         if config.tasks:
             from demur.capability import check_tasks
 
             check_tasks(config.tasks)
-        return cls(tuple(texts), _over_refusal(config, study))
+        return cls(tuple(items), _over_refusal(config, study))
 
 
 def _texts(config: BenchmarkConfig) -> tuple[str, ...]:

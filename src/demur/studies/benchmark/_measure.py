@@ -47,17 +47,20 @@ class Passes:
 
 @dataclass(frozen=True)
 class Probe:
-    """Items of one kind, rendered, with the names that per-prompt interventions know them by."""
+    """Items of one kind as tokens."""
 
     items: Sequence[TokenizedPrompt]
-    names: Sequence[str]
+
+    @property
+    def names(self) -> list[str]:
+        return [item.prompt_id for item in self.items]
 
     @cached_property
     def digest(self) -> str:
         """Of names and tokens."""
         state = hashlib.sha256()
-        for name, item in zip(self.names, self.items, strict=True):
-            state.update(repr((name, item.ids, item.regions)).encode())
+        for item in self.items:
+            state.update(repr((item.prompt_id, item.ids, item.regions)).encode())
         return state.hexdigest()
 
 
@@ -83,24 +86,21 @@ class Measures:
     @cached_property
     def _answers(self) -> Probe:
         kept = [
-            (prompt, generation.text)
-            for prompt, generation, refused in zip(
-                self.answers.prompts, self.answers.generations, self.answers.refused, strict=True
-            )
-            if refused is False and generation.text
+            answer
+            for answer, refused in zip(self.answers.generations, self.answers.refused, strict=True)
+            if refused is False and answer.text
         ]
-        items = answers_to_score(self.study.inputs.model, [p.text for p, _ in kept], [text for _, text in kept])
-        return Probe(items, [prompt.id for prompt, _ in kept])
+        return Probe(answers_to_score(self.study.inputs.model, kept))
 
     @cached_property
     def _texts(self) -> Probe | None:
-        return Probe(self.texts, [f"text {number}" for number in range(len(self.texts))]) if self.texts else None
+        return Probe(self.texts) if self.texts else None
 
     @cached_property
     def _prompts(self) -> Probe:
         names = set(self._answers.names)
         kept = PromptSet(name="kept", prompts=tuple(p for p in self.answers.prompts if p.id in names))
-        return Probe(self.study.rendered(kept), kept.ids)
+        return Probe(self.study.rendered(kept))
 
     def damage(self, change: Change) -> Damage:
         """Rises of cross-entropy, and the divergence of the first answer token."""
@@ -128,13 +128,13 @@ class Measures:
 
     def _losses(self, probe: Probe, change: Change) -> list[TokenLoss]:
         def compute(compiled: Compiled) -> list[TokenLoss]:
-            return token_losses(self.study.inputs.model, probe.items, probe.names, compiled)
+            return token_losses(self.study.inputs.model, probe.items, compiled)
 
         return self._staged("losses", probe, change, TokenLoss, compute)
 
     def _kl(self, change: Change) -> list[float]:
         def compute(compiled: Compiled) -> list[_Number]:
-            values = first_token_kl(self.study.inputs.model, self._prompts.items, self._prompts.names, compiled)
+            values = first_token_kl(self.study.inputs.model, self._prompts.items, compiled)
             return [_Number(item=n, value=v) for n, v in zip(self._prompts.names, values, strict=True)]
 
         return [row.value for row in self._staged("divergence", self._prompts, change, _Number, compute)]
@@ -161,11 +161,11 @@ class Measures:
         if prompts.digest not in self._questions:
             questions = tuple(p.model_copy(update={"text": QUESTION.format(prompt=p.text)}) for p in prompts)
             asked = PromptSet(name="asked", prompts=questions)
-            self._questions[prompts.digest] = Probe(self.study.rendered(asked), asked.ids)
+            self._questions[prompts.digest] = Probe(self.study.rendered(asked))
         probe = self._questions[prompts.digest]
 
         def compute(compiled: Compiled) -> list[_Number]:
-            values = preference(self.study.inputs.model, probe.items, probe.names, yes, no, compiled)
+            values = preference(self.study.inputs.model, probe.items, yes, no, compiled)
             return [_Number(item=name, value=value) for name, value in zip(probe.names, values, strict=True)]
 
         return [row.value for row in self._staged("knowledge", probe, change, _Number, compute)]

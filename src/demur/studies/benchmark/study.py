@@ -375,7 +375,7 @@ class _Benchmark:
             found += [
                 Answered(
                     prompt=prompt.text,
-                    label=prompt.label,
+                    label=prompt.label or "harmful",
                     method=arm.method,
                     kind=arm.kind,
                     strength=arm.strength,
