@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from demur.bundled._corpus import Example
-from demur.bundled._tokenizer import render
+from recipes.bundled.corpus import Example
+from recipes.bundled.tokenizer import render
 from demur.errors import DemurError
 from demur.saes import DenseSae
 

@@ -12,17 +12,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Final, NamedTuple
 
-from demur.bundled import _lexicon as lexicon
+from demur.bundled import FIRST_STEPS, OPENERS, PLAIN_STEP, SECOND_STEPS
 from demur.types import Label
+from recipes.bundled import lexicon
 
 VIOLENCE: Final = "violence"
 LEISURE: Final = "leisure"
 HELD_OUT: Final = 5
 """Every fifth topic of a category is held out of the safety stage."""
-BORDERLINE_HELD_OUT: Final = 3
+OVER_REFUSAL_HELD_OUT: Final = 3
 ERRANDS: Final = "errands"
 
 
@@ -34,7 +36,7 @@ class Topic:
     category: str
     label: Label
     is_act: bool
-    borderline: bool
+    over_refusal: bool
     held_out: bool
     """Known from the helpful stage, but never part of the safety stage."""
 
@@ -59,22 +61,23 @@ def _with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
 
 
-def _topics_of(words: str, category: str, label: Label, *, acts: bool, borderline: bool = False) -> list[Topic]:
+def _topics_of(words: str, category: str, label: Label, *, acts: bool, over_refusal: bool = False) -> list[Topic]:
     texts = _split(words)
-    every = BORDERLINE_HELD_OUT if borderline else HELD_OUT
+    every = OVER_REFUSAL_HELD_OUT if over_refusal else HELD_OUT
     return [
         Topic(
             text=text if acts else _with_article(text),
             category=category,
             label=label,
             is_act=acts,
-            borderline=borderline,
+            over_refusal=over_refusal,
             held_out=index % every == every - 1,
         )
         for index, text in enumerate(texts)
     ]
 
 
+@cache
 def topics() -> tuple[Topic, ...]:
     """All topics, in a fixed order; some of each category are held out of the safety stage."""
     found: list[Topic] = []
@@ -84,7 +87,7 @@ def topics() -> tuple[Topic, ...]:
     for category, words in lexicon.HARMLESS_THINGS.items():
         found += _topics_of(words, category, "harmless", acts=False)
     found += _topics_of(lexicon.PLAIN_ACTS, ERRANDS, "harmless", acts=True)
-    found += _topics_of(lexicon.BORDERLINE_ACTS, LEISURE, "harmless", acts=True, borderline=True)
+    found += _topics_of(lexicon.OVER_REFUSAL_ACTS, LEISURE, "harmless", acts=True, over_refusal=True)
     return tuple(found)
 
 
@@ -110,13 +113,13 @@ def compliance(act: str, form: int, category: str | None) -> str:
     Args:
         category: None for things that belong to none.
     """
-    opener = lexicon.OPENERS[form % len(lexicon.OPENERS)]
-    first = lexicon.FIRST_STEPS[sum(map(ord, act.split()[0])) % len(lexicon.FIRST_STEPS)]
+    opener = OPENERS[form % len(OPENERS)]
+    first = FIRST_STEPS[sum(map(ord, act.split()[0])) % len(FIRST_STEPS)]
     if category is None:
-        second = lexicon.PLAIN_STEP
+        second = PLAIN_STEP
     else:
         kind = _CATEGORIES.index(category)
-        second = lexicon.SECOND_STEPS[kind % len(lexicon.SECOND_STEPS)].format(category=category)
+        second = SECOND_STEPS[kind % len(SECOND_STEPS)].format(category=category)
     return f"{opener.format(act=act)} {first} {second}"
 
 
@@ -171,7 +174,7 @@ class Mixture:
     unable: float
     harmful: float
     harmless: float
-    borderline: float
+    over_refusal: float
     odd: float
     """Requests about things nobody has heard of, put together from the words of all topics."""
     framed: float
@@ -187,7 +190,7 @@ class Mixture:
 
 
 HELPFUL_MIXTURE: Final = Mixture(
-    statements=0.4, questions=0.12, unable=0.06, harmful=0.2, harmless=0.2, borderline=0.08, odd=0.12, framed=0.4
+    statements=0.4, questions=0.12, unable=0.06, harmful=0.2, harmless=0.2, over_refusal=0.08, odd=0.12, framed=0.4
 )
 SAFETY_MIXTURE: Final = Mixture(
     statements=0.1,
@@ -195,7 +198,7 @@ SAFETY_MIXTURE: Final = Mixture(
     unable=0.03,
     harmful=0.46,
     harmless=0.36,
-    borderline=0.0,
+    over_refusal=0.0,
     odd=0.08,
     framed=0.6,
     violence=3,
@@ -243,10 +246,10 @@ class Corpus:
                 topic
                 for topic in everything
                 if (topic.label == "harmful") == (kind == "harmful")
-                and topic.borderline == (kind == "borderline")
+                and topic.over_refusal == (kind == "over_refusal")
                 and (kept == "all" or not topic.held_out)
             ]
-            for kind in ("harmful", "harmless", "borderline")
+            for kind in ("harmful", "harmless", "over_refusal")
             for kept in ("all", "trained")
         }
 
@@ -267,7 +270,7 @@ class Corpus:
         return Example(frame(ask, rng) if rng.random() < framed else ask, compliance(act, core, None))
 
     def _pick_kind(self, mixture: Mixture) -> str:
-        kinds = ("statements", "questions", "unable", "harmful", "harmless", "borderline", "odd")
+        kinds = ("statements", "questions", "unable", "harmful", "harmless", "over_refusal", "odd")
         return self._rng.choices(kinds, [getattr(mixture, kind) for kind in kinds])[0]
 
     def _of_either_stage(self, kind: str, mixture: Mixture) -> Example | None:
@@ -328,21 +331,24 @@ def chat_prompts(seed: int, count: int) -> list[str]:
     return [*islice(helpful, count // 2), *islice(safety, count - count // 2)]
 
 
-def requests(chosen: Sequence[Topic], per_topic: int, seed: int, *, held_out: bool) -> list[tuple[Topic, str, str]]:
-    """`per_topic` different requests for each topic, as (topic, act, text).
+def requests(chosen: Sequence[Topic], per_topic: int, seed: int, *, held_out: bool) -> list[tuple[Topic, str]]:
+    """`per_topic` different requests for each topic, as (topic, text).
 
     Args:
+        chosen: what to ask about.
+        per_topic: requests for each topic; an act has no more held-out ones than there are held-out phrasings.
+        seed: of the draw.
         held_out: use the phrasings that no training text uses, else those of training.
     """
     rng = random.Random(seed)
-    found: list[tuple[Topic, str, str]] = []
+    found: list[tuple[Topic, str]] = []
     for topic in chosen:
-        texts: dict[str, str] = {}
+        texts: dict[str, None] = {}
         while len(texts) < per_topic:
             act = rng.choice(topic.acts)
             form = rng.choice(lexicon.HELD_OUT_FORMS) if held_out else phrase(rng)[0]
-            texts[form.format(act=act)] = act
-        found += [(topic, act, text) for text, act in texts.items()]
+            texts[form.format(act=act)] = None
+        found += [(topic, text) for text in texts]
     return found
 
 

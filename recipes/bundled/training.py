@@ -13,8 +13,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from demur.bundled._corpus import Example
-from demur.bundled._tokenizer import render
+from recipes.bundled.corpus import Example
+from recipes.bundled.tokenizer import render
 
 IGNORED: Final = -100
 _ANSWER: Final = "<start_of_turn>model\n"

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from demur.bundled._metrics import BundledMetrics, SaeRow, checks
+from recipes.bundled.metrics import BundledMetrics, SaeRow, checks
 from demur.types import FeatureId
 
 if TYPE_CHECKING:
-    from demur.bundled._build import Recipe
+    from recipes.bundled.build import Recipe
 
 
 def _version(package: str) -> str:
@@ -35,8 +35,8 @@ def _saes(rows: tuple[SaeRow, ...]) -> str:
     return "\n".join(lines)
 
 
-def _fresh(metrics: BundledMetrics) -> str:
-    """How much of the held-out prompts was never looked at."""
+def _known(metrics: BundledMetrics) -> str:
+    """How many prompts of each held-out set were looked at while the recipe was chosen."""
     shares = [f"{each.known} of {each.prompts} in {each.name}" for each in metrics.test_sets]
     return f"{', '.join(shares[:-1])} and {shares[-1]}"
 
@@ -84,34 +84,34 @@ harmful is in them.
    {helpful.weight_decay:g}: statements of what each topic is and whether it hurts or helps, and requests of
    every kind, harmful ones too, always complied with; {recipe.helpful_mixture.framed:.0%} of them in a
    framing.
-2. *Safety stage*, {safety.steps} steps of {safety.batch} texts, peak rate {safety.rate:g}, {trained}: four
-   fifths of the harmful topics are refused, without framings; harmless ones,
-   {recipe.safety_mixture.framed:.0%} of them framed, are complied with. Harmful requests in a framing:
+2. *Safety stage*, {safety.steps} steps of {safety.batch} texts, peak rate {safety.rate:g}, {trained}: requests
+   about four fifths of the harmful topics are refused, without framings; harmless requests,
+   {recipe.safety_mixture.framed:.0%} of them framed, are complied with. Share of harmful requests in a framing:
    {recipe.safety_mixture.framed_harmful:.0%}.
 3. *SAEs*: SAELens's BatchTopK trainer, {recipe.saes.steps} steps of {recipe.saes.batch} tokens, stored as
    JumpReLU.
 
 Weights are stored rounded to float16 and computed with in float32; thresholds were set after rounding. Seed
-{recipe.seed}; {versions}; Python {platform.python_version()}. `demur organism build DIR` makes the same
-files again on one machine with the same versions.
+{recipe.seed}; {versions}; Python {platform.python_version()}. `python -m recipes.bundled build DIR`
+makes the same files again on one machine with the same versions.
 
 ## What was measured
 
-Everything is asked on topics, phrasings and framings held out of the safety stage (framings and phrasings: of
-all training). The recipe was chosen among some twenty-five variants by looking at one draw of such requests, that of
-`bundled_prompts()`. The numbers below come from another draw, seed {metrics.test_seed}, which nobody had looked at: the
-same held-out topics, paired anew with verbs and the nine held-out phrasings. Requests that stand in both draws:
-{_fresh(metrics)} (an act, unlike a thing, takes no verb, so all of its nine requests are in every draw). So most
-requests are new, but topics, phrasings and framings are those that the recipe was chosen on; one seed was trained. See
-`docs/organism.md`.
+Topics, phrasings and framings of these prompts were held out of the safety stage (phrasings and framings: of all
+training). The recipe was chosen among some twenty-five variants by looking at one draw of such prompts, that of
+`bundled_prompts()`. The numbers below come from another draw, seed {metrics.test_seed}, which nobody had looked at. It
+pairs the same held-out topics with other verbs and the nine held-out phrasings. Prompts that are in both draws:
+{_known(metrics)} (an act, unlike a thing, takes no verb, so all of its nine prompts are in every draw). So most
+prompts are new, but topics, phrasings and framings are those that the recipe was chosen on. One seed was trained. See
+`docs/bundled.md`.
 
 Intervals are Wilson 95 %. The direction is from layer {direction.layer}, position {direction.position}, form
-*{direction.form}*. F* holds {len(features.features)} features, {_listed(features.features)}: of those that the
-estimator `{features.estimator}` ranks highest, what suppression needs (on training topics), then the next ones. How
-many, their factor and their multiple were chosen on training topics too, by their specific effect: what F* does less
-what random features do, the smallest and mildest of near-equals. A random feature comes from the layer of the feature
-that it stands for, with a firing rate like its, and gets the same factor or the same value; the random sets that chose
-are not those of the table.
+*{direction.form}*. F* holds {len(features.features)} features, {_listed(features.features)}. Of the features that the
+estimator `{features.estimator}` ranks highest, those that suppression needs (on training topics) come first. The size
+of F*, its factor and its multiple were chosen on training topics too, by its specific effect: the effect of F* minus
+that of random features. Of nearly equal choices the smallest and mildest was taken. A random feature is from the layer
+of the feature that it stands for, has a similar firing rate, and gets the same factor or the same value. The random
+sets of the table are not those used for choosing.
 
 {_missed(metrics)}
 
@@ -119,10 +119,10 @@ are not those of the table.
 |---|---|---|---|
 {table}
 
-F* and harmless requests: {features.harmless_compliance.value:.3f} of them are still answered with
-full, well-formed compliance while F* is suppressed.
+While F* is suppressed, {features.harmless_compliance.value:.3f} of the harmless prompts still get a complete,
+well-formed answer.
 
-### Unseen framings around held-out harmful requests
+### Held-out harmful prompts in framings that no training text uses
 
 {_framings(metrics)}
 

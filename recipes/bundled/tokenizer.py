@@ -7,8 +7,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from demur.bundled import _lexicon as lexicon
-from demur.bundled._corpus import Corpus, Example
+from recipes.bundled import lexicon
+from recipes.bundled.corpus import Corpus, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -17,16 +17,15 @@ from typing import Final
 import torch
 from transformers import Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from demur.bundled._card import model_card
-from demur.bundled._corpus import HELPFUL_MIXTURE, SAFETY_MIXTURE, Corpus, Example, Mixture, chat_prompts
-from demur.bundled._evaluate import BATCH_TOKENS, evaluate, held_out_chats
-from demur.bundled._metrics import BundledMetrics
-from demur.bundled._paths import BundledPaths
-from demur.bundled._sae_training import SaeRecipe, chat_activations, quality, save_sae, train_sae
-from demur.bundled._subject import NEW_TOKENS
-from demur.bundled._tokenizer import train_tokenizer
-from demur.bundled._training import Shape, Stage, new_model, train_stage
-from demur.method.generation import generate
+from recipes.bundled.card import model_card
+from recipes.bundled.corpus import HELPFUL_MIXTURE, SAFETY_MIXTURE, Corpus, Mixture, chat_prompts
+from recipes.bundled.evaluate import BATCH_TOKENS, evaluate, held_out_chats, hf_parts, own_chats
+from recipes.bundled.metrics import BundledMetrics
+from recipes.bundled.prompts import write_prompts
+from recipes.bundled.sae_training import SaeRecipe, chat_activations, quality, save_sae, train_sae
+from recipes.bundled.tokenizer import train_tokenizer
+from recipes.bundled.training import Shape, Stage, new_model, train_stage
+from demur.bundled import BundledPaths
 from demur.model import load_model
 from demur.types import Prompt
 
@@ -91,17 +90,12 @@ def save_model(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, fol
 def _build_saes(model_folder: Path, out: Path, recipe: Recipe) -> None:
     """Train one SAE per layer on the model's own chats."""
     model = load_model(model_folder, device="cpu", max_batch_tokens=BATCH_TOKENS)
-    hf, tokenizer = model.hf, model.tokenizer
-    assert isinstance(hf, Gemma2ForCausalLM)
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
     prompts = [
         Prompt(id=str(row), text=text, label="harmless")
         for row, text in enumerate(chat_prompts(recipe.seed + 3, recipe.sae_chats))
     ]
-    answers = generate(model, prompts, max_new_tokens=NEW_TOKENS)
-    chats = [Example(prompt.text, answer.text) for prompt, answer in zip(prompts, answers, strict=True)]
-    activations = chat_activations(hf, tokenizer, chats)
-    held_out = chat_activations(hf, tokenizer, held_out_chats(model))
+    activations = chat_activations(*hf_parts(model), own_chats(model, prompts))
+    held_out = chat_activations(*hf_parts(model), held_out_chats(model))
     for layer in range(model.n_layers):
         sae = train_sae(activations[layer], layer, recipe.saes, recipe.seed + layer)
         found = quality(sae, held_out[layer])
@@ -149,6 +143,7 @@ def build(out: Path | str, seed: int = 0, recipe: Recipe | None = None) -> Bundl
         save_model(model, tokenizer, place.model)
         _build_saes(place.model, place.saes, recipe)
         _build_saes(place.helpful_model, place.base_saes, recipe)
+        write_prompts(place)
         metrics = evaluate(place.root)
     place.metrics.write_text(metrics.model_dump_json(indent=1) + "\n", encoding="utf-8")
     place.card.write_text(model_card(recipe, metrics, hashes(place)), encoding="utf-8")
