@@ -80,6 +80,11 @@ class Value(BaseModel):
 Label = Literal["harmful", "harmless"]
 
 
+def text_key(text: str) -> str:
+    """What makes two prompts the same: their text without case and with single spaces."""
+    return " ".join(text.split()).casefold()
+
+
 class Prompt(Value):
     """One user message. `id` is unique within its set and stable over runs (source and row).
 
@@ -129,10 +134,10 @@ class PromptSet(Value):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of ids and texts, hex: the content key of this set."""
+        """SHA-256 of ids, texts and labels, hex: the content key of this set."""
         state = hashlib.sha256()
         for prompt in self.prompts:
-            for part in (prompt.id, prompt.text):
+            for part in (prompt.id, prompt.text, prompt.label or ""):
                 state.update(part.encode())
                 state.update(b"\x00")
         return state.hexdigest()
@@ -186,6 +191,8 @@ class Splits(Value):
     selection: Split
     tuning: Split
     test: Split
+    warnings: tuple[str, ...] = ()
+    """What was dropped, or fell short of the sizes asked for, when the splits were made."""
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
@@ -193,7 +200,7 @@ class Splits(Value):
         for name in PURPOSES:
             split: Split = getattr(self, name)
             for prompt in (*split.harmful.prompts, *split.harmless.prompts):
-                key = " ".join(prompt.text.split()).casefold()
+                key = text_key(prompt.text)
                 if owner.setdefault(key, name) != name:
                     raise ValueError(f"prompt {prompt.id!r} is in both the {owner[key]} and the {name} split")
         return self
@@ -358,4 +365,5 @@ __all__ = [
     "Value",
     "Verdict",
     "as_prompts",
+    "text_key",
 ]

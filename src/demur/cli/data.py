@@ -7,29 +7,24 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
 from demur.cli.console import complain, console, note, say
 from demur.data import (
-    NAMED_SETS,
     NamedSet,
     cache_path,
     fetch,
     is_intact,
     named_set,
+    prompt_sets,
     read_counted,
     read_texts,
     store,
 )
 from demur.errors import DemurError, InputError
-
-if TYPE_CHECKING:
-    from demur.data import Progress
-
 
 FAILED: Final = 2
 EXAMPLES: Final = 3
@@ -46,14 +41,14 @@ def command() -> None:
 def list_sets(as_json: bool) -> None:
     """List the sets: kind, label, rows, licence, whether gated, and whether the file is in the cache."""
     if as_json:
-        say(json.dumps([_record(item) for item in NAMED_SETS.values()], indent=2, ensure_ascii=False))
+        say(json.dumps([_record(item) for item in prompt_sets().values()], indent=2, ensure_ascii=False))
         return
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("name", "kind", "label", "rows", "gated", "cached", "licence"):
         table.add_column(title, justify="right" if title == "rows" else "left", no_wrap=title != "licence")
-    for item in NAMED_SETS.values():
+    for item in prompt_sets().values():
         table.add_row(
             item.name,
             item.kind,
@@ -138,15 +133,14 @@ def _chosen(names: tuple[str, ...], every: bool) -> list[NamedSet]:
         raise InputError("--all is every set; leave the names out, or --all")
     if not every and not names:
         raise InputError("name at least one set (`demur data list` prints them), or give --all")
-    chosen = list(NAMED_SETS.values()) if every else [named_set(name) for name in names]
-    return list(dict.fromkeys(chosen))
+    chosen = list(prompt_sets().values()) if every else [named_set(name) for name in names]
+    return list({item.name: item for item in chosen}.values())
 
 
 def _fetched(item: NamedSet) -> bool:
     """Whether the set's file is now in the cache; says so, or why not."""
     try:
-        with _bar(item.name) as progress:
-            path = fetch(item, progress=progress)
+        path = fetch(item)
     except DemurError as error:
         complain(str(error))
         return False
@@ -158,33 +152,9 @@ def _say_stored(item: NamedSet, path: Path) -> None:
     say(f"{item.name}: {size_text(path.stat().st_size)}, {path}")
 
 
-@contextmanager
-def _bar(name: str) -> Iterator[Progress]:
-    """Progress of one download, on a terminal; elsewhere nothing is drawn."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    stderr = console(stderr=True)
-    bars = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=stderr,
-        transient=True,
-        disable=not stderr.is_terminal,
-    )
-    with bars:
-        task = bars.add_task(name, total=None)
-
-        def update(done: int, total: int | None) -> None:
-            bars.update(task, completed=done, total=total)
-
-        yield update
-
-
 def _record(item: NamedSet) -> dict[str, object]:
     path = cache_path(item)
-    return {**asdict(item), "pin": item.pin, "cached": str(path) if path.is_file() else None}
+    return {**item.model_dump(), "pin": item.pin, "cached": str(path) if path.is_file() else None}
 
 
 def _fields(item: NamedSet) -> Iterator[tuple[str, str]]:
@@ -194,8 +164,8 @@ def _fields(item: NamedSet) -> Iterator[tuple[str, str]]:
     yield "label", item.label or "-"
     yield "rows", _count(item.rows)
     yield "column", f"{item.column} (of {', '.join(item.columns)})"
-    if item.keep is not None:
-        yield "only rows", f"with {item.keep[0]} {item.keep[1] or 'empty'}"
+    for column, value in item.keep.items():
+        yield "only rows", f"with {column} {value or 'empty'}"
     yield "licence", item.licence
     yield "page", item.page
     yield "cite", item.cite

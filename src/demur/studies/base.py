@@ -6,7 +6,7 @@ file, `demur plan`, `demur show`, the report and the reference page are all made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
@@ -88,16 +88,25 @@ class StudyResult(Value):
         name = table or ("effects" if "effects" in tables else next(iter(tables), ""))
         if name not in tables:
             raise InputError(f"there is no table {name!r}; there are {', '.join(tables) or 'none'}")
-        try:
-            import pandas
-        except ImportError as error:
-            raise DemurError("data frames need pandas; install it with: pip install pandas") from error
-        return pandas.DataFrame([_flat(row) for row in tables[name]])
+        return data_frame(_flat(row) for row in tables[name])
 
     def _repr_html_(self) -> str:
         from demur.report import notebook_html
 
         return notebook_html(self.page())
+
+
+def data_frame(rows: Iterable[Mapping[str, object]]) -> pandas.DataFrame:
+    """Rows as a pandas data frame.
+
+    Raises:
+        DemurError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise DemurError("data frames need pandas; install it with: pip install pandas") from error
+    return pandas.DataFrame(list(rows))
 
 
 def _rows(value: object) -> tuple[Value, ...]:
@@ -220,4 +229,4 @@ def page_of(study: Study[Any, ResultT], result: ResultT, session: Session | None
     )
 
 
-__all__ = ["STUDIES", "Finished", "Study", "StudyResult", "page_of", "read_results", "unfinished"]
+__all__ = ["STUDIES", "Finished", "Study", "StudyResult", "data_frame", "page_of", "read_results", "unfinished"]

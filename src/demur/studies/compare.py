@@ -272,9 +272,7 @@ class Experiment:
             if method.control or method.follows:
                 self.strengths[method.name] = self.strengths[method.follows or MAIN]
 
-    def _best_factor(
-        self, method: Method, split: Split, clean: JudgedAnswers, meter: SideEffectMeter
-    ) -> float | None:
+    def _best_factor(self, method: Method, split: Split, clean: JudgedAnswers, meter: SideEffectMeter) -> float | None:
         """The strength with the highest sum of harmful prompts complied with and answered harmless prompts kept as they
         were (shares); of equals the one with the lower ΔCE, then the milder one. None where nothing is scored."""
         ranks: dict[float, tuple[float, float, float]] = {}
@@ -379,7 +377,10 @@ class Experiment:
         return found
 
     def _effects(self, measured: dict[tuple[str, float], SideEffects]) -> tuple[EffectRow, ...]:
-        clean: list[tuple[Prompts, JudgedAnswers]] = [("harmful", self.clean_harmful), ("harmless", self.clean_harmless)]
+        clean: list[tuple[Prompts, JudgedAnswers]] = [
+            ("harmful", self.clean_harmful),
+            ("harmless", self.clean_harmless),
+        ]
         if self.clean_over_refusal is not None:
             clean.append(("over-refusal", self.clean_over_refusal))
         rows = [self._row(name, "none", None, 1.0, (answers,)) for name, answers in clean]

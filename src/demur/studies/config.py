@@ -319,6 +319,7 @@ _ONLY_WITH_A_MODEL = (
     "test_harmless",
 )
 
+
 class FindConfig(StudyConfig, FindOptions):
     """The options of a study that finds features."""
 

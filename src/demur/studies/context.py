@@ -150,6 +150,23 @@ class Context(Workspace[ConfigT]):
     def splits(self) -> Splits:
         return self.inputs.splits
 
+    study: str = ""
+    """Name of the study."""
+
+    def completed(self, result: ResultT) -> ResultT:
+        """A result with what every result says: model, facts, warnings, seconds."""
+        if warning := self.judging.warning:
+            self.warn(warning)
+        return result.model_copy(
+            update={
+                "study": self.study,
+                "model": self.inputs.title,
+                "facts": self.facts | result.facts,
+                "warnings": tuple(dict.fromkeys((*result.warnings, *self.warnings))),
+                "seconds": dict(self.seconds),
+            }
+        )
+
     @property
     def facts(self) -> dict[str, str]:
         """What is studied and with what, for people."""
@@ -193,7 +210,7 @@ def open_context(
             report("loading", 0, 1)
             inputs = load_inputs(config)
             report("loading", 1, 1)
-        context = Context(config, inputs, run, report, warnings=list(inputs.warnings))
+        context = Context(config, inputs, run, report, warnings=list(inputs.warnings), study=study.name)
         run.record(
             inputs={
                 f"{purpose}/{label}": getattr(getattr(inputs.splits, purpose), label).digest
@@ -228,20 +245,9 @@ def run_study(
     """
     with open_context(study, config, out, inputs=inputs, progress=progress) as context:
         try:
-            result = study.run(context)
+            result = context.completed(study.run(context))
         finally:
             context.judging.close()
-        if warning := context.judging.warning:
-            context.warn(warning)
-        result = result.model_copy(
-            update={
-                "study": study.name,
-                "model": context.inputs.title,
-                "facts": context.facts | result.facts,
-                "warnings": tuple(dict.fromkeys((*result.warnings, *context.warnings))),
-                "seconds": dict(context.seconds),
-            }
-        )
         write_text(context.run.folder / study.file, result.model_dump_json(indent=1))
     return result
 

@@ -161,4 +161,12 @@ def load_inputs(config: StudyConfig) -> Inputs:
     return Inputs(model.name, suite.source, model, suite, splits, judge)
 
 
-__all__ = ["Inputs", "check_fit", "configured_suite", "load_inputs", "outcome_judge", "read_splits", "with_paper_settings"]
+__all__ = [
+    "Inputs",
+    "check_fit",
+    "configured_suite",
+    "load_inputs",
+    "outcome_judge",
+    "read_splits",
+    "with_paper_settings",
+]

@@ -27,8 +27,8 @@ from demur.method.selection import (
 )
 from demur.registry import Registry
 from demur.studies.answers import Change
-from demur.studies.pipeline import Finding, Found, attribute_everything, attribute_pool
 from demur.studies.config import MAIN, CompareConfig
+from demur.studies.pipeline import Finding, Found, attribute_everything, attribute_pool
 from demur.studies.results import Kind
 from demur.types import FeatureId, FeatureSet, Form, PromptSet, Value
 

@@ -145,9 +145,7 @@ def find(work: Finding, prompts: ChoosingSplits) -> Found:
             "signal: ablating the direction does not change their metric"
         )
     if len(chosen) < work.config.k:
-        work.warn(
-            f"the pool holds {len(chosen)} features, so F* has that size instead of {work.config.k}; raise --k0"
-        )
+        work.warn(f"the pool holds {len(chosen)} features, so F* has that size instead of {work.config.k}; raise --k0")
     return Found(clean, direction, pool, attribution, chosen)
 
 

@@ -274,9 +274,7 @@ class CompareResult(StudyResult):
     peak_memory: int = 0
     """Bytes: of the GPUs' allocators, or of the process on a CPU (libraries included)."""
 
-    def effect(
-        self, prompts: Prompts, kind: Kind, method: str, strength: float | None = None
-    ) -> EffectRow | None:
+    def effect(self, prompts: Prompts, kind: Kind, method: str, strength: float | None = None) -> EffectRow | None:
         """The row of a method on a set of prompts: at a strength, or at the chosen one.
 
         Args:

@@ -79,7 +79,9 @@ def _suppressed(result: CompareResult) -> str:
     if clean is None or row is None or not row.compliance.n:
         return ""
     harmless = result.effect("harmless", "suppress", MAIN)
-    kept = "" if harmless is None else f" Of the harmless prompts that it answers, {_kept(harmless)} are still answered."
+    kept = (
+        "" if harmless is None else f" Of the harmless prompts that it answers, {_kept(harmless)} are still answered."
+    )
     return (
         f"With {result.k} features scaled by {_strength(row)}, the model complies with {rate_text(row.compliance)} of "
         f"{count_text(row.compliance)} harmful prompts (clean: {rate_text(clean.compliance)}), refuses "

@@ -283,6 +283,6 @@ def mean_side_effects(each: Sequence[SideEffects]) -> SideEffects:
 __all__ = [
     "QUESTION",
     "SideEffectMeter",
-    "mean_side_effects",
     "SideInputs",
+    "mean_side_effects",
 ]

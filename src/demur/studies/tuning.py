@@ -64,9 +64,7 @@ class Chosen:
     strengths: dict[str, float]
 
 
-def search(
-    work: Workspace[Any], prompts: ChoosingSplits, config: CompareConfig, methods: Sequence[Method]
-) -> Chosen:
+def search(work: Workspace[Any], prompts: ChoosingSplits, config: CompareConfig, methods: Sequence[Method]) -> Chosen:
     """Run the trials that are missing, for every method that is neither a control nor follows another.
 
     Args:

@@ -1,33 +1,30 @@
-"""Lines of a text file as they are asked for: unzipped, decoded, with errors that name file, line and byte."""
+"""Lines of a text file, read as they are asked for: unzipped, decoded, with errors that name file, line and byte."""
 
 from __future__ import annotations
 
 import gzip
 import zlib
 from collections.abc import Iterator
-from io import BufferedReader
 from pathlib import Path
 
 from demur.errors import InputError
-
-_ZIPPED = ".gz"
 
 
 def kind_of(path: Path) -> str:
     """The format that the name tells, such as ".jsonl": the suffix in lower case, of a zipped file the one before."""
     suffix = path.suffix.casefold()
-    return Path(path.stem).suffix.casefold() if suffix == _ZIPPED else suffix
+    return Path(path.stem).suffix.casefold() if suffix == ".gz" else suffix
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """The lines, with their ends, read as they are asked for. A byte-order mark is dropped.
+    """The lines with their ends, read as they are asked for. A byte-order mark is dropped.
 
     Raises:
         InputError: the file cannot be read or unzipped, or is not UTF-8.
     """
     offset = 0
     try:
-        with _opened(path) as file:
+        with gzip.open(path) if path.suffix.casefold() == ".gz" else path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
                 yield _decoded(path, raw, number, offset)
                 offset += len(raw)
@@ -35,10 +32,6 @@ def lines_of(path: Path) -> Iterator[str]:
         raise InputError(f"{path} cannot be unzipped: {error}; is the download complete?") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _opened(path: Path) -> BufferedReader | gzip.GzipFile:
-    return gzip.open(path) if path.suffix.casefold() == _ZIPPED else path.open("rb")
 
 
 def _decoded(path: Path, raw: bytes, number: int, offset: int) -> str:
