@@ -72,7 +72,7 @@ class Plan:
     def page(self) -> Page:
         """The plan as a page: time in all, sizes, time by stage, and what is assumed."""
         total = Text(
-            f"About {duration(self.seconds)} on {self.place}, {size_text(self.memory['peak'])} of memory, "
+            f"About {duration(self.seconds)} in {self.place}, {size_text(self.memory['peak'])} of memory, "
             f"{size_text(_total(self.downloads))} to download.",
             role="verdict",
         )
@@ -90,7 +90,7 @@ class Plan:
             title=f"demur plan {self.study}: {self.title}",
             sections=(
                 Section("In all", (total,), brief=True),
-                Section("Sizes", (Table.of("", ("", ""), sizes),), brief=True),
+                Section("Sizes", (Table.of("", ("what", "> size"), sizes),), brief=True),
                 Section("Time", (times, Text(self._assumptions(), role="note")), brief=True),
             ),
         )
