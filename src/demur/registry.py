@@ -38,6 +38,10 @@ class Registry(Generic[T]):
         self._registered[name] = entry
         return entry
 
+    def unregister(self, name: str) -> None:
+        """Take back what `register` added."""
+        self._registered.pop(name, None)
+
     @cached_property
     def _installed(self) -> dict[str, EntryPoint]:
         return {point.name: point for point in entry_points(group=self.group)}

@@ -168,8 +168,8 @@ class _DictionaryProducts(TorchDispatchMode):
         if place is not None:
             inner, last = args[place].shape[-1], out.shape[-1]
             if _SAE_WIDTH in (inner, last):
-                real = (self._real.get(size, size) for size in (inner, last))
-                self._stages.now.dictionary += 2.0 * prod((*out.shape[:-1], *real))
+                real = [self._real.get(size, size) for size in (inner, last)]
+                self._stages.now.dictionary += 2.0 * prod([*out.shape[:-1], *real])
         return out
 
 
