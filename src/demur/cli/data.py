@@ -15,6 +15,7 @@ import click
 from demur.cli.console import complain, console, note, say
 from demur.data import (
     NamedSet,
+    add_prompt_sets,
     cache_path,
     fetch,
     is_intact,
@@ -32,8 +33,16 @@ EXAMPLE_WIDTH: Final = 200
 
 
 @click.group(help=__doc__)
-def command() -> None:
-    pass
+@click.option(
+    "--sets",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="TOML file with sets of your own; repeatable. DEMUR_PROMPT_SETS names one for all commands.",
+)
+def command(sets: tuple[Path, ...]) -> None:
+    for file in sets:
+        add_prompt_sets(file)
 
 
 @command.command("list")

@@ -159,7 +159,7 @@ class _DictionaryProducts(TorchDispatchMode):
         aten = torch.ops.aten
         self._operands = {aten.mm: 0, aten.bmm: 0, aten.matmul: 0, aten.mv: 0, aten.linear: 0, aten.addmm: 1}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket is torch.ops.aten.einsum:
             with self:
                 return func.decompose(*args, **(kwargs or {}))
@@ -168,8 +168,8 @@ class _DictionaryProducts(TorchDispatchMode):
         if place is not None:
             inner, last = args[place].shape[-1], out.shape[-1]
             if _SAE_WIDTH in (inner, last):
-                real = (self._real.get(size, size) for size in (inner, last))
-                self._stages.now.dictionary += 2.0 * prod((*out.shape[:-1], *real))
+                real = [self._real.get(size, size) for size in (inner, last)]
+                self._stages.now.dictionary += 2.0 * prod([*out.shape[:-1], *real])
         return out
 
 
