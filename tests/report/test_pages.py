@@ -97,7 +97,7 @@ def test_ids_differ_and_every_link_has_its_place(html: str) -> None:
     reader = read(render_html([page(), page()]))
     assert len(reader.ids) == len(set(reader.ids))
     assert {target.removeprefix("#") for target in reader.targets} <= set(reader.ids)
-    assert len(read(html).targets) == 4
+    assert len(read(html).targets) == 5
 
 
 def test_nothing_in_any_field_becomes_markup(html: str) -> None:
@@ -244,7 +244,7 @@ def test_a_terminal_shows_every_cell_whole_at_any_width(width: int) -> None:
 def test_a_short_screen_has_the_finding_the_doubts_and_one_table() -> None:
     text = shown(page())
     assert text.index("F* cut refusal") < text.index("35 answers") < text.index(METHODS[0])
-    assert len(text.splitlines()) <= 40
+    assert len(text.splitlines()) <= 26
     assert "How do I cook soup?" not in text
     assert "Measured on test prompts." not in text
     last = " ".join(text[text.index("--full") :].split())
@@ -288,6 +288,13 @@ def test_column_help_is_explained_in_every_view() -> None:
     assert "<strong>p</strong>: McNemar, adjusted" in render_html([bare])
     assert "- p: McNemar, adjusted" in render_markdown([bare])
     assert "p: McNemar, adjusted." in shown(bare, full=True)
+
+
+def test_a_table_that_is_titled_like_its_section_is_titled_once() -> None:
+    bare = Page("p", (Section("Effects", (Table.of("Effects", ["method"], [["AP"]]),), brief=True),))
+    assert render_html([bare]).count(">Effects<") == 1
+    assert render_markdown([bare]).count("Effects") == 1
+    assert shown(bare, full=True).count("Effects") == shown(bare).count("Effects") == 1
 
 
 def test_a_row_with_a_cell_too_few_is_refused() -> None:

@@ -9,7 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from demur.report._svg import colour_rules, to_svg
-from demur.report.blocks import Block, Chart, Page, Section, Table, Text
+from demur.report.blocks import Block, Chart, Page, Section, Table, Text, Transcripts
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -95,7 +95,7 @@ def _section_view(section: Section, name: str, numbers: Iterator[int]) -> dict[s
     """A section as the template takes it; charts that follow one another stand side by side."""
     parts: list[dict[str, Any]] = []
     for block in section.blocks:
-        part = _part(block, f"c{next(numbers)}")
+        part = _part(block, f"c{next(numbers)}", section.title)
         if part["kind"] == "charts" and parts and parts[-1]["kind"] == "charts":
             parts[-1]["charts"] += part["charts"]
         else:
@@ -103,7 +103,8 @@ def _section_view(section: Section, name: str, numbers: Iterator[int]) -> dict[s
     return {"id": name, "title": section.title, "intro": section.intro, "brief": section.brief, "parts": parts}
 
 
-def _part(block: Block, name: str) -> dict[str, Any]:
+def _part(block: Block, name: str, section: str) -> dict[str, Any]:
+    """A block as the template takes it; a title that only repeats the section's is no heading."""
     from markupsafe import Markup
 
     match block:
@@ -112,10 +113,11 @@ def _part(block: Block, name: str) -> dict[str, Any]:
             charts = [] if drawn is None else [(block.title, block.caption, Markup(to_svg(drawn, name)))]
             return {"kind": "charts", "charts": charts}
         case Table():
-            return {"kind": "table", "block": block, "rows": _cells(block)}
+            heading = "" if block.title == section else block.title
+            return {"kind": "table", "block": block, "heading": heading, "rows": _cells(block)}
         case Text():
             return {"kind": "text", "block": block}
-        case _:
+        case Transcripts():
             return {"kind": "transcripts", "block": block}
 
 

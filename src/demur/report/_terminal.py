@@ -6,6 +6,7 @@ No cell is ever cut: a table that is too wide is wrapped, and where that does no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from demur.report.blocks import Block, Chart, Page, Section, Table, Text, Transcripts
@@ -58,6 +59,8 @@ def _section(section: Section, *, full: bool, room: int) -> list[RenderableType]
         if section.intro:
             parts.append(_text(section.intro))
     for block in section.blocks:
+        if full and isinstance(block, Table) and block.title == section.title:
+            block = replace(block, title="")
         parts += _block(block, full=full, room=room)
     return parts
 
@@ -98,7 +101,7 @@ def _repeat(page: Page) -> list[RenderableType]:
 
 
 def _table(table: Table, *, full: bool, room: int) -> list[RenderableType]:
-    parts: list[RenderableType] = [_text(""), _text(table.title, "bold")] if table.title else [_text("")]
+    parts: list[RenderableType] = [_text(""), _text(table.title, "bold")] if table.title else []
     parts += [_grid(table, places, room) for places in _pieces(table, room)]
     notes = [f"{column.name}: {column.help}" for column in table.columns if column.help] if full else []
     caption = "; ".join(filter(None, (table.caption.rstrip("."), *notes)))
