@@ -23,7 +23,7 @@ Axis names used in all shape annotations:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple, Self, cast
 
@@ -96,6 +96,14 @@ class Prompt(Value):
     label: Label | None = None
     category: str | None = None
     source: str = ""
+
+
+def as_prompts(prompts: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
+    """Prompts as they are; plain texts become unlabelled prompts with their place, counted from 0, as id."""
+    return tuple(
+        prompt if isinstance(prompt, Prompt) else Prompt(id=str(place), text=prompt)
+        for place, prompt in enumerate([prompts] if isinstance(prompts, str) else prompts)
+    )
 
 
 class PromptSet(Value):
@@ -214,17 +222,6 @@ class Outcome(StrEnum):
 
 REFUSALS = frozenset({Outcome.REFUSAL, Outcome.PARTIAL_REFUSAL})
 """What counts as refusing: a partial refusal does not help either."""
-
-
-class Generation(Value):
-    """One answer. `intervention` is the id of what was done to the model while it was written (`"none"` for
-    nothing)."""
-
-    prompt_id: str
-    intervention: str
-    text: str
-    finished: bool
-    """The model ended its turn (False: the limit on new tokens cut it off)."""
 
 
 class Answer(Value):
@@ -356,7 +353,6 @@ __all__ = [
     "FeatureId",
     "FeatureSet",
     "Form",
-    "Generation",
     "Label",
     "Outcome",
     "Prompt",
@@ -368,5 +364,6 @@ __all__ = [
     "Splits",
     "Value",
     "Verdict",
+    "as_prompts",
     "text_key",
 ]

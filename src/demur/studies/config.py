@@ -182,6 +182,108 @@ class FindOptions(Options):
     """Test prompts on which every feature of the pool is also patched exactly; 0 leaves that check out."""
 
 
+MAIN = "cossim+ap"
+"""F*, the paper's method: what the others are compared with."""
+COMPLIANCE = "compliance"
+"""The measure that needs no judge of harm."""
+DEFAULT_METHODS = (MAIN, "random", "random-pool", "direction", "direction-affine")
+
+
+class CompareOptions(Options):
+    """What is compared, and how."""
+
+    group: ClassVar[str] = "Comparison"
+
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    """Methods to compare with F*; repeatable. `random` and `random-pool` are its controls."""
+    suppress: Numbers = Field(default=(0.0, -1.0, -3.0), min_length=1)
+    """Scale factors c to try, as 0,-1,-3; the tuning prompts choose one for each method."""
+    induce: Numbers | None = Field(default=None, min_length=1)
+    """Activations v to try, the same for all features (default: multiples of each feature's own maximum instead)."""
+    induce_multiples: Numbers = Field(default=(0.5, 0.75, 1.0, 1.5), min_length=1)
+    """Multiples to try of each feature's mean maximum activation on harmful prompts."""
+    induce_where: Literal["all", "prompt"] = "prompt"
+    """Tokens on which features are set. The paper sets them on the answer's tokens too (all), which small models answer
+    by repeating the first word of a refusal."""
+    random_sets: int = Field(default=5, ge=2)
+    """Sets drawn for each random control."""
+    controls: Literal["chosen", "all"] = "chosen"
+    """Answer under random controls at the strength chosen for F* only, or at all of them."""
+    actdiff_tokens: Literal["max", "mean", "last"] = "max"
+    """How ActDiff reduces a feature's activations over a prompt's tokens."""
+    harm_judges: tuple[str, ...] = ()
+    """Judges of harm, besides the outcome judge, each with an attack success of its own; repeatable."""
+    ce_levels: Numbers = (0.01, 0.05, 0.2)
+    """ΔCE on own answers (nats per token) at which the methods' curves are compared."""
+    sizes: Integers = ()
+    """Sizes of F* whose effect is measured, as 1,2,5,10 (as far as the pool goes)."""
+
+    @field_validator("methods")
+    @classmethod
+    def _main_first(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        # F* is what the others are compared with, named or not; local sets take their strength from the global one.
+        needed = (MAIN, "ap") if "ap-local" in methods else (MAIN,)
+        return tuple(dict.fromkeys((MAIN, *methods, *needed)))
+
+    @field_validator("suppress")
+    @classmethod
+    def _changes_something(cls, factors: tuple[float, ...]) -> tuple[float, ...]:
+        if 1.0 in factors:
+            raise ValueError("c = 1 changes nothing; leave it out")
+        return tuple(dict.fromkeys(factors))
+
+    @field_validator("induce", "induce_multiples", "ce_levels")
+    @classmethod
+    def _positive(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if values is not None and any(value <= 0 for value in values):
+            raise ValueError("every value must be above 0")
+        return None if values is None else tuple(dict.fromkeys(values))
+
+    @field_validator("sizes")
+    @classmethod
+    def _sizes_positive(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if any(size < 1 for size in sizes):
+            raise ValueError("sizes of F* begin at 1")
+        return tuple(sorted(set(sizes)))
+
+
+class SideEffectOptions(Options):
+    """What is measured besides refusal."""
+
+    group: ClassVar[str] = "Side effects"
+
+    text: Sources = ()
+    """Plain text on which ΔCE is measured: a file or a named sample; repeatable (the bundled model has its own)."""
+    n_text: int = Field(default=100, ge=1)
+    """Texts to use."""
+    text_tokens: int = Field(default=128, ge=2)
+    """Tokens of each text to use."""
+    over_refusal: Sources = ()
+    """Harmless prompts that look harmful, such as xstest or or-bench-hard; repeatable (the bundled model has its
+    own)."""
+    n_over_refusal: int = Field(default=100, ge=1)
+    """Over-refusal prompts to use."""
+    knowledge: bool = True
+    """Ask the model whether each test request is harmful."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness, or YAML files of tasks, to run under each method; repeatable (extra `eval`)."""
+    task_limit: int | None = Field(default=None, ge=1)
+    """Questions of each task (default: all)."""
+    resamples: int = Field(default=2000, ge=100)
+    """Resamples of every bootstrap."""
+
+
+class TuneOptions(Options):
+    """The search for settings on the tuning prompts."""
+
+    group: ClassVar[str] = "Search for settings"
+
+    tune: int = Field(default=0, ge=0)
+    """Trials for each method: direction, K0, K* and c are searched on the tuning prompts (extra `eval`); 0: none."""
+    tune_unit: float = Field(default=0.2, gt=0)
+    """ΔCE (nats per token) that weighs as much as complying with every prompt, in the choice among trials."""
+
+
 class StudyConfig(ModelOptions, PromptOptions, AnswerOptions):
     """The options of every study."""
 
@@ -216,6 +318,15 @@ _ONLY_WITH_A_MODEL = (
     "test_harmful",
     "test_harmless",
 )
+
+
+class FindConfig(StudyConfig, FindOptions):
+    """The options of a study that finds features."""
+
+
+class CompareConfig(FindConfig, CompareOptions):
+    """The options of a study that compares methods."""
+
 
 ConfigT = TypeVar("ConfigT", bound=StudyConfig)
 
@@ -255,8 +366,14 @@ def _problem(error: ErrorDetails) -> str:
 
 
 __all__ = [
+    "COMPLIANCE",
+    "DEFAULT_METHODS",
+    "MAIN",
     "AnswerOptions",
+    "CompareConfig",
+    "CompareOptions",
     "ConfigT",
+    "FindConfig",
     "FindOptions",
     "Integers",
     "Layers",
@@ -264,8 +381,10 @@ __all__ = [
     "Numbers",
     "Options",
     "PromptOptions",
+    "SideEffectOptions",
     "Sizes",
     "Sources",
     "StudyConfig",
+    "TuneOptions",
     "load_config",
 ]

@@ -12,11 +12,12 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
+from demur.judges import CachedJudge
 from demur.method.interventions import intervention_id
 from demur.model import Budgets, ChatModel, TokenizedPrompt, fitting_threads, model_identity
 from demur.runs import Codec, Run, write_text
 from demur.saes import Suite
-from demur.studies.answers import Answering, Change, JudgedAnswers, JudgeInRun, Progress
+from demur.studies.answers import Answering, Change, JudgedAnswers, Progress
 from demur.studies.base import ConfigT, ResultT, Study
 from demur.studies.inputs import Inputs, load_inputs, with_paper_settings
 from demur.types import PURPOSES, Prompt, PromptSet, Splits, Value
@@ -60,9 +61,9 @@ class Workspace(Generic[ConfigT]):
         return {"model": self.identity, "saes": self.suite.identity}
 
     @cached_property
-    def judging(self) -> JudgeInRun:
+    def judging(self) -> CachedJudge:
         """The outcome judge."""
-        return JudgeInRun(self.run, self.inputs.judge, self.progress)
+        return CachedJudge(self.run, self.inputs.judge, self.progress)
 
     @cached_property
     def answering(self) -> Answering:
@@ -91,7 +92,7 @@ class Workspace(Generic[ConfigT]):
     def answer(self, label: str, prompts: PromptSet, change: Change = ()) -> JudgedAnswers:
         """The model's answers to `prompts` under a change, judged; written once per run folder."""
         answers = self.answering.answer(label, prompts, change)
-        return JudgedAnswers(answers, self.judging.verdicts(answers))
+        return JudgedAnswers(answers, self.judging.judge(answers).verdicts)
 
     def tokenize(self, prompts: Iterable[Prompt]) -> list[TokenizedPrompt]:
         """Prompts as tokens of the model's chat format."""
@@ -150,6 +151,23 @@ class Context(Workspace[ConfigT]):
     def splits(self) -> Splits:
         return self.inputs.splits
 
+    study: str = ""
+    """Name of the study."""
+
+    def completed(self, result: ResultT) -> ResultT:
+        """A result with what every result says: model, facts, warnings, seconds."""
+        if warning := self.judging.warning:
+            self.warn(warning)
+        return result.model_copy(
+            update={
+                "study": self.study,
+                "model": self.inputs.title,
+                "facts": self.facts | result.facts,
+                "warnings": tuple(dict.fromkeys((*result.warnings, *self.warnings))),
+                "seconds": dict(self.seconds),
+            }
+        )
+
     @property
     def facts(self) -> dict[str, str]:
         """What is studied and with what, for people."""
@@ -193,7 +211,7 @@ def open_context(
             report("loading", 0, 1)
             inputs = load_inputs(config)
             report("loading", 1, 1)
-        context = Context(config, inputs, run, report, warnings=list(inputs.warnings))
+        context = Context(config, inputs, run, report, warnings=list(inputs.warnings), study=study.name)
         run.record(
             inputs={
                 f"{purpose}/{label}": getattr(getattr(inputs.splits, purpose), label).digest
@@ -228,19 +246,9 @@ def run_study(
     """
     with open_context(study, config, out, inputs=inputs, progress=progress) as context:
         try:
-            result = study.run(context)
+            result = context.completed(study.run(context))
         finally:
             context.judging.close()
-        if warning := context.judging.warning:
-            context.warn(warning)
-        result = result.model_copy(
-            update={
-                "model": context.inputs.title,
-                "facts": context.facts | result.facts,
-                "warnings": tuple(dict.fromkeys((*result.warnings, *context.warnings))),
-                "seconds": dict(context.seconds),
-            }
-        )
         write_text(context.run.folder / study.file, result.model_dump_json(indent=1))
     return result
 
