@@ -125,10 +125,6 @@ class Setup:
         return Suite([sae.lean(layer) for layer, sae in enumerate(self.saes)], "random")
 
     @property
-    def ids(self) -> list[str]:
-        return [str(n) for n in range(len(self.items))]
-
-    @property
     def device(self) -> torch.device:
         return self.model.device
 
@@ -185,7 +181,7 @@ def _prompts(vocab: int, n_prompts: int, n_tokens: int) -> list[TokenizedPrompt]
         length = n_tokens - spread + (2 * spread * n) // max(1, n_prompts - 1)
         ids = torch.randint(1, vocab, (length,), generator=generator).tolist()
         regions = [Region.SPECIAL, *[Region.INSTRUCTION] * (length - 6), *[Region.POST_INSTRUCTION] * 5]
-        items.append(TokenizedPrompt(tuple(ids), tuple(int(region) for region in regions)))
+        items.append(TokenizedPrompt(str(n), tuple(ids), tuple(int(region) for region in regions)))
     return items
 
 

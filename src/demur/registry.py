@@ -49,6 +49,8 @@ class Registry(Generic[T]):
 
     def where(self, name: str) -> str | None:
         """`"module:attribute"` of an entry that has not been imported by `register`, else None."""
+        if name in self._registered:
+            return None
         if name in self._builtin:
             return self._builtin[name]
         point = self._installed.get(name)

@@ -104,7 +104,6 @@ def _attribution(subject: Subject, direction: Direction) -> tuple[Pool, Attribut
         subject.model,
         subject.suite,
         subject.render(harmful),
-        list(harmful.ids),
         pool.by_layer,
         patch=Compiled(subject.model, None, [direction.ablate()]),
         metric=Metric(subject.refusal_ids()),

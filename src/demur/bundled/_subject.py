@@ -63,7 +63,7 @@ class Subject:
 
     def render(self, prompts: PromptSet) -> list[TokenizedPrompt]:
         """Prompts as tokens."""
-        return self.model.render(prompts.texts, prompts.ids)
+        return self.model.tokenize(prompts)
 
     def refusal_ids(self) -> tuple[int, ...]:
         """First tokens of the model's own refusals."""

@@ -90,9 +90,9 @@ def judge_file(
     if out.exists() and path.exists() and out.samefile(path):
         raise InputError(f"--out {out} is the file of answers itself; choose another name")
     table = read_table(path)
-    if not table.rows:
-        raise InputError(f"{path} has no rows to judge")
     prompts, responses = _columns(path, table, prompt_column, response_column)
+    if not prompts:
+        raise InputError(f"{path} has no rows to judge")
     if not out.parent.is_dir():
         raise RunError(f"{out} cannot be written: there is no folder {out.parent}")
     given = [row for row, text in enumerate(responses) if text is not None]
@@ -151,8 +151,9 @@ def _columns(
     """Prompts and responses of every row."""
     prompt = table.find_column(prompt_column, PROMPT_COLUMNS, what="a prompt", option="--prompt-column")
     response = table.find_column(response_column, RESPONSE_COLUMNS, what="a response", option="--response-column")
-    prompts = [_text(path, i, row, prompt) or "" for i, row in enumerate(table.rows)]
-    return prompts, [_text(path, i, row, response) for i, row in enumerate(table.rows)]
+    rows = list(table.rows((prompt, response)))
+    prompts = [_text(path, i, row, prompt) or "" for i, row in enumerate(rows)]
+    return prompts, [_text(path, i, row, response) for i, row in enumerate(rows)]
 
 
 def _text(path: Path, number: int, row: Mapping[str, object], column: str) -> str | None:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from demur.data import listed, nearest
-from demur.errors import InputError
+from demur.errors import InputError, listed, nearest
 from demur.judges._endpoint import Endpoint
 from demur.judges._harmbench import HarmBenchJudge
 from demur.judges._llama_guard import LlamaGuard4Judge, LlamaGuardJudge
