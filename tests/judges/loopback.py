@@ -91,11 +91,8 @@ def loopback(answer: Callable[[Request, int], Reply]) -> Iterator[Loopback]:
         def do_POST(self) -> None:
             length = int(self.headers["Content-Length"])
             body = json.loads(self.rfile.read(length))
-            reply = served.handle(
-                Request(
-                    time.monotonic(), self.path, {name.title(): value for name, value in self.headers.items()}, body
-                )
-            )
+            headers = {name.title(): value for name, value in self.headers.items()}
+            reply = served.handle(Request(time.monotonic(), self.path, headers, body))
             payload = reply.payload()
             try:
                 self.send_response(reply.status)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demur.saes import Sae, SaeSpec
-from demur.saes.layouts import Convention, MemoryArray, NamedArray, SaeWeights
+from demur.saes.layouts import Convention, NamedArray, SaeWeights, memory_array
 
 
 def build(
@@ -27,7 +27,7 @@ def build(
 
     def array(name: str, *, features_last: bool = False) -> NamedArray:
         stored = raw[name].T.contiguous() if transposed else raw[name]
-        found = MemoryArray("test", name, stored)
+        found = memory_array("test", name, stored)
         return found.T if features_last != transposed else found
 
     convention = Convention(
@@ -41,10 +41,10 @@ def build(
         file="test",
         encoder=array("w_enc", features_last=True),
         decoder=array("w_dec"),
-        b_enc=MemoryArray("test", "b_enc", raw["b_enc"]),
-        b_dec=MemoryArray("test", "b_dec", raw["b_dec"]),
+        b_enc=memory_array("test", "b_enc", raw["b_enc"]),
+        b_dec=memory_array("test", "b_dec", raw["b_dec"]),
         convention=convention,
-        threshold=MemoryArray("test", "threshold", raw["threshold"]) if activation == "jumprelu" else None,
+        threshold=memory_array("test", "threshold", raw["threshold"]) if activation == "jumprelu" else None,
     )
     return weights, raw
 
@@ -129,8 +129,8 @@ def small(
     w_enc: list[list[float]], w_dec: list[list[float]], convention: Convention, **arrays: list[float]
 ) -> SaeWeights:
     """Weights without biases; `w_enc` features first."""
-    tensors = {name: MemoryArray("test", name, torch.tensor(values)) for name, values in arrays.items()}
-    encoder, decoder = (MemoryArray("test", n, torch.tensor(v)) for n, v in (("w_enc", w_enc), ("w_dec", w_dec)))
+    tensors = {name: memory_array("test", name, torch.tensor(values)) for name, values in arrays.items()}
+    encoder, decoder = (memory_array("test", n, torch.tensor(v)) for n, v in (("w_enc", w_enc), ("w_dec", w_dec)))
     return SaeWeights("test", encoder, decoder, tensors.get("b_enc"), tensors.get("b_dec"), convention)
 
 

@@ -124,7 +124,7 @@ def test_weights_of_a_large_sae_are_checked_when_read():
     suite.check_files()
     assert suite[4].rows([4, 6]).w_enc.shape == (16, 2)
     for read in (lambda: suite[4].rows([5]), suite[4].dense, lambda: list(suite[4].encoder_blocks(4096))):
-        with pytest.raises(SaeError, match=r"w_enc\[2, 5\] is nan; feature 5"):
+        with pytest.raises(SaeError, match=r"W_enc\[2, 5\] is nan; feature 5"):
             read()
     wide.b_enc[7] = torch.inf
     with pytest.raises(SaeError, match=r"b_enc\[7\] is inf; feature 7"):

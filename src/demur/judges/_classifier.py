@@ -248,7 +248,7 @@ class ClassifierJudge(StreamingJudge):
 
         folder = Path(self.source)
         if not folder.is_dir():
-            folder = Path(snapshot_download(self.source, allow_patterns=_FILES, **self._revision))
+            folder = Path(snapshot_download(self.source, revision=self.placement.revision, allow_patterns=list(_FILES)))
         weights = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
         if not weights:
             raise OSError(f"no weights (*.safetensors or *.bin) in {folder}")
@@ -336,9 +336,12 @@ def _device(device: str) -> Any:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError as error:
         raise ModelError(f"unknown device {device!r}; expected auto, cpu, cuda, cuda:N, mps or balanced") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device {device!r}: there is no CUDA device; expected auto, cpu, mps or balanced")
+    return found
 
 
 def _content(folder: Path) -> str:

@@ -13,10 +13,8 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -34,21 +32,27 @@ Which = range | tuple[int, ...]
 _SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
 
 
-class NamedArray(ABC):
-    """One array of a file, of one or two dimensions. Slices are taken along its first axis; `T` swaps the axes."""
+@dataclass(frozen=True)
+class NamedArray:
+    """One array of a file, of one or two dimensions. Slices are taken along its first axis; `T` swaps the axes.
 
-    def __init__(self, file: str, name: str, shape: tuple[int, ...]) -> None:
-        self.file = file
-        self.name = name
-        self.stored_shape = shape
-        self._axis = 0
+    Attributes:
+        file, name: for error messages.
+        stored_shape: its shape in the file.
+        read: slices along an axis of the stored array, float32, freshly allocated or safe to share.
+        transposed: this view has the axes swapped.
+    """
+
+    file: str
+    name: str
+    stored_shape: tuple[int, ...]
+    read: Callable[[Which, int], Tensor]
+    transposed: bool = False
 
     @property
     def T(self) -> NamedArray:
         """The transposed array; nothing is read."""
-        view = copy(self)
-        view._axis = 1 - self._axis
-        return view
+        return replace(self, transposed=not self.transposed)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,11 +60,7 @@ class NamedArray(ABC):
 
     def as_stored(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """`shape`, which is in this view's order of axes, in the order of the file."""
-        return shape[::-1] if self._axis else shape
-
-    @abstractmethod
-    def _read(self, which: Which, axis: int) -> Tensor:
-        """The slices `which` along `axis` of the stored array, float32, freshly allocated or safe to share."""
+        return shape[::-1] if self.transposed else shape
 
     def take(self, which: Which) -> Float[Tensor, "k ..."]:
         """The slices `which` along the first axis, which is that of features, float32.
@@ -75,32 +75,32 @@ class NamedArray(ABC):
         return self._finite(range(self.shape[0]), "")
 
     def _finite(self, which: Which, note: str) -> Tensor:
-        values = self._read(which, self._axis)
+        axis = int(self.transposed)
+        values = self.read(which, axis)
         bad = (~torch.isfinite(values)).nonzero()
         if len(bad):
             at: list[int] = bad[0].tolist()
             value = values[tuple(at)].item()
-            at[self._axis] = which[at[self._axis]]
+            at[axis] = which[at[axis]]
             raise SaeError(
-                f"{self.file}: {self.name}{at} is {value}{note.format(feature=at[self._axis])}. Weights must be finite "
+                f"{self.file}: {self.name}{at} is {value}{note.format(feature=at[axis])}. Weights must be finite "
                 "float32 numbers; fetch or export the file again."
             )
-        return values.T.contiguous() if self._axis else values
+        return values.T.contiguous() if self.transposed else values
 
 
-class MemoryArray(NamedArray):
+def memory_array(file: str, name: str, tensor: Tensor) -> NamedArray:
     """A tensor that is already in memory."""
+    tensor = tensor.detach()
 
-    def __init__(self, file: str, name: str, tensor: Tensor) -> None:
-        super().__init__(file, name, tuple(tensor.shape))
-        self._tensor = tensor.detach()
-
-    def _read(self, which: Which, axis: int) -> Tensor:
+    def read(which: Which, axis: int) -> Tensor:
         if isinstance(which, range):
-            part = self._tensor.narrow(axis, which.start, len(which))
+            part = tensor.narrow(axis, which.start, len(which))
         else:
-            part = self._tensor.index_select(axis, torch.tensor(which, dtype=torch.long, device=self._tensor.device))
+            part = tensor.index_select(axis, torch.tensor(which, dtype=torch.long, device=tensor.device))
         return part.to("cpu", torch.float32)
+
+    return NamedArray(file, name, tuple(tensor.shape), read)
 
 
 @dataclass(frozen=True)
@@ -125,29 +125,21 @@ class _Place:
         return self.offset + self.item_bytes * self.count
 
 
-class _MappedArray(NamedArray):
-    """Numbers at an offset of a memory-mapped file."""
-
-    def __init__(self, file: str, name: str, place: _Place, buffer: Callable[[], mmap.mmap]) -> None:
-        super().__init__(file, name, place.shape)
-        self._place = place
-        self._buffer = buffer
-
-    def _read(self, which: Which, axis: int) -> Tensor:
-        place, buffer = self._place, self._buffer()
-        # A few columns of a wide matrix are a few numbers per row: reading ahead would fetch the whole file.
-        sparse = not isinstance(which, range) or (axis == 1 and place.item_bytes * len(which) < mmap.PAGESIZE)
-        if hasattr(mmap, "MADV_RANDOM"):
-            buffer.madvise(mmap.MADV_RANDOM if sparse else mmap.MADV_NORMAL)
-        # Raw bytes of the item's size need no alignment, so numpy never copies the whole array to align it.
-        raw = np.frombuffer(buffer, f"V{place.item_bytes}", count=place.count, offset=place.offset)
-        raw = raw.reshape(place.shape, order="F" if place.fortran else "C")
-        index = slice(which.start, which.stop) if isinstance(which, range) else np.array(which, dtype=np.intp)
-        part = np.array(raw[index] if axis == 0 else raw[:, index], order="C")
-        if place.dtype == "bfloat16":
-            return torch.from_numpy(part.view("<i2")).view(torch.bfloat16).float()
-        with np.errstate(over="ignore"):  # a float64 too large for float32 becomes inf, which is reported
-            return torch.from_numpy(part.view(place.dtype).astype(np.float32))
+def _read_mapped(place: _Place, mapped: Callable[[], mmap.mmap], which: Which, axis: int) -> Tensor:
+    buffer = mapped()
+    # A few columns of a wide matrix are a few numbers per row: reading ahead would fetch the whole file.
+    sparse = not isinstance(which, range) or (axis == 1 and place.item_bytes * len(which) < mmap.PAGESIZE)
+    if hasattr(mmap, "MADV_RANDOM"):
+        buffer.madvise(mmap.MADV_RANDOM if sparse else mmap.MADV_NORMAL)
+    # Raw bytes of the item's size need no alignment, so numpy never copies the whole array to align it.
+    raw = np.frombuffer(buffer, f"V{place.item_bytes}", count=place.count, offset=place.offset)
+    raw = raw.reshape(place.shape, order="F" if place.fortran else "C")
+    index = slice(which.start, which.stop) if isinstance(which, range) else np.array(which, dtype=np.intp)
+    part = np.array(raw[index] if axis == 0 else raw[:, index], order="C")
+    if place.dtype == "bfloat16":
+        return torch.from_numpy(part.view("<i2")).view(torch.bfloat16).float()
+    with np.errstate(over="ignore"):  # a float64 too large for float32 becomes inf, which is reported
+        return torch.from_numpy(part.view(place.dtype).astype(np.float32))
 
 
 class Arrays(dict[str, NamedArray]):
@@ -191,7 +183,7 @@ def open_arrays(path: Path) -> Arrays:
 def _mapped(path: Path, name: str, place: _Place, buffer: mmap.mmap) -> NamedArray:
     if place.end > len(buffer):
         raise SaeError(f"{path} is truncated: {name} ends beyond the end of the file. Fetch it again.")
-    return _MappedArray(str(path), name, place, lambda: buffer)
+    return NamedArray(str(path), name, place.shape, partial(_read_mapped, place, lambda: buffer))
 
 
 def _npz(path: Path, buffer: mmap.mmap) -> dict[str, NamedArray]:
@@ -212,7 +204,8 @@ def _npz_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, buf
     if place.end != info.file_size:
         raise SaeError(f"{path} is malformed: {name} has not the size that its shape {list(shape)} needs")
     if info.compress_type != zipfile.ZIP_STORED:
-        return _MappedArray(str(path), name, place, cache(partial(_unpacked, path, info.filename)))
+        unpacked = cache(partial(_unpacked, path, info.filename))
+        return NamedArray(str(path), name, shape, partial(_read_mapped, place, unpacked))
     # The local header's name and extra lengths may differ from the central directory's.
     name_length, extra_length = struct.unpack_from("<HH", buffer, info.header_offset + 26)
     start = info.header_offset + 30 + name_length + extra_length

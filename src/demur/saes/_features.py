@@ -7,7 +7,7 @@ float32. Interventions and attribution need only the rows of the features that t
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -16,8 +16,6 @@ from torch import Tensor
 from demur.types import Value
 
 ActivationName = Literal["relu", "jumprelu", "topk"]
-
-T = TypeVar("T", bound=Any)
 
 
 class SaeSpec(Value):
@@ -54,47 +52,42 @@ def keep_top(pre: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batc
     return torch.zeros_like(pre).scatter(-1, where, torch.relu(values))
 
 
-def on_device(value: T, device: torch.device | str) -> T:
-    """A dataclass with all its tensors on `device`."""
-    tensors = {field.name: getattr(value, field.name) for field in fields(value)}
-    return replace(value, **{name: each.to(device) for name, each in tensors.items() if isinstance(each, Tensor)})
-
-
 @dataclass(frozen=True)
-class FeatureRows:
-    """Features of a ReLU or JumpReLU dictionary. Reading feature `i` costs one dot product."""
+class Features:
+    """Features of a ReLU or JumpReLU dictionary."""
 
     layer: int
-    indices: tuple[int, ...]
     w_enc: Float[Tensor, "d_model k"]
     b_enc: Float[Tensor, " k"]
     threshold: Float[Tensor, " k"] | None
-    """JumpReLU thresholds, never negative; None means ReLU."""
+    """JumpReLU thresholds, never negative; None means ReLU, or TopK in a class that says so."""
     w_dec: Float[Tensor, "k d_model"]
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch k"]:
         """Activations of these features, float32 whatever the dtype of `x`; gradients flow through."""
         return activate(x.float() @ self.w_enc + self.b_enc, self.threshold)
 
-    def to(self, device: torch.device | str) -> FeatureRows:
-        """The same rows on `device`."""
-        return on_device(self, device)
+    def to(self, device: torch.device | str) -> Self:
+        """The same values with all tensors on `device`."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: each.to(device) for name, each in tensors.items() if isinstance(each, Tensor)})
 
 
 @dataclass(frozen=True)
-class TopKRows:
+class FeatureRows(Features):
+    """Chosen features of a dictionary. Reading feature `i` costs one dot product."""
+
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TopKRows(FeatureRows):
     """Features of a TopK dictionary.
 
     Whether a feature is active depends on all the others, so these rows carry the layer's whole encoder and `encode`
     pays for the whole encoding: `d_sae / k` times the cost of `FeatureRows`.
     """
 
-    layer: int
-    indices: tuple[int, ...]
-    w_enc: Float[Tensor, "d_model k"]
-    b_enc: Float[Tensor, " k"]
-    threshold: None
-    w_dec: Float[Tensor, "k d_model"]
     top: int
     """Features kept per token."""
     dictionary_w_enc: Float[Tensor, "d_model d_sae"]
@@ -104,10 +97,6 @@ class TopKRows:
         """Activations of these features after the top-k over the dictionary, float32, differentiable."""
         pre = x.float() @ self.dictionary_w_enc + self.dictionary_b_enc
         return keep_top(pre, self.top)[..., list(self.indices)]
-
-    def to(self, device: torch.device | str) -> TopKRows:
-        """The same rows on `device`."""
-        return on_device(self, device)
 
 
 Rows = FeatureRows | TopKRows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,32 +18,34 @@ _TIMEOUT = 10.0
 """Seconds to wait for the hub's list of files."""
 
 
-class SaeFiles(ABC):
-    """The files of one source of SAEs.
+class SaeFiles:
+    """The files under a local folder; base of other sources of SAEs.
 
     Attributes:
         name: the source, for people.
         files: relative paths, sorted.
     """
 
-    name: str
-    files: tuple[str, ...]
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.name = str(folder)
+        self.files = tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()))
 
-    @abstractmethod
     def path(self, file: str) -> Path:
         """The local path of `file`, downloaded if need be.
 
         Raises:
             SaeError: it cannot be downloaded.
         """
+        return self._folder / file
 
-    @abstractmethod
+    def is_here(self, file: str) -> bool:  # noqa: ARG002
+        """Whether `file` can be read without a download."""
+        return True
+
     def identity(self, file: str) -> str:
         """Key of the content of `file`."""
-
-    def is_here(self, file: str) -> bool:
-        """Whether `file` can be read without a download."""
-        return bool(self.path(file))
+        return file_identity(self.path(file))
 
     def arrays(self, file: str) -> Arrays:
         """The arrays of an npz or safetensors file; raises as `open_arrays` and `path` do."""
@@ -64,21 +65,6 @@ class SaeFiles(ABC):
         if not isinstance(values, dict):
             raise SaeError(f"{name} is not a JSON object; expected an SAE's configuration")
         return Config(name, cast("dict[str, Any]", values))
-
-
-class LocalFolder(SaeFiles):
-    """The files under a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.name = str(folder)
-        self.files = tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()))
-
-    def path(self, file: str) -> Path:
-        return self._folder / file
-
-    def identity(self, file: str) -> str:
-        return file_identity(self._folder / file)
 
 
 class HubRepository(SaeFiles):
@@ -110,26 +96,23 @@ class HubRepository(SaeFiles):
         except RevisionNotFoundError as error:
             raise SaeError(f"{repo} has no revision {revision!r}") from error
         except Exception as error:  # no network, time-outs: each client library has its own errors
-            folder = _cached_snapshot(repo, revision, error)
             self._cached_only = True
-            self._commit, self.files = folder.name, LocalFolder(folder).files
-            self.name = f"{repo}@{self._commit[:12]} (cached files only)"
-            return
-        self._commit = info.sha or revision or "main"
-        self.files = tuple(sorted(sibling.rfilename for sibling in info.siblings or []))
-        self.name = f"{repo}@{self._commit[:12]}"
+            self._commit, self.files = _cached(repo, revision, error)
+        else:
+            self._commit = info.sha or revision or "main"
+            self.files = tuple(sorted(sibling.rfilename for sibling in info.siblings or []))
+        self.name = f"{repo}@{self._commit[:12]}{' (cached files only)' if self._cached_only else ''}"
 
     def path(self, file: str) -> Path:
         import huggingface_hub
 
         try:
-            return Path(
-                huggingface_hub.hf_hub_download(
-                    self._repo, file, revision=self._commit, local_files_only=self._cached_only
-                )
+            found = huggingface_hub.hf_hub_download(
+                self._repo, file, revision=self._commit, local_files_only=self._cached_only
             )
         except Exception as error:
             raise SaeError(f"{self.name}/{file} cannot be downloaded: {first_line(error)}") from error
+        return Path(found)
 
     def is_here(self, file: str) -> bool:
         import huggingface_hub
@@ -140,11 +123,12 @@ class HubRepository(SaeFiles):
         return f"{self._repo}@{self._commit}/{file}"
 
 
-def _cached_snapshot(repo: str, revision: str | None, why: Exception) -> Path:
+def _cached(repo: str, revision: str | None, why: Exception) -> tuple[str, tuple[str, ...]]:
+    """Commit and files of what the local cache has of a repository."""
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True))
+        folder = huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True)
     except Exception as error:
         # Files are fetched one at a time, so a snapshot is seldom complete, and newer releases of the library say only
         # in the error where such a one is.
@@ -154,7 +138,7 @@ def _cached_snapshot(repo: str, revision: str | None, why: Exception) -> Path:
                 f"{repo} cannot be listed ({first_line(why)}), and nothing of it is in the local cache. "
                 "Connect to the network, or give a local folder."
             ) from error
-        return Path(folder)
+    return Path(folder).name, SaeFiles(Path(folder)).files
 
 
 class Config:
@@ -181,27 +165,24 @@ class Config:
     def number(self, *fields: str) -> float:
         """A positive finite number."""
         value = self.get(*fields)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise self._wrong(fields[0], value, "a positive number")
-        return value
+        positive = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+        return self._expect(positive, value, fields, "a positive number")
 
     def integer(self, *fields: str) -> int:
         """A positive whole number."""
         value = self.number(*fields)
-        if value != int(value):
-            raise self._wrong(fields[0], value, "a whole number")
-        return int(value)
+        return int(self._expect(value == int(value), value, fields, "a whole number"))
 
     def text(self, *fields: str) -> str:
         """A string."""
         value = self.get(*fields)
-        if not isinstance(value, str):
-            raise self._wrong(fields[0], value, "a string")
-        return value
+        return self._expect(isinstance(value, str), value, fields, "a string")
 
-    def _wrong(self, field: str, value: Any, expected: str) -> SaeError:
+    def _expect(self, fits: bool, value: Any, fields: tuple[str, ...], expected: str) -> Any:
+        if fits:
+            return value
         found = "is missing" if value is None else f"is {value!r}"
-        return SaeError(f"{self.file}: {field} {found}; expected {expected}")
+        raise SaeError(f"{self.file}: {fields[0]} {found}; expected {expected}")
 
 
 def first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from demur.errors import InputError, SaeError
 from demur.model import ChatModel
-from demur.saes._files import HubRepository, LocalFolder, SaeFiles
+from demur.saes._files import HubRepository, SaeFiles
 from demur.saes._presets import find_preset, get_preset
 from demur.saes._suite import Suite
 from demur.saes._widths import spans, width_name, width_number
@@ -30,9 +30,7 @@ def load_saes(
         model: a loaded model, or its hub id (then the fit is not checked).
         source: as in `load_suite`, or the name of a model that has a preset, for a fine-tune of it. Default: the
             preset of `model`.
-        layers: as in `load_suite`; default: the preset's.
-        width: as in `load_suite`; default: the preset's.
-        average_l0: as in `load_suite`; default: the preset's, else 100.
+        layers, width, average_l0: as in `load_suite`; default: the preset's.
         revision: as in `load_suite`.
 
     Raises:
@@ -42,16 +40,9 @@ def load_saes(
     name = model.name if isinstance(model, ChatModel) else str(model)
     preset = get_preset(name) if source is None else find_preset(str(source))
     if preset is not None:
-        layers = preset.layers if layers is None else layers
-        width = preset.width if width is None else width
-        average_l0 = preset.average_l0 if average_l0 is None else average_l0
-    suite = load_suite(
-        preset.saes if preset else str(source),
-        layers=layers,
-        width=width,
-        average_l0=100.0 if average_l0 is None else average_l0,
-        revision=revision,
-    )
+        source, layers, width = preset.saes, layers or preset.layers, width or preset.width
+        average_l0 = average_l0 or preset.average_l0
+    suite = load_suite(str(source), layers=layers, width=width, average_l0=average_l0 or 100.0, revision=revision)
     if isinstance(model, ChatModel):
         suite.check(d_model=model.d_model, n_layers=model.n_layers)
     return suite
@@ -105,7 +96,7 @@ def _open_source(source: str, revision: str | None) -> SaeFiles:
     if folder.is_dir():
         if revision is not None:
             raise SaeError(f"a revision ({revision!r}) only makes sense for a hub repository; {source} is a folder")
-        return LocalFolder(folder)
+        return SaeFiles(folder)
     if folder.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise SaeError(f"{source} is not a folder of SAEs; expected a folder, or a hub repository as OWNER/NAME")
     return HubRepository(source, revision)
@@ -114,19 +105,7 @@ def _open_source(source: str, revision: str | None) -> SaeFiles:
 def _choose(
     found: Sequence[FoundSae], source: str, layers: Sequence[int] | None, width: int | None, average_l0: float
 ) -> list[FoundSae]:
-    """One SAE per layer: of the right width, with the average L0 nearest to `average_l0` (ties: the smaller).
-
-    Args:
-        found: what the source holds.
-        source: its name, for people.
-        layers: the wanted layers; None: all that have an SAE of the width.
-        width: number of features; None: the only one there.
-        average_l0: wanted mean number of active features per token.
-
-    Raises:
-        InputError: a layer is given twice.
-        SaeError: a wanted layer or width does not exist, or the width is ambiguous; names what exists.
-    """
+    """One SAE per layer: of the right width, with the average L0 nearest to `average_l0` (ties: the smaller)."""
     available = sorted({one.layer for one in found})
     for layer in layers or ():
         if list(layers or ()).count(layer) > 1:

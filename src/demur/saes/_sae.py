@@ -14,18 +14,9 @@ from torch import Tensor
 
 from demur.errors import SaeError
 from demur.saes import _saving
-from demur.saes._array_files import Arrays, MemoryArray, Which
+from demur.saes._array_files import Arrays, Which, memory_array
 from demur.saes._canonical import Convention, SaeWeights
-from demur.saes._features import (
-    ActivationName,
-    FeatureRows,
-    Rows,
-    SaeSpec,
-    TopKRows,
-    activate,
-    keep_top,
-    on_device,
-)
+from demur.saes._features import ActivationName, FeatureRows, Features, Rows, SaeSpec, TopKRows, keep_top
 
 _DENSE_BLOCK = 4096
 _CHECKED_BYTES = 1 << 26
@@ -161,17 +152,11 @@ def _blocks(total: int, size: int) -> Iterator[range]:
 
 
 @dataclass(frozen=True)
-class DenseSae:
+class DenseSae(Features):
     """A whole SAE in memory, canonical and float32."""
 
-    layer: int
-    w_enc: Float[Tensor, "d_model d_sae"]
-    b_enc: Float[Tensor, " d_sae"]
-    threshold: Float[Tensor, " d_sae"] | None
-    """JumpReLU thresholds; None means ReLU, or TopK when `k` is given."""
     k: int | None
     """Features active per token of a TopK dictionary; None for the others."""
-    w_dec: Float[Tensor, "d_sae d_model"]
     b_dec: Float[Tensor, " d_model"]
 
     @property
@@ -182,16 +167,11 @@ class DenseSae:
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
         """All activations, float32 whatever the dtype of `x`; gradients flow through."""
-        pre = x.float() @ self.w_enc + self.b_enc
-        return activate(pre, self.threshold) if self.k is None else keep_top(pre, self.k)
+        return super().encode(x) if self.k is None else keep_top(x.float() @ self.w_enc + self.b_enc, self.k)
 
     def decode(self, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_model"]:
         """The reconstruction of the residual, float32."""
         return f.float() @ self.w_dec + self.b_dec
-
-    def to(self, device: torch.device | str) -> DenseSae:
-        """The same SAE on `device`."""
-        return on_device(self, device)
 
     def sae(self, *, average_l0: float | None = None, identity: str | None = None) -> Sae:
         """This SAE behind the interface of one on disk, so that suites can be made without files.
@@ -211,18 +191,20 @@ class DenseSae:
             identity=identity or f"memory:{self.digest()}",
         )
         name = f"layer {self.layer} in memory"
-        tensors = {"w_enc": self.w_enc, "b_enc": self.b_enc, "w_dec": self.w_dec, "b_dec": self.b_dec}
-        if self.threshold is not None:
-            tensors["threshold"] = self.threshold
-        arrays = Arrays(name, {key: MemoryArray(name, key, tensor) for key, tensor in tensors.items()})
+        arrays = Arrays(name, {key: memory_array(name, key, tensor) for key, tensor in self.tensors.items()})
         return Sae(spec, lambda: SaeWeights.of(arrays, Convention(self.activation, self.k)))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The numbers under their usual names: `W_enc`, `b_enc`, `W_dec`, `b_dec`, and `threshold` where there is one."""
+        found = {"W_enc": self.w_enc, "b_enc": self.b_enc, "W_dec": self.w_dec, "b_dec": self.b_dec}
+        return found if self.threshold is None else found | {"threshold": self.threshold}
 
     def digest(self) -> str:
         """SHA-256 of the numbers, hex."""
         state = hashlib.sha256(f"{self.layer} {self.activation} {self.k}".encode())
-        for tensor in (self.w_enc, self.b_enc, self.threshold, self.w_dec, self.b_dec):
-            if tensor is not None:
-                state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        for name, tensor in self.tensors.items():
+            state.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return state.hexdigest()
 
     def save_gemma_scope(self, folder: Path | str, *, average_l0: float) -> Path:

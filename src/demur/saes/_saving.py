@@ -63,7 +63,4 @@ def saelens(sae: DenseSae, folder: Path, model_name: str) -> Path:
 
 
 def _arrays(sae: DenseSae) -> dict[str, Tensor]:
-    tensors = {"W_enc": sae.w_enc, "b_enc": sae.b_enc, "W_dec": sae.w_dec, "b_dec": sae.b_dec}
-    if sae.threshold is not None:
-        tensors["threshold"] = sae.threshold
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in sae.tensors.items()}

@@ -4,7 +4,7 @@ A layout is a `Layout` value. `LAYOUTS.register(name, layout)` adds one for this
 `demur.sae_layouts` one for good.
 """
 
-from demur.saes._array_files import Arrays, MemoryArray, NamedArray, open_arrays
+from demur.saes._array_files import Arrays, NamedArray, memory_array, open_arrays
 from demur.saes._canonical import Convention, SaeWeights
 from demur.saes._files import Config, SaeFiles
 from demur.saes._widths import width_number
@@ -18,10 +18,10 @@ __all__ = [
     "FoundSae",
     "HookError",
     "Layout",
-    "MemoryArray",
     "NamedArray",
     "SaeFiles",
     "SaeWeights",
+    "memory_array",
     "open_arrays",
     "residual_layer",
     "width_number",

@@ -10,7 +10,6 @@ import difflib
 import re
 import warnings
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demur.errors import SaeError
@@ -21,9 +20,9 @@ from demur.saes.layouts import (
     Config,
     FoundSae,
     Layout,
-    MemoryArray,
     SaeFiles,
     SaeWeights,
+    memory_array,
     residual_layer,
     width_number,
 )
@@ -59,9 +58,6 @@ class SaeLensRelease(SaeFiles):
             raise SaeError(f"SAELens release {self.release} has no SAE {wanted!r}; {_nearest(wanted, ids)}")
         self.files = tuple(PREFIX + each for each in ([wanted] if wanted else ids))
 
-    def path(self, file: str) -> Path:
-        raise SaeError(f"{self.name}: SAELens keeps {file} where it likes")
-
     def is_here(self, file: str) -> bool:  # noqa: ARG002
         return False
 
@@ -87,7 +83,7 @@ class SaeLensRelease(SaeFiles):
                 sae = self._saelens.SAE.from_pretrained(self.release, file, device="cpu", dtype="float32")
         except Exception as error:
             raise SaeError(f"{source}: SAELens cannot load it ({first_line(error)})") from error
-        state = {name: MemoryArray(source, name, tensor) for name, tensor in sae.state_dict().items()}
+        state = {name: memory_array(source, name, tensor) for name, tensor in sae.state_dict().items()}
         return Config(source, sae.cfg.to_dict()), Arrays(source, state)
 
 
