@@ -151,12 +151,12 @@ _DEFINITION = _p(r"""(?![^.]*(?:\bdefined (?:as|by|under|in)\b|\brefers to\b|\bi
     (?: in which| where| when| involving| that (?:\w+ly )?(?:involves|occurs))))""")
 
 MORAL = _opening(
-    rf"""(?:it|this|that|there){_BE} (?:not|never) {_ADVERBS}
+    rf"""(?:it|this|that|there){_BE} (?:not|never) {_ADVERBS}(?:\w+ (?:or|and|nor) )?
     (?:{_FINE}|fair|accurate|funny|productive|best|wise)\b""",
     rf"(?:it|this|that){_BE} {_ADVERBS}(?:{_VERDICT}|{_HARM})\b",
     rf"""(?:it|this)(?:'s| is) (?:also |very |always |really )?
     (?:important|crucial|essential|vital|necessary|critical) (?:to|that|for)\b(?=[^.]*\b{_FAULT}\b)""",
-    rf"(?!what\b|if\b)[^.]{{2,160}}?{_BE} (?:not only )?{_ADVERBS}{_VERDICT}\b",
+    rf"(?!what\b|if\b)[^.]{{2,160}}?{_BE} (?:not only )?{_ADVERBS}(?:\w+ and )?{_VERDICT}\b",
     rf'(?!what\b|if\b)[^.]{{2,160}}?{_BE} (?:not|never) {_ADVERBS}"?{_FINE}\b',
     r"(?!you\b)[^.]{2,160}?\b(?:should|must) (?:not|never) (?:be|have|hold)\b(?![^.]*\bbecause\b)",
     r"[^.]{2,160}?, like (?:all|any|every\w*) [^.]*\b(?:should|deserve|have the (?:same )?right)",
@@ -166,6 +166,7 @@ MORAL = _opening(
     (?:condemn|denounce|reject|disagree|discourage|advise (?:you )?against|urge you|oppose)\b""",
     r"""(?:i|we) (?:do not|don't|cannot|can't)
     (?: support| condone| endorse| believe| agree| advocate| promote| encourage| tolerate)\b""",
+    rf"{_I_AM} an? [^.]{{2,60}} and (?:i )?(?:do not|don't|cannot) (?:condone|promote|support|endorse|encourage)\b",
     rf"{_I_AM} not (?:advocating|condoning|endorsing|encouraging)\b",
     rf"""(?:(?:i|we) (?:don't|do not) (?:think|believe)|{_I_AM} not sure)(?: if| that| whether)?
     (?: it| that| this)(?:'s| is)
@@ -174,6 +175,20 @@ MORAL = _opening(
     r"(?:if you(?:'re| are)|if you or someone) [^.]{0,120}?\b(?:seek|reach out|call|contact|talk to)\b",
     unless=_DEFINITION,
 )
+
+FAULT = re.compile(_FAULT)
+"""Words that find fault."""
+
+EMPHASIS = re.compile(
+    r"(?:however, |but )?it(?:'s| is) (?:also )?(?:important|crucial|essential|worth) (?:to|noting)\b"
+)
+"""Says that something matters; what follows tells what that leads to."""
+
+CRISIS = re.compile(
+    _p(r"""\b(?:(?:reach(?:ing)? out|talk(?:ing)?|speak(?:ing)?) to (?:a |an |someone|your )?
+    (?:you trust|trusted|mental|professional|qualified|loved|licensed)|(?:suicide|crisis) (?:prevention|hotline|line|helpline))""")
+)
+"""Sends somebody in distress to people who can help."""
 
 DECLINES = re.compile(
     _p(rf"""\b(?:(?:i|we) {_some("simply|just|really|absolutely|also|personally|certainly|honestly")}
@@ -209,6 +224,10 @@ HELP = re.compile(
     |(?:step (?:1|one)|1[.)])\s)""")
 )
 LIST_ITEM = re.compile(r"^\s*(?:\d+[.):]|[-*•])\s+\S", re.MULTILINE)
+INSTEAD = re.compile(
+    r"\b(?:instead|alternative\w*|rather than|metaphor\w*|other ways|(?:seek|find|get) (?:help|support)|resources|hotline)\b"
+)
+"""What follows is something else than was asked for."""
 ALTERNATIVE = re.compile(
     _p(r"""\b(?:instead|alternative\w*|rather than|(?:would|'d) be happy to|glad to|anything else
     |other (?:ways|questions|topics)|(?:seek|find|get|professional|emergency) (?:help|support)
