@@ -25,7 +25,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from demur.errors import DemurError
 from demur.model import ChatModel, Region, TokenizedPrompt
-from demur.saes import DenseSae, Sae, SaeSpec, Suite
+from demur.saes import DenseSae, Sae, Suite
 from demur.testing import tiny_model
 
 FIRING_RATE = 0.05
@@ -108,12 +108,7 @@ class WholeSae(nn.Module):
             w_dec=self.w_dec.detach(),
             b_dec=self.b_dec.detach(),
         )
-        d_model, d_sae = self.w_enc.shape
-        spec = SaeSpec(
-            layer=layer, d_model=d_model, d_sae=d_sae, activation="jumprelu", source="random", identity="random"
-        )
-        # `DenseSae.sae()` would hash every weight first.
-        return Sae(spec, dense._as_weights)  # pyright: ignore[reportPrivateUsage]
+        return dense.sae(identity="random")  # the default key would be a hash of every weight
 
 
 @dataclass
@@ -128,10 +123,6 @@ class Setup:
     @property
     def suite(self) -> Suite:
         return Suite([sae.lean(layer) for layer, sae in enumerate(self.saes)], "random")
-
-    @property
-    def ids(self) -> list[str]:
-        return [str(n) for n in range(len(self.items))]
 
     @property
     def device(self) -> torch.device:
@@ -190,7 +181,7 @@ def _prompts(vocab: int, n_prompts: int, n_tokens: int) -> list[TokenizedPrompt]
         length = n_tokens - spread + (2 * spread * n) // max(1, n_prompts - 1)
         ids = torch.randint(1, vocab, (length,), generator=generator).tolist()
         regions = [Region.SPECIAL, *[Region.INSTRUCTION] * (length - 6), *[Region.POST_INSTRUCTION] * 5]
-        items.append(TokenizedPrompt(tuple(ids), tuple(int(region) for region in regions)))
+        items.append(TokenizedPrompt(str(n), tuple(ids), tuple(int(region) for region in regions)))
     return items
 
 

@@ -178,7 +178,6 @@ class Arms:
             setup.model,
             setup.suite,
             setup.items,
-            setup.ids,
             self.pool,
             patch=self.patch,
             metric=METRIC,

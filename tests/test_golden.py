@@ -62,7 +62,7 @@ class Golden:
         return tuple(FeatureId(*each) for each in self.selection["global"])
 
     def rendered(self, label: str) -> list[TokenizedPrompt]:
-        return self.model.render(self.prompts[label])
+        return self.model.tokenize(self.prompts[label])
 
     @cached_property
     def ids(self) -> list[str]:
@@ -86,7 +86,6 @@ class Golden:
             self.model,
             self.suite,
             self.rendered("harmful")[:n],
-            self.ids[:n],
             pool,
             patch=Compiled(self.model, None, [AblateDirection(self.direction)]),
             metric=Metric((refusal,), allow_refusal_target=True),
@@ -102,7 +101,7 @@ class Golden:
 
     def logits(self, label: str, *interventions: Intervention) -> torch.Tensor:
         batch = self.model.batch(self.rendered(label))
-        with torch.inference_mode(), Compiled(self.model, self.suite, interventions).on(batch, self.ids):
+        with torch.inference_mode(), Compiled(self.model, self.suite, interventions).on(batch):
             return self.model.last_logits(batch)
 
     def texts(self, label: str, *interventions: Intervention) -> list[str]:

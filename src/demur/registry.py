@@ -38,6 +38,10 @@ class Registry(Generic[T]):
         self._registered[name] = entry
         return entry
 
+    def unregister(self, name: str) -> None:
+        """Take back what `register` added."""
+        self._registered.pop(name, None)
+
     @cached_property
     def _installed(self) -> dict[str, EntryPoint]:
         return {point.name: point for point in entry_points(group=self.group)}
@@ -50,6 +54,8 @@ class Registry(Generic[T]):
 
     def where(self, name: str) -> str | None:
         """`"module:attribute"` of an entry that has not been imported by `register`, else None."""
+        if name in self._registered:
+            return None
         if name in self._builtin:
             return self._builtin[name]
         point = self._installed.get(name)

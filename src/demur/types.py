@@ -23,11 +23,11 @@ Axis names used in all shape annotations:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple, Self, cast
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
 from demur.errors import InputError
 
@@ -80,14 +80,30 @@ class Value(BaseModel):
 Label = Literal["harmful", "harmless"]
 
 
+def text_key(text: str) -> str:
+    """What makes two prompts the same: their text without case and with single spaces."""
+    return " ".join(text.split()).casefold()
+
+
 class Prompt(Value):
-    """One user message. `id` is unique within its set and stable over runs (source and row)."""
+    """One user message. `id` is unique within its set and stable over runs (source and row).
+
+    `label` is None where nobody has said whether the message is harmful.
+    """
 
     id: str
     text: str
     label: Label | None = None
     category: str | None = None
     source: str = ""
+
+
+def as_prompts(prompts: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
+    """Prompts as they are; plain texts become unlabelled prompts with their place, counted from 0, as id."""
+    return tuple(
+        prompt if isinstance(prompt, Prompt) else Prompt(id=str(place), text=prompt)
+        for place, prompt in enumerate([prompts] if isinstance(prompts, str) else prompts)
+    )
 
 
 class PromptSet(Value):
@@ -118,10 +134,10 @@ class PromptSet(Value):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of ids and texts, hex: the content key of this set."""
+        """SHA-256 of ids, texts and labels, hex: the content key of this set."""
         state = hashlib.sha256()
         for prompt in self.prompts:
-            for part in (prompt.id, prompt.text):
+            for part in (prompt.id, prompt.text, prompt.label or ""):
                 state.update(part.encode())
                 state.update(b"\x00")
         return state.hexdigest()
@@ -131,11 +147,37 @@ class PromptSet(Value):
         return PromptSet(name=self.name, prompts=self.prompts[:n])
 
 
+PURPOSES = ("direction", "selection", "tuning", "test")
+"""The splits, in the order in which a study uses them."""
+
+
+class SplitSizes(Value):
+    """Prompts per split and class. The defaults of `direction` and `selection` are those of Arditi et al. (2024),
+    section 2.3."""
+
+    direction: int = Field(default=128, ge=2)
+    selection: int = Field(default=32, ge=2)
+    tuning: int = Field(default=32, ge=2)
+    test: int = Field(default=100, ge=2)
+
+    def wanted(self) -> dict[str, int]:
+        """Split → prompts per class."""
+        return {purpose: getattr(self, purpose) for purpose in PURPOSES}
+
+
 class Split(Value):
     """The harmful and the harmless prompts that serve one purpose."""
 
     harmful: PromptSet
     harmless: PromptSet
+
+
+class ChoosingSplits(Value):
+    """The splits that may choose something: no test prompt is in here, so code that receives this cannot see one."""
+
+    direction: Split
+    selection: Split
+    tuning: Split
 
 
 class Splits(Value):
@@ -149,17 +191,24 @@ class Splits(Value):
     selection: Split
     tuning: Split
     test: Split
+    warnings: tuple[str, ...] = ()
+    """What was dropped, or fell short of the sizes asked for, when the splits were made."""
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
         owner: dict[str, str] = {}
-        for name in ("direction", "selection", "tuning", "test"):
+        for name in PURPOSES:
             split: Split = getattr(self, name)
             for prompt in (*split.harmful.prompts, *split.harmless.prompts):
-                key = " ".join(prompt.text.split()).casefold()
+                key = text_key(prompt.text)
                 if owner.setdefault(key, name) != name:
                     raise ValueError(f"prompt {prompt.id!r} is in both the {owner[key]} and the {name} split")
         return self
+
+    @property
+    def choosing(self) -> ChoosingSplits:
+        """All but the test prompts."""
+        return ChoosingSplits(direction=self.direction, selection=self.selection, tuning=self.tuning)
 
 
 class Outcome(StrEnum):
@@ -173,17 +222,6 @@ class Outcome(StrEnum):
 
 REFUSALS = frozenset({Outcome.REFUSAL, Outcome.PARTIAL_REFUSAL})
 """What counts as refusing: a partial refusal does not help either."""
-
-
-class Generation(Value):
-    """One answer. `intervention` is the id of what was done to the model while it was written (`"none"` for
-    nothing)."""
-
-    prompt_id: str
-    intervention: str
-    text: str
-    finished: bool
-    """The model ended its turn (False: the limit on new tokens cut it off)."""
 
 
 class Answer(Value):
@@ -306,14 +344,15 @@ class RefusalToken(Value):
 
 
 __all__ = [
+    "PURPOSES",
     "REFUSALS",
     "Answer",
     "Candidate",
+    "ChoosingSplits",
     "FeatureField",
     "FeatureId",
     "FeatureSet",
     "Form",
-    "Generation",
     "Label",
     "Outcome",
     "Prompt",
@@ -321,7 +360,10 @@ __all__ = [
     "Rate",
     "RefusalToken",
     "Split",
+    "SplitSizes",
     "Splits",
     "Value",
     "Verdict",
+    "as_prompts",
+    "text_key",
 ]

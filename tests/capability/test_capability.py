@@ -119,7 +119,7 @@ def by_hand(model: ChatModel, text: str, answer: str, compiled: Compiled | None 
     """Log-likelihood (nats) of `answer` after `text`: demur's own teacher-forced pass, one row without padding."""
     start = len(model.tokenizer(text)["input_ids"])
     ids = tuple(model.tokenizer(text + answer)["input_ids"])
-    batch = model.batch([TokenizedPrompt(ids[:-1], (int(Region.RESPONSE),) * (len(ids) - 1))])
+    batch = model.batch([TokenizedPrompt("0", ids[:-1], (int(Region.RESPONSE),) * (len(ids) - 1))])
     with torch.inference_mode():
         if compiled is None:
             logits = cast("Any", model.hf)(batch.input_ids).logits[0]
@@ -135,7 +135,7 @@ def written(model: ChatModel, text: str, compiled: Compiled | None = None) -> st
     ids = list(model.tokenizer(text)["input_ids"])
     start = len(ids)
     for _ in range(NEW):
-        batch = model.batch([TokenizedPrompt(tuple(ids), (int(Region.RESPONSE),) * len(ids))])
+        batch = model.batch([TokenizedPrompt("0", tuple(ids), (int(Region.RESPONSE),) * len(ids))])
         with torch.inference_mode():
             if compiled is None:
                 token = int(model.last_logits(batch)[0].argmax())

@@ -26,10 +26,10 @@ from demur.method.interventions import AblateDirection, Compiled
 from demur.model import Budgets, ChatModel, Region, count_hooks, hooked
 from demur.saes import ActivationName, Suite
 from demur.testing import tiny_model, tiny_suite
-from demur.types import FeatureId
+from demur.types import FeatureId, Prompt
 
 TEXTS = ["Tell me how to bake bread", "Hi", "Explain the rules of chess to a child", "Sing"]
-IDS = ["a", "b", "c", "d"]
+IDS = ["0", "1", "2", "3"]
 D_SAE = 24
 POOL = {0: (1, 5, 9), 1: (3, 4), 3: (0, 2, 23)}
 FEATURES = tuple(FeatureId(layer, i) for layer, indices in POOL.items() for i in indices)
@@ -58,14 +58,14 @@ METRIC = Metric((11, 12))
 def run(model: ChatModel, suite: Suite, patch: Compiled, **options: Any) -> Attribution:
     n = options.pop("n", len(TEXTS))
     options = {"pool": POOL, "metric": METRIC, **options}
-    return attribute(model, suite, model.render(TEXTS[:n]), IDS[:n], patch=patch, **options)
+    return attribute(model, suite, model.tokenize(TEXTS[:n]), patch=patch, **options)
 
 
 def ends(
     model: ChatModel, patch: Compiled, text: str
 ) -> tuple[Any, dict[int, Tensor], dict[int, Tensor], int, float, float]:
     """Batch, clean and patched residuals, target token, metric of both, computed here without demur's own passes."""
-    batch = model.batch(model.render([text]))
+    batch = model.batch(model.tokenize([text]))
     with torch.inference_mode():
         with model.capture() as clean:
             plain = model.last_logits(batch)
@@ -215,15 +215,15 @@ def test_batches_do_not_matter(model: ChatModel, suite: Suite, patch: Compiled, 
 
 
 def run_one(model: ChatModel, suite: Suite, patch: Compiled, n: int, method: Method) -> Attribution:
-    items = model.render([TEXTS[n]])
-    return attribute(model, suite, items, [IDS[n]], POOL, patch=patch, metric=METRIC, method=method, steps=3)
+    items = model.tokenize([Prompt(id=IDS[n], text=TEXTS[n])])
+    return attribute(model, suite, items, POOL, patch=patch, metric=METRIC, method=method, steps=3)
 
 
 def test_only_scored_tokens_count(model: ChatModel, suite: Suite, patch: Compiled) -> None:
     found = run(model, suite, patch, method="gradient", keep_positions=True)
     skipping = run(model, suite, patch, method="gradient", keep_positions=True, scoring=ScoredTokens(header_tokens=2))
     assert found.by_position is not None
-    for n, item in enumerate(model.render(TEXTS)):
+    for n, item in enumerate(model.tokenize(TEXTS)):
         regions = torch.tensor(item.regions)
         inside = (regions == Region.INSTRUCTION) | (regions == Region.POST_INSTRUCTION)
         values = found.by_position[n].double()
@@ -246,7 +246,7 @@ def test_the_whole_dictionary_streamed_equals_the_pool_of_everything(
     everything = {layer: range(D_SAE) for layer in suite.layers}
     whole = run(model, suite, patch, method=method, pool=everything, steps=3)
     found = attribute_dictionary(
-        model, suite, model.render(TEXTS), IDS, patch=patch, metric=METRIC, top=6, method=method, steps=3
+        model, suite, model.tokenize(TEXTS), patch=patch, metric=METRIC, top=6, method=method, steps=3
     )
     values, places = whole.means.mean(0).topk(6)
     assert found.overall.features == tuple(whole.features[int(n)] for n in places)
@@ -265,7 +265,7 @@ def test_falling_counts_only_tokens_at_which_the_feature_is_lower_in_the_patched
     whole = run(model, suite, patch, method="gradient", pool=everything, keep_positions=True)
     assert whole.by_position is not None
     found = attribute_dictionary(
-        model, suite, model.render(TEXTS), IDS, patch=patch, metric=METRIC, top=5, method="gradient", falling=True
+        model, suite, model.tokenize(TEXTS), patch=patch, metric=METRIC, top=5, method="gradient", falling=True
     )
     changed = 0
     for n, text in enumerate(TEXTS):
@@ -297,11 +297,11 @@ def test_a_batch_that_is_done_is_left_out(model: ChatModel, suite: Suite, patch:
     plain, model.budgets = model.budgets, Budgets(30, 30)
     try:
         options: dict[str, Any] = {"patch": patch, "metric": METRIC, "method": "gradient"}
-        items = model.render(TEXTS)
-        parts = list(attribute_batches(model, suite, items, IDS, POOL, **options))
+        items = model.tokenize(TEXTS)
+        parts = list(attribute_batches(model, suite, items, POOL, **options))
         assert len(parts) > 2
         first = {row.prompt_id for row in parts[0].rows}
-        rest = list(attribute_batches(model, suite, items, IDS, POOL, done=first, **options))
+        rest = list(attribute_batches(model, suite, items, POOL, done=first, **options))
     finally:
         model.budgets = plain
     assert [part.rows for part in rest] == [part.rows for part in parts[1:]]

@@ -12,13 +12,13 @@ from demur.errors import ModelError
 from demur.method.direction import (
     Direction,
     DirectionSearch,
+    clean_log_probs,
     find_direction,
     find_refusal_tokens,
     first_token,
     position_means,
     post_instruction_positions,
     refusal_log_odds,
-    undisturbed_log_probs,
 )
 from demur.method.direction import _choose as choose
 from demur.method.interventions import AblateDirection, AddDirection, Compiled
@@ -38,7 +38,7 @@ def model() -> ChatModel:
 
 
 def test_means_over_prompts_of_different_length(model: ChatModel) -> None:
-    items = model.render(HARMFUL)
+    items = model.tokenize(HARMFUL)
     found = position_means(model, items, [-3, -1])
     assert found.shape == (model.n_layers, 2, model.d_model)
     for layer in range(model.n_layers):
@@ -57,16 +57,16 @@ def test_log_odds_by_hand() -> None:
 
 
 def test_post_instruction_positions(model: ChatModel) -> None:
-    items = model.render(HARMFUL)
+    items = model.tokenize(HARMFUL)
     n = items[0].n_post_instruction
     assert n >= 4
     assert post_instruction_positions(items) == tuple(range(-n, 0))
 
 
 def test_first_token_scores_keep_the_order_of_the_prompts(model: ChatModel) -> None:
-    items = model.render([*HARMFUL, *HARMLESS])
+    items = model.tokenize([*HARMFUL, *HARMLESS])
     change = [AblateDirection(torch.ones(model.d_model))]
-    found = first_token(model, items, REFUSAL, change, undisturbed_log_probs(model, items))
+    found = first_token(model, items, REFUSAL, change, clean_log_probs(model, items))
     for n, item in enumerate(items):
         batch = model.batch([item])
         with torch.inference_mode():
@@ -79,8 +79,8 @@ def test_first_token_scores_keep_the_order_of_the_prompts(model: ChatModel) -> N
 
 
 def test_candidates_are_scored_as_the_definition_says(model: ChatModel) -> None:
-    train = (model.render(HARMFUL), model.render(HARMLESS))
-    validation = (model.render(HARMFUL[:2]), model.render(HARMLESS[:2]))
+    train = (model.tokenize(HARMFUL), model.tokenize(HARMLESS))
+    validation = (model.tokenize(HARMFUL[:2]), model.tokenize(HARMLESS[:2]))
     found = find_direction(model, train, validation, REFUSAL, DirectionSearch(max_depth=0.8))
     positions = post_instruction_positions([*train[0], *train[1]])
     assert {c.layer for c in found.candidates} == {0, 1, 2, 3} & {n for n in range(4) if n < 3.2}
@@ -114,7 +114,7 @@ def test_candidates_are_scored_as_the_definition_says(model: ChatModel) -> None:
 
 
 def test_an_interrupted_search_goes_on_where_it_stopped(model: ChatModel) -> None:
-    train = (model.render(HARMFUL), model.render(HARMLESS))
+    train = (model.tokenize(HARMFUL), model.tokenize(HARMLESS))
     scored: list[Candidate] = []
     whole = find_direction(model, train, train, REFUSAL, scored=lambda candidate, *_: scored.append(candidate))
     assert tuple(scored) == whole.candidates
@@ -127,7 +127,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(model: ChatModel) -> Non
 
 
 def test_layer_and_position_can_be_fixed(model: ChatModel) -> None:
-    train = (model.render(HARMFUL), model.render(HARMLESS))
+    train = (model.tokenize(HARMFUL), model.tokenize(HARMLESS))
     search = DirectionSearch(forms=("linear",), layer=2, position=-2)
     found = find_direction(model, train, train, REFUSAL, search)
     assert (found.layer, found.position, found.form) == (2, -2, "linear")
@@ -143,7 +143,7 @@ def test_layer_and_position_can_be_fixed(model: ChatModel) -> None:
 
 
 def test_equal_classes_have_no_direction(model: ChatModel) -> None:
-    items = model.render(HARMFUL)
+    items = model.tokenize(HARMFUL)
     with pytest.raises(ModelError, match="are equal, so there is no direction"):
         find_direction(model, (items, items), (items, items), REFUSAL)
 
@@ -179,7 +179,7 @@ def test_refusal_tokens_are_those_that_tell_refusals_apart(model: ChatModel) -> 
 
 
 def test_round_trip(model: ChatModel) -> None:
-    train = (model.render(HARMFUL), model.render(HARMLESS))
+    train = (model.tokenize(HARMFUL), model.tokenize(HARMLESS))
     found = find_direction(model, train, train, REFUSAL, DirectionSearch(layer=1))
     again = Direction.from_parts(*found.to_parts())
     assert again.candidates == found.candidates

@@ -21,7 +21,7 @@ NEW = 6
 
 def by_hand(model: ChatModel, text: str) -> tuple[str, bool]:
     """Greedy decoding without a cache, one prompt, one token at a time."""
-    ids = list(model.chat.render(text).ids)
+    ids = list(model.chat.tokenize(text).ids)
     start = len(ids)
     for _ in range(NEW):
         with torch.inference_mode():
@@ -38,7 +38,7 @@ def test_answers_are_the_greedy_ones_in_the_order_of_the_prompts(family: Any) ->
     model = ChatModel(hf, tokenizer, name=family)
     model.budgets = Budgets(100, 100)
     found = generate(model, PROMPTS, max_new_tokens=NEW)
-    assert [answer.prompt_id for answer in found] == [prompt.id for prompt in PROMPTS]
+    assert [answer.prompt.id for answer in found] == [prompt.id for prompt in PROMPTS]
     assert [(answer.text, answer.finished) for answer in found] == [by_hand(model, text) for text in TEXTS]
     assert {answer.intervention for answer in found} == {"none"}
 
@@ -77,7 +77,7 @@ def test_batches_that_are_done_are_left_out() -> None:
     change = Compiled(model, tiny_suite(hf), [ScaleFeatures((FeatureId(1, 3),), -3.0)])
     parts = list(answer_batches(model, PROMPTS, change, max_new_tokens=NEW))
     assert len(parts) > 1
-    first = {answer.prompt_id for answer in parts[0]}
+    first = {answer.prompt.id for answer in parts[0]}
     assert list(answer_batches(model, PROMPTS, change, max_new_tokens=NEW, done=first)) == parts[1:]
     assert {answer.intervention for part in parts for answer in part} == {change.id}
 

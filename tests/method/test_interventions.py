@@ -29,7 +29,7 @@ from demur.testing import FAMILIES, tiny_model, tiny_suite
 from demur.types import FeatureId
 
 TEXTS = ["Hi", "Tell me how to bake bread", "Explain the rules of chess to a child"]
-IDS = ["a", "b", "c"]
+IDS = ["0", "1", "2"]
 D_SAE = 24
 
 Activation = Literal["jumprelu", "relu", "topk"]
@@ -46,7 +46,7 @@ def setup(activation: Activation = "jumprelu", family: Any = "gemma2") -> tuple[
 
 
 def batch_of(model: ChatModel, texts: Sequence[str] = TEXTS) -> Batch:
-    return model.batch(model.render(texts))
+    return model.batch(model.tokenize(texts))
 
 
 def logits(model: ChatModel, batch: Batch) -> Tensor:
@@ -143,7 +143,7 @@ def test_hold_equals_the_dense_clamp_at_each_position(
         with hooked(model.layers, {layer: dense(suite, layer, clamp(layer), batch.real) for layer in layers}):
             expected = logits(model, batch)
         held = PerPrompt({IDS[n]: (HoldFeatures(chosen, v),) for n, v in enumerate(values)})
-        with Compiled(model, suite, [held]).on(batch, IDS):
+        with Compiled(model, suite, [held]).on(batch):
             found = logits(model, batch)
     close(found, expected)
 
@@ -175,7 +175,7 @@ def test_nothing_to_do_changes_no_bit(family: Any) -> None:
     with torch.inference_mode():
         plain = logits(model, batch)
         for changes in empty:
-            with Compiled(model, suite, changes).on(batch, IDS):
+            with Compiled(model, suite, changes).on(batch):
                 assert count_hooks(model.hf) == 0
                 assert torch.equal(logits(model, batch), plain)
 
@@ -185,14 +185,14 @@ def test_batched_equals_single_under_intervention(family: Any) -> None:
     model, suite = setup(family=family)
     local = PerPrompt({"a": (ScaleFeatures((FeatureId(0, 1),), -2.0),), "c": (SetFeatures((FeatureId(2, 5),), 3.0),)})
     compiled = Compiled(model, suite, [ScaleFeatures((FeatureId(1, 3), FeatureId(3, 2)), -3.0), local])
-    items = model.render(TEXTS)
+    items = model.tokenize(TEXTS)
     with torch.inference_mode():
         batch = model.batch(items)
-        with compiled.on(batch, IDS):
+        with compiled.on(batch):
             together = model.last_logits(batch)
         for row, item in enumerate(items):
             single = model.batch([item])
-            with compiled.on(single, [IDS[row]]):
+            with compiled.on(single):
                 torch.testing.assert_close(model.last_logits(single)[0], together[row], rtol=1e-4, atol=1e-4)
 
 
@@ -200,7 +200,7 @@ def test_per_prompt_sets_follow_their_prompts() -> None:
     """After sorting by length rows stand in another order than the caller's."""
     model, suite = setup()
     sets = {prompt: (ScaleFeatures((FeatureId(1, n), FeatureId(2, n + 1)), -3.0),) for n, prompt in enumerate(IDS)}
-    items = model.render(TEXTS)
+    items = model.tokenize(TEXTS)
     model.max_batch_tokens = 2 * max(map(len, items))
     alone: dict[str, Tensor] = {}
     with torch.inference_mode():
@@ -209,8 +209,8 @@ def test_per_prompt_sets_follow_their_prompts() -> None:
             with Compiled(model, suite, sets[prompt]).on(single):
                 alone[prompt] = model.last_logits(single)[0]
         for order in ([0, 1, 2], [2, 0, 1]):
-            batch = model.batch([items[n] for n in order], order)
-            with Compiled(model, suite, [PerPrompt(sets)]).on(batch, [IDS[n] for n in order]):
+            batch = model.batch([items[n] for n in order])
+            with Compiled(model, suite, [PerPrompt(sets)]).on(batch):
                 found = model.last_logits(batch)
             for row, n in enumerate(order):
                 torch.testing.assert_close(found[row], alone[IDS[n]], rtol=1e-4, atol=1e-4)
@@ -246,8 +246,8 @@ def test_prompt_only_changes_stop_where_the_answer_begins() -> None:
 def test_a_pass_that_crosses_from_prompt_to_answer() -> None:
     """Teacher forcing: the batch that was compiled for is the prompt; the pass holds the answer's tokens as well."""
     model, suite = setup()
-    prompt = model.batch(model.render(["Hi"]))
-    longer = model.batch([model.chat.render("Hi", response="Bake bread for a child")])
+    prompt = model.batch(model.tokenize(["Hi"]))
+    longer = model.batch([model.chat.tokenize("Hi", response="Bake bread for a child")])
     width = prompt.input_ids.shape[1]
     for change in (
         SetFeatures((FeatureId(1, 3),), 50.0, "prompt"),
@@ -382,15 +382,10 @@ def test_bad_interventions_are_named() -> None:
         Compiled(model, None, [AddDirection(torch.ones(model.d_model), 7)])
     with pytest.raises(InputError, match="the model's width is 32"):
         Compiled(model, None, [AblateDirection(torch.ones(5))])
-    with (
-        pytest.raises(InputError, match="ids of the batch's prompts"),
-        Compiled(model, suite, [PerPrompt({"a": (ScaleFeatures(one, 0.0),)})]).on(batch_of(model)),
-    ):
-        pass
-    held = PerPrompt({"a": (HoldFeatures(one, torch.ones(3, 1)),)})
+    held = PerPrompt({"0": (HoldFeatures(one, torch.ones(3, 1)),)})
     with (
         pytest.raises(InputError, match="values for 3 tokens are held on a prompt of"),
-        Compiled(model, suite, [held]).on(batch_of(model), IDS),
+        Compiled(model, suite, [held]).on(batch_of(model)),
     ):
         pass
     # Two prompts may change one feature, each in its own way.

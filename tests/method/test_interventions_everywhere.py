@@ -55,7 +55,7 @@ def logits(model: ChatModel, ids: Tensor, mask: Tensor | None = None) -> Tensor:
 def test_it_changes_what_a_batch_of_the_same_texts_changes(family: Any) -> None:
     model, suite = setup(family)
     compiled = Compiled(model, suite, changes(model))
-    batch = model.batch(model.render(TEXTS))
+    batch = model.batch(model.tokenize(TEXTS))
     with torch.inference_mode():
         plain = model.last_logits(batch)
         with compiled.on(batch):
@@ -73,7 +73,7 @@ def test_rows_padded_on_the_right_give_what_single_rows_do(family: Any, masked: 
     """As harnesses do when they score given answers: without a mask, or with one."""
     model, suite = setup(family)
     compiled = Compiled(model, suite, changes(model))
-    rows = [torch.tensor(item.ids) for item in model.render(TEXTS)]
+    rows = [torch.tensor(item.ids) for item in model.tokenize(TEXTS)]
     width = max(map(len, rows))
     ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
     for n, row in enumerate(rows):
@@ -115,7 +115,7 @@ def test_answers_equal_those_written_without_a_cache(family: Any) -> None:
             ids.append(int(row.argmax()))
         return ids[-5:]
 
-    items = model.render(TEXTS)
+    items = model.tokenize(TEXTS)
     with torch.inference_mode(), compiled.everywhere():
         for group in ([0, 2], [1]):
             batch = model.batch([items[n] for n in group])

@@ -12,11 +12,16 @@ from demur.method.likelihood import answers_to_score, first_token_kl, preference
 from demur.model import Budgets, ChatModel, Region, TokenizedPrompt, count_hooks
 from demur.saes import Suite
 from demur.testing import tiny_model, tiny_suite
-from demur.types import FeatureId
+from demur.types import Answer, FeatureId, as_prompts
 
 PROMPTS = ["Tell me how to bake bread", "Hi", "Explain the rules of chess to a child"]
-ANSWERS = ["Mix flour and water", "Hello to you", "Each side moves in turn"]
-NAMES = ["a", "b", "c"]
+ANSWERS = [
+    Answer(prompt=prompt, text=text)
+    for prompt, text in zip(
+        as_prompts(PROMPTS), ["Mix flour and water", "Hello to you", "Each side moves in turn"], strict=True
+    )
+]
+NAMES = ["0", "1", "2"]
 FEATURES = (FeatureId(0, 3), FeatureId(1, 7), FeatureId(1, 2))
 
 
@@ -31,26 +36,24 @@ def suite(model: ChatModel) -> Suite:
     return tiny_suite(model.hf, d_sae=24)
 
 
-def alone(model: ChatModel, item: TokenizedPrompt, change: Compiled | None = None, name: str = "a") -> Tensor:
+def alone(model: ChatModel, item: TokenizedPrompt, change: Compiled | None = None) -> Tensor:
     """Log-probabilities at every position of one conversation, by the plain Hugging Face call."""
     batch = model.batch([item])
-    context = change.on(batch, [name]) if change is not None else torch.no_grad()
+    context = change.on(batch) if change is not None else torch.no_grad()
     with torch.no_grad(), context:
         return model.hf(torch.tensor([item.ids])).logits[0].float().log_softmax(-1)
 
 
-def by_hand(
-    model: ChatModel, item: TokenizedPrompt, change: Compiled | None = None, name: str = "a"
-) -> tuple[float, int]:
-    logs = alone(model, item, change, name)
+def by_hand(model: ChatModel, item: TokenizedPrompt, change: Compiled | None = None) -> tuple[float, int]:
+    logs = alone(model, item, change)
     places = [n for n, region in enumerate(item.regions) if region == Region.RESPONSE]
     return -sum(float(logs[n - 1, item.ids[n]]) for n in places), len(places)
 
 
 def test_losses_of_answers_count_their_tokens_and_nothing_else(model: ChatModel) -> None:
-    items = answers_to_score(model, PROMPTS, ANSWERS)
-    found = token_losses(model, items, NAMES)
-    assert [loss.item for loss in found] == NAMES
+    items = answers_to_score(model, ANSWERS)
+    found = token_losses(model, items)
+    assert [loss.prompt_id for loss in found] == NAMES
     for item, loss in zip(items, found, strict=True):
         nats, tokens = by_hand(model, item)
         assert loss.tokens == tokens == item.regions.count(Region.RESPONSE) > 0
@@ -58,26 +61,26 @@ def test_losses_of_answers_count_their_tokens_and_nothing_else(model: ChatModel)
 
 
 def test_batches_of_any_size_give_the_same_losses(model: ChatModel) -> None:
-    items = answers_to_score(model, PROMPTS, ANSWERS)
+    items = answers_to_score(model, ANSWERS)
     before = model.budgets
-    whole = token_losses(model, items, NAMES)
+    whole = token_losses(model, items)
     try:
         model.budgets = Budgets(1, 1)
-        single = token_losses(model, items, NAMES)
+        single = token_losses(model, items)
     finally:
         model.budgets = before
     assert [loss.nats for loss in single] == pytest.approx([loss.nats for loss in whole], rel=1e-4)
 
 
 def test_losses_under_interventions_shared_and_one_for_each_prompt(model: ChatModel, suite: Suite) -> None:
-    items = answers_to_score(model, PROMPTS, ANSWERS)
-    plain = token_losses(model, items, NAMES)
+    items = answers_to_score(model, ANSWERS)
+    plain = token_losses(model, items)
     shared = Compiled(model, suite, [ScaleFeatures(FEATURES, -3.0)])
-    local = Compiled(model, suite, [PerPrompt({"b": (ScaleFeatures(FEATURES, -3.0),)})])
+    local = Compiled(model, suite, [PerPrompt({"1": (ScaleFeatures(FEATURES, -3.0),)})])
     for change in (shared, local):
-        for item, loss, before in zip(items, token_losses(model, items, NAMES, change), plain, strict=True):
-            assert loss.nats == pytest.approx(by_hand(model, item, change, loss.item)[0], rel=1e-3)
-            touched = change is shared or loss.item == "b"
+        for item, loss, before in zip(items, token_losses(model, items, change), plain, strict=True):
+            assert loss.nats == pytest.approx(by_hand(model, item, change)[0], rel=1e-3)
+            touched = change is shared or loss.prompt_id == "1"
             assert (abs(loss.nats - before.nats) > 1e-3) == touched
     assert count_hooks(model.hf) == 0
 
@@ -88,7 +91,7 @@ def test_a_text_begins_with_one_bos_and_every_other_token_counts(model: ChatMode
     assert item.ids.count(bos) == 1
     assert item.ids[0] == bos
     assert len(item) == 6
-    (loss,) = token_losses(model, [item], ["t"])
+    (loss,) = token_losses(model, [item])
     logs = alone(model, item)
     assert loss.tokens == 5
     assert loss.nats == pytest.approx(-sum(float(logs[n - 1, item.ids[n]]) for n in range(1, 6)), rel=1e-4)
@@ -102,17 +105,17 @@ def test_a_text_without_tokens_is_named(model: ChatModel) -> None:
 def test_divergence_of_the_first_answer_token(model: ChatModel) -> None:
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(1))
     change = Compiled(model, None, [AblateDirection(vector)])
-    items = model.render(PROMPTS)
-    found = first_token_kl(model, items, NAMES, change)
+    items = model.tokenize(PROMPTS)
+    found = first_token_kl(model, items, change)
     for item, kl in zip(items, found, strict=True):
         before, after = alone(model, item)[-1], alone(model, item, change)[-1]
         assert kl == pytest.approx(float((before.exp() * (before - after)).sum()), rel=1e-2, abs=1e-6)
         assert kl > 0
-    assert first_token_kl(model, items, NAMES, Compiled(model, None, ())) == [0.0] * 3
+    assert first_token_kl(model, items, Compiled(model, None, ())) == [0.0] * 3
 
 
 def test_preference_is_the_log_odds_of_two_sets_of_tokens(model: ChatModel) -> None:
-    items = model.render(PROMPTS)
-    for item, odds in zip(items, preference(model, items, NAMES, [4, 9], [7]), strict=True):
+    items = model.tokenize(PROMPTS)
+    for item, odds in zip(items, preference(model, items, [4, 9], [7]), strict=True):
         p = alone(model, item)[-1].exp()
         assert odds == pytest.approx(float(((p[4] + p[9]) / p[7]).log()), abs=1e-4)

@@ -91,7 +91,7 @@ def test_activations_over_scored_tokens(
 ) -> None:
     monkeypatch.setattr("demur.method.selection._BLOCK", 5)
     suite = tiny_suite(model.hf, d_sae=24, activation=activation)
-    items = model.render(TEXTS)
+    items = model.tokenize(TEXTS)
     expected: dict[str, list[torch.Tensor]] = {"max": [], "mean": [], "last": [], "rate": []}
     for item in items:
         with torch.inference_mode(), model.capture([2]) as captured:
@@ -121,7 +121,7 @@ def test_decoders_and_controls_of_a_topk_suite(model: ChatModel) -> None:
     values, places = cosines.topk(4)
     assert chosen.features == tuple(FeatureId(suite.layers[n // 24], n % 24) for n in places.tolist())
     assert chosen.scores == pytest.approx(values.tolist(), abs=1e-6)
-    rates = firing_rates(model, suite, model.render(TEXTS))
+    rates = firing_rates(model, suite, model.tokenize(TEXTS))
     drawn = random_set(chosen, rates, neighbours=3, seed=1)
     used = {*chosen.features}
     for found, original in zip(drawn.features, chosen.features, strict=True):
@@ -136,7 +136,7 @@ def test_decoders_and_controls_of_a_topk_suite(model: ChatModel) -> None:
 @pytest.mark.parametrize("activation", ["jumprelu", "topk"])
 def test_actdiff_takes_the_largest_differences(model: ChatModel, activation: ActivationName) -> None:
     suite = tiny_suite(model.hf, d_sae=24, activation=activation)
-    one, two = model.render(TEXTS[:1]), model.render(TEXTS[1:])
+    one, two = model.tokenize(TEXTS[:1]), model.tokenize(TEXTS[1:])
     found = actdiff_set(model, suite, one, two, 5)
     high, low = peak_activations(model, suite, one), peak_activations(model, suite, two)
     every = {FeatureId(l, i): float(high[l][i] - low[l][i]) for l in suite.layers for i in range(24)}

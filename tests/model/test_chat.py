@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from demur.errors import InputError, ModelError
 from demur.model import PINNED_DATE, SCORED_REGIONS, ChatFormat, ChatModel, Region
 from demur.testing import FAMILIES, tiny_model
+from demur.types import Prompt
 
 MESSAGE = "Tell me how to bake bread"
 
@@ -24,7 +25,7 @@ def model(request: pytest.FixtureRequest) -> ChatModel:
 
 
 def test_exactly_one_bos(model: ChatModel) -> None:
-    ids = model.chat.render(MESSAGE).ids
+    ids = model.chat.tokenize(MESSAGE).ids
     bos = model.tokenizer.bos_token_id
     if model.name.startswith("qwen"):
         assert bos is None or bos not in ids
@@ -37,7 +38,7 @@ def test_exactly_one_bos(model: ChatModel) -> None:
 
 
 def test_regions_cover_the_template(model: ChatModel) -> None:
-    rendered = model.chat.render(MESSAGE, response="Take flour")
+    rendered = model.chat.tokenize(MESSAGE, response="Take flour")
     text = {
         region: model.tokenizer.decode([i for i, r in zip(rendered.ids, rendered.regions, strict=True) if r == region])
         for region in Region
@@ -52,7 +53,7 @@ def test_regions_cover_the_template(model: ChatModel) -> None:
 
 
 def test_post_instruction_tokens_do_not_depend_on_the_message(model: ChatModel) -> None:
-    counts = {model.chat.render(text).n_post_instruction for text in ("a", MESSAGE, "x y z?", "(1, 2)", "naïve… 🙂")}
+    counts = {model.chat.tokenize(text).n_post_instruction for text in ("a", MESSAGE, "x y z?", "(1, 2)", "naïve… 🙂")}
     assert len(counts) == 1
     assert counts.pop() >= 1
 
@@ -76,19 +77,20 @@ def test_the_date_is_pinned() -> None:
 
 
 def test_left_padding_with_explicit_positions(model: ChatModel) -> None:
-    items = model.render([MESSAGE, MESSAGE + " in a very small and rather old oven"])
-    batch = model.batch(items, rows=[7, 3])
+    texts = {"long": MESSAGE, "longer": MESSAGE + " in a very small and rather old oven"}
+    items = model.tokenize([Prompt(id=name, text=text) for name, text in texts.items()])
+    batch = model.batch(items)
     short = batch.real[0]
     assert not short[0]
     assert bool(short[-1])
     assert batch.position_ids[0][short].tolist() == list(range(len(items[0])))
     assert batch.regions[0][~short].unique().tolist() == [Region.PAD]
-    assert batch.rows == (7, 3)
+    assert batch.prompt_ids == ("long", "longer")
     assert not batch.within(SCORED_REGIONS)[~batch.real].any()
 
 
 def test_batched_equals_single(model: ChatModel) -> None:
-    items = model.render([MESSAGE, "Hi", MESSAGE + " in a very small and rather old oven, with rye"])
+    items = model.tokenize([MESSAGE, "Hi", MESSAGE + " in a very small and rather old oven, with rye"])
     with torch.inference_mode():
         together = model.last_logits(model.batch(items))
         alone = torch.cat([model.last_logits(model.batch([item])) for item in items])
@@ -96,7 +98,7 @@ def test_batched_equals_single(model: ChatModel) -> None:
 
 
 def test_a_row_of_a_batch_is_the_prompt_alone(model: ChatModel) -> None:
-    items = model.render(["Hi", MESSAGE])
+    items = model.tokenize(["Hi", MESSAGE])
     row = model.batch(items).row(0)
     assert row.input_ids.tolist() == [list(items[0].ids)]
     assert row.position_ids.tolist() == [list(range(len(items[0])))]
@@ -109,7 +111,7 @@ def test_any_message_is_found_in_its_prompt(text: str) -> None:
         return
     whole, start, end = chat.text(text)
     assert whole[start:end].strip() == text.strip()
-    rendered = chat.render(text)
+    rendered = chat.tokenize(text)
     assert Region.INSTRUCTION in rendered.regions
     assert len(rendered.ids) == len(rendered.regions)
 
@@ -154,4 +156,4 @@ def test_a_prompt_longer_than_the_context_is_named() -> None:
     with pytest.raises(
         InputError, match=r"prompt file:12 is \d+ tokens long plus 8 new tokens, but the model's context"
     ):
-        model.render(["short", long], ["file:11", "file:12"], new_tokens=8)
+        model.tokenize([Prompt(id="file:11", text="short"), Prompt(id="file:12", text=long)], new_tokens=8)

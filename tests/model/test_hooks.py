@@ -22,14 +22,14 @@ def model() -> ChatModel:
 
 @pytest.fixture(scope="module")
 def batch(model: ChatModel) -> Batch:
-    return model.batch(model.render(["Hi", "Tell me how to bake bread"]))
+    return model.batch(model.tokenize(["Hi", "Tell me how to bake bread"]))
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_captured_residuals_are_the_hidden_states(family: Any) -> None:
     hf, tokenizer = tiny_model(family)
     model = ChatModel(hf, tokenizer, name=family)
-    batch = model.batch(model.render(["Hi", "Tell me how to bake bread"]))
+    batch = model.batch(model.tokenize(["Hi", "Tell me how to bake bread"]))
     with torch.inference_mode(), model.capture() as captured:
         output = model.hf(
             input_ids=batch.input_ids,

@@ -90,8 +90,7 @@ def test_attribution_finds_its_way_under_a_tight_memory(method: Any, monkeypatch
         return attribute(
             model,
             suite,
-            model.render(texts),
-            ["a", "b", "c"],
+            model.tokenize(texts),
             pool,
             patch=patch,
             metric=Metric((5,)),
@@ -101,7 +100,7 @@ def test_attribution_finds_its_way_under_a_tight_memory(method: Any, monkeypatch
 
     expected = attributed(ChatModel(hf, tokenizer, name="m"))
     model = ChatModel(hf, tokenizer, name="m")
-    longest = max(len(item) for item in model.render(texts))
+    longest = max(len(item) for item in model.tokenize(texts))
     plain = ChatModel.last_logits
 
     def limited(self: ChatModel, batch: Batch) -> Any:
@@ -114,20 +113,20 @@ def test_attribution_finds_its_way_under_a_tight_memory(method: Any, monkeypatch
     assert model.budget() < ChatModel(hf, tokenizer, name="m").budget()
 
 
-def test_rows_say_where_results_belong_and_skipping_leaves_batches_as_they_were() -> None:
+def test_places_say_where_results_belong_and_skipping_leaves_batches_as_they_were() -> None:
     hf, tokenizer = tiny_model("qwen3")
     model = ChatModel(hf, tokenizer, name="m", max_batch_tokens=60)
-    items = model.render([("word " * n).strip() for n in (1, 9, 2, 8, 3, 7)])
+    items = model.tokenize([("word " * n).strip() for n in (1, 9, 2, 8, 3, 7)])
 
     def lengths(batch: Batch) -> list[int]:
         return batch.attention_mask.sum(1).tolist()
 
-    parts = [(batch.rows, found) for batch, found in model.over_batches(items, lengths)]
+    parts = list(model.over_batches(items, lengths))
     assert len(parts) > 1
     for rows, found in parts:
         assert [len(items[row]) for row in rows] == found
-    first = set(parts[0][0])
-    rest = [batch.rows for batch, _ in model.over_batches(items, lengths, skip=lambda rows: set(rows) <= first)]
+    first = {items[place].prompt_id for place in parts[0][0]}
+    rest = [places for places, _ in model.over_batches(items, lengths, done=first)]
     assert rest == [rows for rows, _ in parts[1:]]
 
 

@@ -188,7 +188,7 @@ def test_interrupted_anywhere_no_answer_is_written_twice(
 
     def counted(*arguments: Any, **options: Any) -> Iterator[Any]:
         for batch in real(*arguments, **options):
-            written.extend((answer.intervention, answer.prompt_id) for answer in batch)
+            written.extend((answer.intervention, answer.prompt.id) for answer in batch)
             yield batch
 
     monkeypatch.setattr(_answers, "answer_batches", counted)

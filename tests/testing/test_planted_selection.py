@@ -47,7 +47,7 @@ class Case:
 def case() -> Case:
     made = planted()
     model = ChatModel(made.model, made.tokenizer, name="planted")
-    harmful, harmless = (model.render(each.texts) for each in (made.harmful, made.harmless))
+    harmful, harmless = (model.tokenize(each) for each in (made.harmful, made.harmless))
     refusal_ids = tuple(t.token_id for t in find_refusal_tokens(model, [made.refusal], [made.compliance]))
     assert refusal_ids == (made.refusal_token,)
     # The first half chooses the direction, the second is attributed.
@@ -65,7 +65,6 @@ def attributed(method: Method) -> Attribution:
         here.model,
         here.made.suite,
         here.harmful,
-        [prompt.id for prompt in here.prompts],
         pool.by_layer,
         patch=here.patch,
         metric=here.metric,
@@ -92,7 +91,6 @@ def test_attribution_over_the_whole_dictionary_finds_them_too(method: Method) ->
         here.model,
         here.made.suite,
         here.harmful,
-        [prompt.id for prompt in here.prompts],
         patch=here.patch,
         metric=here.metric,
         top=here.k,

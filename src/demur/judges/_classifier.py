@@ -174,7 +174,7 @@ class ClassifierJudge(StreamingJudge):
         from demur.model import Region, TokenizedPrompt, pad
 
         hf = self._model
-        rendered = [TokenizedPrompt(tuple(ids), (int(Region.SPECIAL),) * len(ids)) for ids in items]
+        rendered = [TokenizedPrompt("", tuple(ids), (int(Region.SPECIAL),) * len(ids)) for ids in items]
         batch = pad(rendered, pad_id=hf.generation_config.pad_token_id, device=hf.device)
         with torch.inference_mode():
             written = hf.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask)

@@ -82,9 +82,10 @@ def judge_file(
     if out.exists() and path.exists() and out.samefile(path):
         raise InputError(f"--out {out} is the file of answers itself; choose another name")
     table = read_table(path)
-    if not table.rows:
+    answers = _answers(path, table, prompt_column, answer_column)
+    if not answers:
         raise InputError(f"{path} has no rows to judge")
-    given = _answers(path, table, prompt_column, answer_column)
+    given = {row: answer for row, answer in enumerate(answers) if answer is not None}
     if not out.parent.is_dir():
         raise RunError(f"{out} cannot be written: there is no folder {out.parent}")
     cache = Path(f"{out}.cache") if reader.costly else None
@@ -94,7 +95,7 @@ def judge_file(
         if isinstance(judge, str):
             reader.close()
     by_row = dict(zip(given, judged.verdicts, strict=True))
-    rows = len(table.rows)
+    rows = len(answers)
     write_text(out, "".join(_line(row, by_row.get(row), reader.gives) for row in range(rows)))
     return JudgeCounts(
         judge=reader.name,
@@ -131,15 +132,15 @@ def _judged(judge: Judge, answers: tuple[Answer, ...], cache: Path | None, progr
         return judged
 
 
-def _answers(path: Path, table: Table, prompt_column: str | None, answer_column: str | None) -> dict[int, Answer]:
-    """Row → answer, of the rows that hold one."""
+def _answers(path: Path, table: Table, prompt_column: str | None, answer_column: str | None) -> list[Answer | None]:
+    """The answer of each row, None where it holds none."""
     asked = table.find_column(prompt_column, PROMPT_COLUMNS, what="a prompt", option="--prompt-column")
     said = table.find_column(answer_column, _ANSWER_COLUMNS, what="an answer", option="--answer-column")
-    found: dict[int, Answer] = {}
-    for number, row in enumerate(table.rows):
+    found: list[Answer | None] = []
+    for number, row in enumerate(table.rows((asked, said))):
         prompt, text = _text(path, number, row, asked) or "", _text(path, number, row, said)
-        if text is not None:
-            found[number] = Answer(prompt=Prompt(id=f"{path.name}:{number}", text=prompt), text=text)
+        answer = None if text is None else Answer(prompt=Prompt(id=f"{path.name}:{number}", text=prompt), text=text)
+        found.append(answer)
     return found
 
 

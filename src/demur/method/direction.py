@@ -158,17 +158,14 @@ class FirstToken:
     kl: Float[Tensor, " prompt"]
 
 
-def undisturbed_log_probs(model: ChatModel, items: Sequence[TokenizedPrompt]) -> list[Float[Tensor, " vocab"]]:
-    """Log-probabilities of the first answer token of each prompt, on the model's device: the reference of the KL."""
+def clean_log_probs(model: ChatModel, items: Sequence[TokenizedPrompt]) -> dict[str, Float[Tensor, " vocab"]]:
+    """Prompt id → log-probabilities of the first answer token, on the model's device: the reference of the KL."""
 
-    def run(batch: Batch) -> Tensor:
+    def run(batch: Batch) -> dict[str, Tensor]:
         with torch.inference_mode():
-            return model.last_logits(batch).log_softmax(-1)
+            return dict(zip(batch.prompt_ids, model.last_logits(batch).log_softmax(-1), strict=True))
 
-    found: dict[int, Tensor] = {}
-    for batch, rows in model.over_batches(items, run):
-        found |= dict(zip(batch.rows, rows, strict=True))
-    return [found[n] for n in range(len(items))]
+    return {prompt: row for _, part in model.over_batches(items, run) for prompt, row in part.items()}
 
 
 def first_token(
@@ -176,7 +173,7 @@ def first_token(
     items: Sequence[TokenizedPrompt],
     refusal_ids: Sequence[int],
     interventions: Sequence[Intervention] = (),
-    reference: Sequence[Float[Tensor, " vocab"]] | None = None,
+    reference: Mapping[str, Float[Tensor, " vocab"]] | None = None,
 ) -> FirstToken:
     """Refusal log-odds of the first answer token, and its KL from `reference`, under interventions on directions.
 
@@ -184,20 +181,18 @@ def first_token(
     """
     compiled = Compiled(model, None, interventions)
 
-    def run(batch: Batch) -> Tensor:
+    def run(batch: Batch) -> list[list[float]]:
         with torch.inference_mode(), compiled.on(batch):
             logits = model.last_logits(batch)
             log_odds = refusal_log_odds(logits, refusal_ids)
             kl = torch.zeros_like(log_odds)
             if reference is not None:
-                before = torch.stack([reference[row] for row in batch.rows])
+                before = torch.stack([reference[prompt] for prompt in batch.prompt_ids])
                 kl = (before.exp() * (before - logits.log_softmax(-1))).sum(-1)
-            return torch.stack([log_odds, kl]).cpu()
+            return torch.stack([log_odds, kl], 1).tolist()
 
-    found = torch.zeros(2, len(items))
-    for batch, values in model.over_batches(items, run):
-        found[:, list(batch.rows)] = values
-    return FirstToken(found[0], found[1])
+    found = torch.tensor(model.each(items, run)).reshape(-1, 2)
+    return FirstToken(found[:, 0], found[:, 1])
 
 
 def post_instruction_positions(items: Iterable[TokenizedPrompt]) -> tuple[int, ...]:
@@ -312,7 +307,7 @@ def _score(
     scored: Callable[[Candidate, int, int], None] | None,
 ) -> list[Candidate]:
     harmful, harmless = validation
-    plain = undisturbed_log_probs(model, harmless)
+    plain = clean_log_probs(model, harmless)
     # Template tokens before any word of the message are the same in all prompts, and nothing separates there.
     places = [(l, n) for l in layers for n in range(len(positions)) if float(difference[l, n].norm()) > 0.0]
     before = {(c.layer, c.position, c.form): c for c in known}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from demur.method.interventions import Compiled
 from demur.model import Batch, ChatModel
-from demur.types import Generation, Prompt
+from demur.types import Answer, Prompt
 
 
 def _config(model: ChatModel, max_new_tokens: int, temperature: float | None) -> Any:
@@ -60,20 +60,20 @@ def answer_batches(
     temperature: float | None = None,
     seed: int = 0,
     done: Collection[str] = (),
-) -> Iterator[list[Generation]]:
+) -> Iterator[list[Answer]]:
     """Answer prompts batch by batch, as `generate` does, and yield each batch's answers as soon as they are there.
 
     Args:
         done: ids of prompts already answered: a batch that holds only such prompts is left out, other batches are
             answered whole, so that a resumed job yields what a clean one would.
     """
-    rendered = model.render([p.text for p in prompts], [p.id for p in prompts], new_tokens=max_new_tokens)
+    by_id = {prompt.id: prompt for prompt in prompts}
+    items = model.tokenize(prompts, new_tokens=max_new_tokens)
     config = _config(model, max_new_tokens, temperature)
     name = "none" if intervention is None else intervention.id
 
-    def run(batch: Batch) -> list[Generation]:
-        ids = [prompts[row].id for row in batch.rows]
-        edited = nullcontext() if intervention is None else intervention.on(batch, ids)
+    def run(batch: Batch) -> list[Answer]:
+        edited = nullcontext() if intervention is None else intervention.on(batch)
         devices = [model.device] if model.device.type == "cuda" else []
         seeded = torch.random.fork_rng(devices, enabled=temperature is not None)
         with seeded, torch.inference_mode(), _own_defaults(model, config), edited:
@@ -84,14 +84,11 @@ def answer_batches(
             )
         answers = [_answer(model, row[batch.input_ids.shape[1] :]) for row in tokens]
         return [
-            Generation(prompt_id=prompt, intervention=name, text=text, finished=finished)
-            for prompt, (text, finished) in zip(ids, answers, strict=True)
+            Answer(prompt=by_id[prompt], text=text, intervention=name, finished=finished)
+            for prompt, (text, finished) in zip(batch.prompt_ids, answers, strict=True)
         ]
 
-    def finished(rows: Sequence[int]) -> bool:
-        return all(prompts[row].id in done for row in rows)
-
-    for _, answers in model.over_batches(rendered, run, extra_tokens=max_new_tokens, skip=finished):
+    for _, answers in model.over_batches(items, run, extra_tokens=max_new_tokens, done=done):
         yield answers
 
 
@@ -104,7 +101,7 @@ def generate(
     temperature: float | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Generation]:
+) -> list[Answer]:
     """Answer prompts, in their order.
 
     Args:
@@ -119,12 +116,12 @@ def generate(
     Raises:
         InputError: a prompt does not fit the context together with `max_new_tokens`.
     """
-    answers: dict[str, Generation] = {}
+    answers: dict[str, Answer] = {}
     batches = answer_batches(
         model, prompts, intervention, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
     )
     for batch in batches:
-        answers |= {answer.prompt_id: answer for answer in batch}
+        answers |= {answer.prompt.id: answer for answer in batch}
         if progress is not None:
             progress(len(answers), len(prompts))
     return [answers[prompt.id] for prompt in prompts]

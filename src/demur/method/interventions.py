@@ -202,8 +202,8 @@ class Compiled:
         if group:
             self._parts.append(_FeatureGroup(model, suite, group))
 
-    def edits(self, batch: Batch | None, prompt_ids: Sequence[str] | None = None) -> dict[int, list[Edit]]:
-        """Layer → edits, in order, for the rows of `batch` (`prompt_ids[b]` names row `b`; needed by `PerPrompt`).
+    def edits(self, batch: Batch | None) -> dict[int, list[Edit]]:
+        """Layer → edits, in order, for the rows of `batch`.
 
         Without a batch they are for passes of any shape; see `everywhere`.
         """
@@ -211,14 +211,14 @@ class Compiled:
             _refuse_bound(self.interventions)
         edits: dict[int, list[Edit]] = {}
         for part in self._parts:
-            for layer, edit in part.edits(batch, prompt_ids):
+            for layer, edit in part.edits(batch):
                 edits.setdefault(layer, []).append(edit)
         return edits
 
     @contextmanager
-    def on(self, batch: Batch, prompt_ids: Sequence[str] | None = None) -> Iterator[None]:
+    def on(self, batch: Batch) -> Iterator[None]:
         """Install on the model for one batch. With no interventions no hook is installed."""
-        with self.model.edited(self.edits(batch, prompt_ids)):
+        with self.model.edited(self.edits(batch)):
             yield
 
     @contextmanager
@@ -264,18 +264,16 @@ class _FeatureGroup:
             self._rows[layer] = suite[layer].rows(indices).to(model.layer_device(layer))
         self._column = {(layer, i): k for layer, ids in columns.items() for k, i in enumerate(ids)}
 
-    def edits(self, batch: Batch | None, prompt_ids: Sequence[str] | None) -> Iterator[tuple[int, Edit]]:
-        if self._local and prompt_ids is None:
-            raise InputError("interventions per prompt need the ids of the batch's prompts")
+    def edits(self, batch: Batch | None) -> Iterator[tuple[int, Edit]]:
         for layer, rows in self._rows.items():
-            yield layer, self._edit(layer, rows, batch, prompt_ids)
+            yield layer, self._edit(layer, rows, batch)
 
-    def _edit(self, layer: int, rows: Rows, batch: Batch | None, prompt_ids: Sequence[str] | None) -> Edit:
+    def _edit(self, layer: int, rows: Rows, batch: Batch | None) -> Edit:
         n_rows = len(batch) if self._local and batch is not None else 1
         prompt = _Affine(n_rows, len(rows.indices), rows.w_dec.device)
         answer = _Affine(n_rows, len(rows.indices), rows.w_dec.device)
         for row in range(n_rows):
-            named = [c for each in self._local for c in each.by_prompt.get((prompt_ids or ())[row], ())]
+            named = [c for each in self._local if batch for c in each.by_prompt.get(batch.prompt_ids[row], ())]
             for change in (*self._shared, *named):
                 picked = [(n, self._column[f]) for n, f in enumerate(change.features) if f[0] == layer]
                 if picked:
@@ -417,8 +415,7 @@ class _DirectionEdit:
             )
         self._devices = {layer: model.layer_device(layer) for layer in self._layers}
 
-    def edits(self, batch: Batch | None, prompt_ids: Sequence[str] | None) -> Iterator[tuple[int, Edit]]:
-        del prompt_ids
+    def edits(self, batch: Batch | None) -> Iterator[tuple[int, Edit]]:
         for layer in self._layers:
             yield layer, self._edit(layer, _prompt_width(batch))
 

@@ -6,7 +6,7 @@ them. Interventions act on every real token of a pass, the answer's included, as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -15,23 +15,23 @@ from torch import Tensor
 from demur.errors import InputError
 from demur.method.interventions import Compiled
 from demur.model import Batch, ChatModel, Region, TokenizedPrompt
-from demur.types import Value
+from demur.types import Answer, Prompt, Value, as_prompts
 
 
 class TokenLoss(Value):
-    """Cross-entropy of one item's counted tokens: their sum in nats, and how many they are."""
+    """Cross-entropy of one conversation's or text's counted tokens: their sum in nats, and how many they are."""
 
-    item: str
+    prompt_id: str
     nats: float
     tokens: int
 
 
-def answers_to_score(model: ChatModel, prompts: Sequence[str], answers: Sequence[str]) -> list[TokenizedPrompt]:
+def answers_to_score(model: ChatModel, answers: Iterable[Answer]) -> list[TokenizedPrompt]:
     """Conversations whose answers' tokens are counted (`Region.RESPONSE`)."""
-    return [model.chat.render(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    return [model.chat.tokenize(answer.prompt, answer.text) for answer in answers]
 
 
-def texts_to_score(model: ChatModel, texts: Sequence[str], *, max_tokens: int) -> list[TokenizedPrompt]:
+def texts_to_score(model: ChatModel, texts: Iterable[Prompt | str], *, max_tokens: int) -> list[TokenizedPrompt]:
     """The first `max_tokens` tokens of each text after one BOS (if the model has one), outside any chat template.
 
     Raises:
@@ -39,25 +39,24 @@ def texts_to_score(model: ChatModel, texts: Sequence[str], *, max_tokens: int) -
     """
     bos = model.chat.bos_id
     rendered: list[TokenizedPrompt] = []
-    for number, text in enumerate(texts):
-        ids: list[int] = list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+    for text in as_prompts(texts):
+        ids: list[int] = list(model.tokenizer(text.text, add_special_tokens=False)["input_ids"])
         while bos is not None and ids[:1] == [bos]:
             ids = ids[1:]
         ids = ids[:max_tokens]
         head = [] if bos is None else [bos]
         if len(head) + len(ids) < 2:
-            raise InputError(f"text {number} ({text[:40]!r}) has no token to predict; drop it")
+            raise InputError(f"text {text.id} ({text.text[:40]!r}) has no token to predict; drop it")
         regions = [Region.SPECIAL] * len(head) + [Region.RESPONSE] * len(ids)
         if not head:
             regions[0] = Region.SPECIAL
-        rendered.append(TokenizedPrompt((*head, *ids), tuple(int(region) for region in regions)))
+        rendered.append(TokenizedPrompt(text.id, (*head, *ids), tuple(int(region) for region in regions)))
     return rendered
 
 
 def token_losses(
     model: ChatModel,
     items: Sequence[TokenizedPrompt],
-    names: Sequence[str],
     change: Compiled | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[TokenLoss]:
@@ -65,29 +64,23 @@ def token_losses(
 
     Args:
         items: from `answers_to_score` or `texts_to_score`.
-        names: one for each; prompt ids, where interventions are per prompt.
         change: what is done to the model meanwhile.
+        progress: called with (done, all) items after each batch.
     """
-    found: dict[int, TokenLoss] = {}
     keep = 1 + max((item.regions.count(Region.RESPONSE) for item in items), default=0)
 
     def run(batch: Batch) -> list[TokenLoss]:
-        ids = [names[row] for row in batch.rows]
-        with torch.inference_mode(), nullcontext() if change is None else change.on(batch, ids):
+        with torch.inference_mode(), nullcontext() if change is None else change.on(batch):
             logits = model.logits(batch, keep)
         width = logits.shape[1]
         counted = batch.within([Region.RESPONSE])[:, -width:][:, 1:]
         wanted = batch.input_ids[:, -width:][:, 1:]
         return [
-            TokenLoss(item=name, nats=_nats(logits[row, :-1][mask], wanted[row][mask]), tokens=int(mask.sum()))
-            for row, (name, mask) in enumerate(zip(ids, counted, strict=True))
+            TokenLoss(prompt_id=prompt, nats=_nats(logits[row, :-1][mask], wanted[row][mask]), tokens=int(mask.sum()))
+            for row, (prompt, mask) in enumerate(zip(batch.prompt_ids, counted, strict=True))
         ]
 
-    for batch, losses in model.over_batches(items, run):
-        found |= dict(zip(batch.rows, losses, strict=True))
-        if progress is not None:
-            progress(len(found), len(items))
-    return [found[row] for row in range(len(items))]
+    return model.each(items, run, progress)
 
 
 def _nats(logits: Tensor, wanted: Tensor) -> float:
@@ -95,25 +88,22 @@ def _nats(logits: Tensor, wanted: Tensor) -> float:
     return float(torch.nn.functional.cross_entropy(logits.float(), wanted.to(logits.device), reduction="sum"))
 
 
-def first_token_kl(
-    model: ChatModel, items: Sequence[TokenizedPrompt], names: Sequence[str], change: Compiled
-) -> list[float]:
+def first_token_kl(model: ChatModel, items: Sequence[TokenizedPrompt], change: Compiled) -> list[float]:
     """KL divergence (nats) of the first answer token from the clean model's to the intervened one's."""
 
     def run(batch: Batch) -> list[float]:
         with torch.inference_mode():
             before = model.last_logits(batch).log_softmax(-1)
-            with change.on(batch, [names[row] for row in batch.rows]):
+            with change.on(batch):
                 after = model.last_logits(batch).log_softmax(-1)
             return [max(0.0, float(kl)) for kl in (before.exp() * (before - after)).sum(-1)]
 
-    return _in_order(model, items, run)
+    return model.each(items, run)
 
 
 def preference(
     model: ChatModel,
     items: Sequence[TokenizedPrompt],
-    names: Sequence[str],
     first: Sequence[int],
     second: Sequence[int],
     change: Compiled | None = None,
@@ -121,19 +111,11 @@ def preference(
     """Log-odds (nats) that the first answer token is one of `first` rather than one of `second`."""
 
     def run(batch: Batch) -> list[float]:
-        ids = [names[row] for row in batch.rows]
-        with torch.inference_mode(), nullcontext() if change is None else change.on(batch, ids):
+        with torch.inference_mode(), nullcontext() if change is None else change.on(batch):
             logits = model.last_logits(batch)
             return (logits[:, list(first)].logsumexp(-1) - logits[:, list(second)].logsumexp(-1)).tolist()
 
-    return _in_order(model, items, run)
-
-
-def _in_order(model: ChatModel, items: Sequence[TokenizedPrompt], run: Callable[[Batch], list[float]]) -> list[float]:
-    found: dict[int, float] = {}
-    for batch, values in model.over_batches(items, run):
-        found |= dict(zip(batch.rows, values, strict=True))
-    return [found[row] for row in range(len(items))]
+    return model.each(items, run)
 
 
 __all__ = ["TokenLoss", "answers_to_score", "first_token_kl", "preference", "texts_to_score", "token_losses"]

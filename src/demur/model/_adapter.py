@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from demur.errors import ModelError
 from demur.model import _hooks
 from demur.model._chat import Batch, ChatFormat, TokenizedPrompt, check_length, pad
 from demur.model._memory import by_length, halving, next_batch, token_budget
+from demur.types import Prompt, as_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -115,7 +116,8 @@ class ChatModel:
             revision: branch, tag or commit on the hub.
             dtype: "auto" (as the checkpoint says), "float32", "bfloat16" or "float16".
             device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:N", "mps", or a `device_map`
-            ("balanced", …). system_prompt: put before every conversation.
+                ("balanced", …).
+            system_prompt: put before every conversation.
             max_batch_tokens: upper bound on tokens in one pass (default: from free memory).
 
         Raises:
@@ -135,7 +137,7 @@ class ChatModel:
             ) from error
         _refuse_dtype(config, dtype, name)
         # Before the weights: a base model without a chat template is found out at the cost of its tokenizer.
-        ChatFormat(tokenizer, name=name, system_prompt=system_prompt).render("word")
+        ChatFormat(tokenizer, name=name, system_prompt=system_prompt).tokenize("word")
         placement: dict[str, Any] = {"device_map": device} if _is_map(device) else {}
         hf = _load_weights(name, config, {**options, **placement, "dtype": dtype})
         if not _is_map(device):
@@ -191,22 +193,20 @@ class ChatModel:
             eos = self.tokenizer.eos_token_id
         return tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),)
 
-    def render(
-        self, texts: Sequence[str], ids: Sequence[str] | None = None, *, new_tokens: int = 0
-    ) -> list[TokenizedPrompt]:
-        """Render messages, checking that each fits the context together with `new_tokens`.
+    def tokenize(self, prompts: Iterable[Prompt | str], *, new_tokens: int = 0) -> list[TokenizedPrompt]:
+        """Tokens of each prompt in the chat format; plain texts have their place in the list as id.
 
         Raises:
-            InputError: a prompt is too long; names it by its entry in `ids`.
+            InputError: a prompt does not fit the context together with `new_tokens`; names it.
         """
-        rendered = [self.chat.render(text) for text in texts]
-        for index, item in enumerate(rendered):
-            check_length(ids[index] if ids else f"number {index}", len(item), new_tokens, self.max_context)
-        return rendered
+        items = [self.chat.tokenize(prompt) for prompt in as_prompts(prompts)]
+        for item in items:
+            check_length(item, new_tokens, self.max_context)
+        return items
 
-    def batch(self, items: Sequence[TokenizedPrompt], rows: Sequence[int] | None = None) -> Batch:
+    def batch(self, items: Sequence[TokenizedPrompt]) -> Batch:
         """Stack conversations into one left-padded batch on the model's device."""
-        return pad(items, pad_id=self.pad_id, device=self.device, rows=rows)
+        return pad(items, pad_id=self.pad_id, device=self.device)
 
     def budget(self, *, gradients: bool = False) -> int:
         """Tokens for one pass: what `budgets` says."""
@@ -230,9 +230,9 @@ class ChatModel:
         *,
         extra_tokens: int = 0,
         gradients: bool = False,
-        skip: Callable[[Sequence[int]], bool] | None = None,
-    ) -> Iterator[tuple[Batch, T]]:
-        """Run batches of similar length, longest first, and yield each with its result; `Batch.rows` tells the order.
+        done: Collection[str] = (),
+    ) -> Iterator[tuple[tuple[int, ...], T]]:
+        """Run batches of similar length, longest first, and yield the places of each batch's items with its result.
 
         A batch that runs out of memory is split in half and repeated, and the budgets are halved for the rest.
 
@@ -241,21 +241,40 @@ class ChatModel:
             run: what to do with a batch.
             extra_tokens: tokens each row grows by (generation).
             gradients: activations are kept for a backward pass.
-            skip: leaves out a batch, given its rows. Batches are planned over all items whatever is left out, so that
-                a resumed job computes the remaining ones in the very batches of a clean run.
+            done: prompt ids; a batch that holds only these is left out. Batches are planned over all items whatever
+                is left out, so that a resumed job computes the remaining ones in the very batches of a clean run.
         """
         lengths = [len(item) + extra_tokens for item in items]
 
-        def one(group: Sequence[int]) -> tuple[Batch, T]:
-            batch = self.batch([items[item] for item in group], group)
-            return batch, run(batch)
+        def one(group: Sequence[int]) -> tuple[tuple[int, ...], T]:
+            return tuple(group), run(self.batch([items[place] for place in group]))
 
         left = by_length(lengths)
         while left:
             group = next_batch(lengths, left, self.budget(gradients=gradients))
             left = left[len(group) :]
-            if skip is None or not skip(group):
+            if not all(items[place].prompt_id in done for place in group):
                 yield from halving(group, one, lambda longest=lengths[group[0]]: self._shrink(longest))
+
+    def each(
+        self,
+        items: Sequence[TokenizedPrompt],
+        run: Callable[[Batch], Iterable[T]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[T]:
+        """What `run` gives for each row of a batch, in the order of `items`.
+
+        Args:
+            items: conversations, batched as `over_batches` does.
+            run: gives one value for each row.
+            progress: called with (done, all) items after each batch.
+        """
+        found: dict[int, T] = {}
+        for places, values in self.over_batches(items, run):
+            found |= dict(zip(places, values, strict=True))
+            if progress is not None:
+                progress(len(found), len(items))
+        return [found[place] for place in range(len(items))]
 
     def _shrink(self, longest: int) -> bool:
         """Halve the budgets, down to one prompt of that length; False when they cannot be lowered any more."""

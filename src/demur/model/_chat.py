@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from demur.errors import InputError, ModelError
+from demur.types import Prompt, as_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +50,7 @@ SCORED_REGIONS = (Region.INSTRUCTION, Region.POST_INSTRUCTION)
 class TokenizedPrompt:
     """One conversation as tokens. `regions[i]` is the `Region` of `ids[i]`; exactly one BOS, if the model has one."""
 
+    prompt_id: str
     ids: tuple[int, ...]
     regions: tuple[int, ...]
 
@@ -62,13 +64,13 @@ class TokenizedPrompt:
 
 @dataclass(frozen=True)
 class Batch:
-    """Left-padded conversations. `rows[b]` says which item of the caller's list stands in row `b`."""
+    """Left-padded conversations. Row `b` belongs to prompt `prompt_ids[b]`."""
 
     input_ids: Int[Tensor, "batch pos"]
     attention_mask: Int[Tensor, "batch pos"]
     position_ids: Int[Tensor, "batch pos"]
     regions: Int[Tensor, "batch pos"]
-    rows: tuple[int, ...]
+    prompt_ids: tuple[str, ...]
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -90,7 +92,7 @@ class Batch:
             self.attention_mask.repeat(times, 1),
             self.position_ids.repeat(times, 1),
             self.regions.repeat(times, 1),
-            self.rows * times,
+            self.prompt_ids * times,
         )
 
     def row(self, index: int) -> Batch:
@@ -101,13 +103,11 @@ class Batch:
             self.attention_mask[index : index + 1, keep],
             self.position_ids[index : index + 1, keep],
             self.regions[index : index + 1, keep],
-            (self.rows[index],),
+            (self.prompt_ids[index],),
         )
 
 
-def pad(
-    items: Sequence[TokenizedPrompt], *, pad_id: int, device: torch.device, rows: Sequence[int] | None = None
-) -> Batch:
+def pad(items: Sequence[TokenizedPrompt], *, pad_id: int, device: torch.device) -> Batch:
     """Stack conversations into one left-padded batch; positions count from each conversation's first token."""
     width = max(len(item) for item in items)
     input_ids = torch.full((len(items), width), pad_id)
@@ -124,7 +124,7 @@ def pad(
         mask.to(device),
         positions.to(device),
         regions.to(device),
-        tuple(range(len(items)) if rows is None else rows),
+        tuple(item.prompt_id for item in items),
     )
 
 
@@ -214,14 +214,15 @@ class ChatFormat:
         by_tokenizer = self.tokenizer("a")["input_ids"]
         return bos if bos in (by_template[:1] + by_tokenizer[:1]) else None
 
-    def render(self, message: str, response: str | None = None) -> TokenizedPrompt:
+    def tokenize(self, prompt: Prompt | str, response: str | None = None) -> TokenizedPrompt:
         """Tokens and regions of one conversation.
 
         Args:
-            message: the user's words.
+            prompt: the user's message; a plain text gets the id "0".
             response: an answer to append (its tokens get `Region.RESPONSE`), without an end-of-turn token.
         """
-        text, start, end = self.text(message)
+        (prompt,) = as_prompts([prompt])
+        text, start, end = self.text(prompt.text)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = list(encoded["input_ids"])
         regions: list[int] = []
@@ -239,18 +240,18 @@ class ChatFormat:
             answer: list[int] = self.tokenizer(response, add_special_tokens=False)["input_ids"]
             ids += answer
             regions += [Region.RESPONSE] * len(answer)
-        return TokenizedPrompt(tuple(ids), tuple(int(region) for region in regions))
+        return TokenizedPrompt(prompt.id, tuple(ids), tuple(int(region) for region in regions))
 
 
-def check_length(prompt_id: str, length: int, new_tokens: int, max_context: int | None) -> None:
+def check_length(item: TokenizedPrompt, new_tokens: int, max_context: int | None) -> None:
     """Refuse a prompt that does not fit the context together with its answer.
 
     Raises:
         InputError: names the prompt and the lengths.
     """
-    if max_context is not None and length + new_tokens > max_context:
+    if max_context is not None and len(item) + new_tokens > max_context:
         answer = f" plus {new_tokens} new tokens" if new_tokens else ""
         raise InputError(
-            f"prompt {prompt_id} is {length} tokens long{answer}, but the model's context holds {max_context}; "
+            f"prompt {item.prompt_id} is {len(item)} tokens long{answer}, but the model's context holds {max_context}; "
             "shorten or drop it, or lower --max-new-tokens"
         )

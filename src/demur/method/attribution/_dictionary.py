@@ -41,7 +41,6 @@ def attribute_dictionary(
     model: ChatModel,
     suite: Suite,
     items: Sequence[TokenizedPrompt],
-    prompt_ids: Sequence[str],
     *,
     patch: Compiled,
     metric: Metric,
@@ -77,8 +76,7 @@ def attribute_dictionary(
     best: dict[str, tuple[Tensor, Tensor]] = {}
 
     def run(batch: Batch) -> None:
-        ids = [prompt_ids[row] for row in batch.rows]
-        ends = run_ends(model, batch, patch, metric, ids, how)
+        ends = run_ends(model, batch, patch, metric, how)
         terms = _terms(model, suite, batch, ends, metric, how)
         mask = scoring.mask(batch)
         running = _Top(len(batch), top)
@@ -89,13 +87,13 @@ def attribute_dictionary(
         # Added up only now, so that a batch that ran out of memory half-way and is repeated counts once.
         for layer, part in sums.items():
             overall[layer] += part
-        best.update({prompt: running.of(row) for row, prompt in enumerate(ids)})
+        best.update({prompt: running.of(row) for row, prompt in enumerate(batch.prompt_ids)})
         if progress is not None:
             progress(len(best), len(items))
 
     for _ in model.over_batches(items, run, gradients=True):
         pass
-    local = tuple(_feature_set(*best[prompt], method, prompt) for prompt in prompt_ids)
+    local = tuple(_feature_set(*best[item.prompt_id], method, item.prompt_id) for item in items)
     everything = torch.cat([overall[layer] for layer in suite.layers]) / len(items)
     values, places = everything.topk(min(top, len(everything)))
     codes = torch.cat([_codes(layer, 0, len(overall[layer])) for layer in suite.layers])

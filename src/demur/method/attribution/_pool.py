@@ -40,7 +40,6 @@ def attribute_batches(
     model: ChatModel,
     suite: Suite,
     items: Sequence[TokenizedPrompt],
-    prompt_ids: Sequence[str],
     pool: PoolIndices,
     *,
     patch: Compiled,
@@ -67,15 +66,11 @@ def attribute_batches(
     job = _Job(model, rows, features, patch, metric, scoring, question, keep_positions)
 
     def run(batch: Batch) -> Attribution:
-        ids = [prompt_ids[row] for row in batch.rows]
-        return _exact(job, batch, ids) if method == "exact" else _estimate(job, batch, ids, estimator(method, steps))
-
-    def finished(rows: Sequence[int]) -> bool:
-        return all(prompt_ids[row] in done for row in rows)
+        return _exact(job, batch) if method == "exact" else _estimate(job, batch, estimator(method, steps))
 
     # Gradients survive half precision; differences of two logits, one feature apart, do not.
     with model.in_float32() if method == "exact" else nullcontext():
-        for _, part in model.over_batches(items, run, gradients=method != "exact", skip=finished):
+        for _, part in model.over_batches(items, run, gradients=method != "exact", done=done):
             yield part
 
 
@@ -97,7 +92,6 @@ def attribute(
     model: ChatModel,
     suite: Suite,
     items: Sequence[TokenizedPrompt],
-    prompt_ids: Sequence[str],
     pool: PoolIndices,
     *,
     patch: Compiled,
@@ -113,8 +107,7 @@ def attribute(
     Args:
         model: the chat model.
         suite: SAEs of the pool's layers.
-        items: rendered prompts.
-        prompt_ids: their ids.
+        items: tokenized prompts.
         pool: layer → indices.
         patch: what the patched run does, usually the refusal direction ablated everywhere.
         metric: the answer's metric.
@@ -137,7 +130,6 @@ def attribute(
         model,
         suite,
         items,
-        prompt_ids,
         pool,
         patch=patch,
         metric=metric,
@@ -149,7 +141,7 @@ def attribute(
         parts.append(part)
         if progress is not None:
             progress(sum(len(each.rows) for each in parts), len(items))
-    return Attribution.joined(parts).ordered(prompt_ids)
+    return Attribution.joined(parts).ordered([item.prompt_id for item in items])
 
 
 # On a CPU larger passes are no faster, they only hold more activations.
@@ -164,9 +156,9 @@ def path_chunk(model: ChatModel, batch: Batch, steps: int) -> int:
     return max(1, min(steps, tokens // batch.input_ids.numel()))
 
 
-def _estimate(job: _Job, batch: Batch, ids: Sequence[str], how: Estimator) -> Attribution:
+def _estimate(job: _Job, batch: Batch, how: Estimator) -> Attribution:
     model, rows = job.model, job.rows
-    ends = run_ends(model, batch, job.patch, job.metric, ids, how)
+    ends = run_ends(model, batch, job.patch, job.metric, how)
     real = batch.real
     patched = {layer: each.encode(ends.patched[layer]) for layer, each in rows.items()}
     clean: dict[int, Tensor] = {}
@@ -190,15 +182,13 @@ def _estimate(job: _Job, batch: Batch, ids: Sequence[str], how: Estimator) -> At
     scored = job.scoring.mask(batch)
     totals = (by_position * scored[..., None]).sum(1)
     kept = tuple(by_position[row, real[row]].cpu() for row in range(len(batch))) if job.keep_positions else None
-    return Attribution(job.features, job.question, _rows(ids, ends, explained, scored, totals), kept)
+    return Attribution(job.features, job.question, _rows(batch, ends, explained, scored, totals), kept)
 
 
-def _rows(
-    ids: Sequence[str], ends: Ends, explained: Tensor, scored: Tensor, totals: Tensor
-) -> tuple[PromptAttribution, ...]:
+def _rows(batch: Batch, ends: Ends, explained: Tensor, scored: Tensor, totals: Tensor) -> tuple[PromptAttribution, ...]:
     return tuple(
         PromptAttribution(
-            prompt_id=ids[row],
+            prompt_id=batch.prompt_ids[row],
             target=ends.targets[row],
             clean=float(ends.clean_metric[row]),
             patched=float(ends.patched_metric[row]),
@@ -206,14 +196,14 @@ def _rows(
             n_scored=int(scored[row].sum()),
             totals=tuple(totals[row].tolist()),
         )
-        for row in range(len(ids))
+        for row in range(len(batch))
     )
 
 
-def _exact(job: _Job, batch: Batch, ids: Sequence[str]) -> Attribution:
+def _exact(job: _Job, batch: Batch) -> Attribution:
     """One forward pass for each feature and prompt, features batched; a feature that does not move is not run."""
     model, rows, metric = job.model, job.rows, job.metric
-    ends = run_ends(model, batch, job.patch, metric, ids)
+    ends = run_ends(model, batch, job.patch, metric)
     scored = job.scoring.mask(batch)
     totals = torch.zeros(len(batch), len(job.features), device=model.device)
     for row in range(len(batch)):
@@ -225,7 +215,7 @@ def _exact(job: _Job, batch: Batch, ids: Sequence[str]) -> Attribution:
             moved = each.encode(ends.patched[layer][row]) - each.encode(ends.clean[layer][row])
             changes[layer] = moved[real] * inside[:, None]
         totals[row] = _patch_each(model, single, changes, rows, metric, ends.targets[row], ends.clean_metric[row])
-    return Attribution(job.features, job.question, _rows(ids, ends, totals.sum(-1), scored, totals))
+    return Attribution(job.features, job.question, _rows(batch, ends, totals.sum(-1), scored, totals))
 
 
 def _patch_each(

@@ -42,14 +42,13 @@ def run_ends(
     batch: Batch,
     patch: Compiled,
     metric: Metric,
-    ids: Sequence[str],
     estimator: Estimator | None = None,
 ) -> Ends:
     """Run the batch patched, and clean unless the estimator's path begins with that very run."""
     before_edit = estimator is not None and estimator.patch_before_edit
     with torch.no_grad():
         outer = model.capture() if before_edit else nullcontext()
-        with outer as entering, patch.on(batch, ids), model.capture() as leaving:
+        with outer as entering, patch.on(batch), model.capture() as leaving:
             patched_logits = model.last_logits(batch)
         targets = metric.targets(patched_logits)
         patched_metric = metric(patched_logits, targets)
