@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from demur.capability_rows import CapabilityRow
+from demur.capability import CapabilityRow
 from demur.runs import Manifest, Session
 from demur.stats import Estimate
 from demur.studies.benchmark.config import METHODS, MethodName

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -616,16 +615,3 @@ def test_dtype_advice_follows_the_device() -> None:
     assert dtype_advice(cuda=False, bfloat16=False).startswith("float32")
     assert dtype_advice(cuda=True, bfloat16=True).startswith("bfloat16")
     assert "no bfloat16" in dtype_advice(cuda=True, bfloat16=False)
-
-
-def test_organism_commands_are_handed_on() -> None:
-    assert run("organism", "--help")[0] == 0
-    done = subprocess.run(
-        [sys.executable, "-m", "demur.cli", "organism", "build", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "100"},
-    )
-    assert "demur organism build" in done.stdout

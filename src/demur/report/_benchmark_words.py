@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
-from demur.capability_rows import CapabilityRow, capability_change
+from demur.capability import CapabilityRow, capability_change
 from demur.errors import InputError
 from demur.report._words import ALPHA, MISSING, measure, percent, rate_text, short_number
 from demur.stats import Estimate

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from demur.capability_rows import CapabilityRow
+from demur.capability import CapabilityRow
 from demur.stats import Estimate
 from demur.studies.benchmark.config import MethodName
 from demur.studies.results import ModelInfo, SplitSize, SuiteInfo

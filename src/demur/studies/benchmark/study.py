@@ -15,8 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from demur.capability_files import task_identity
-from demur.capability_rows import CapabilityRow
+from demur.capability import CapabilityRow, task_identity
 from demur.judges import get_judge
 from demur.method.interventions import Compiled, intervention_id
 from demur.method.selection import global_set
