@@ -1,5 +1,7 @@
 """`python -m demur`."""
 
+import sys
+
 from demur.cli import main
 
-main()
+sys.exit(main())

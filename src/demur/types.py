@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple, Self, cast
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
 from demur.errors import InputError
 
@@ -80,6 +80,11 @@ class Value(BaseModel):
 Label = Literal["harmful", "harmless"]
 
 
+def text_key(text: str) -> str:
+    """What makes two prompts the same: their text without case and with single spaces."""
+    return " ".join(text.split()).casefold()
+
+
 class Prompt(Value):
     """One user message. `id` is unique within its set and stable over runs (source and row).
 
@@ -129,10 +134,10 @@ class PromptSet(Value):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of ids and texts, hex: the content key of this set."""
+        """SHA-256 of ids, texts and labels, hex: the content key of this set."""
         state = hashlib.sha256()
         for prompt in self.prompts:
-            for part in (prompt.id, prompt.text):
+            for part in (prompt.id, prompt.text, prompt.label or ""):
                 state.update(part.encode())
                 state.update(b"\x00")
         return state.hexdigest()
@@ -142,11 +147,37 @@ class PromptSet(Value):
         return PromptSet(name=self.name, prompts=self.prompts[:n])
 
 
+PURPOSES = ("direction", "selection", "tuning", "test")
+"""The splits, in the order in which a study uses them."""
+
+
+class SplitSizes(Value):
+    """Prompts per split and class. The defaults of `direction` and `selection` are those of Arditi et al. (2024),
+    section 2.3."""
+
+    direction: int = Field(default=128, ge=2)
+    selection: int = Field(default=32, ge=2)
+    tuning: int = Field(default=32, ge=2)
+    test: int = Field(default=100, ge=2)
+
+    def wanted(self) -> dict[str, int]:
+        """Split → prompts per class."""
+        return {purpose: getattr(self, purpose) for purpose in PURPOSES}
+
+
 class Split(Value):
     """The harmful and the harmless prompts that serve one purpose."""
 
     harmful: PromptSet
     harmless: PromptSet
+
+
+class ChoosingSplits(Value):
+    """The splits that may choose something: no test prompt is in here, so code that receives this cannot see one."""
+
+    direction: Split
+    selection: Split
+    tuning: Split
 
 
 class Splits(Value):
@@ -160,17 +191,24 @@ class Splits(Value):
     selection: Split
     tuning: Split
     test: Split
+    warnings: tuple[str, ...] = ()
+    """What was dropped, or fell short of the sizes asked for, when the splits were made."""
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
         owner: dict[str, str] = {}
-        for name in ("direction", "selection", "tuning", "test"):
+        for name in PURPOSES:
             split: Split = getattr(self, name)
             for prompt in (*split.harmful.prompts, *split.harmless.prompts):
-                key = " ".join(prompt.text.split()).casefold()
+                key = text_key(prompt.text)
                 if owner.setdefault(key, name) != name:
                     raise ValueError(f"prompt {prompt.id!r} is in both the {owner[key]} and the {name} split")
         return self
+
+    @property
+    def choosing(self) -> ChoosingSplits:
+        """All but the test prompts."""
+        return ChoosingSplits(direction=self.direction, selection=self.selection, tuning=self.tuning)
 
 
 class Outcome(StrEnum):
@@ -306,9 +344,11 @@ class RefusalToken(Value):
 
 
 __all__ = [
+    "PURPOSES",
     "REFUSALS",
     "Answer",
     "Candidate",
+    "ChoosingSplits",
     "FeatureField",
     "FeatureId",
     "FeatureSet",
@@ -320,8 +360,10 @@ __all__ = [
     "Rate",
     "RefusalToken",
     "Split",
+    "SplitSizes",
     "Splits",
     "Value",
     "Verdict",
     "as_prompts",
+    "text_key",
 ]

@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import demur
 from demur.errors import RunError
-from demur.runs import Run, Stage, hash_of, read_run, stage_key
+from demur.runs import Run, Stage, StageCount, hash_of, key_versions, read_run, stage_key
 from demur.types import Answer, FeatureId, FeatureSet, Prompt, PromptSet, Verdict
 
 ROW = Answer(prompt=Prompt(id="p:0", text="How?"), text="I won't.")
@@ -130,7 +131,9 @@ def test_a_key_does_not_depend_on_the_order_of_its_dependencies(depends: dict[st
         stage_key("s", {"a": 1, "b": [2, 1]}),
         stage_key("s", {"a": 1, "c": [1, 2]}),
         stage_key("t", {"a": 1, "b": [1, 2]}),
-        stage_key("s", {"a": 1, "b": [1, 2]}, version=2),
+        stage_key("s", {"a": 1, "b": [1, 2]}, {**key_versions(), "torch": "1.0"}),
+        stage_key("s", {"a": 1, "b": [1, 2]}, {**key_versions(), "transformers": "1.0"}),
+        stage_key("s", {"a": 1, "b": [1, 2]}, {**key_versions(), "demur": "99.0"}),
         stage_key("s", {"a": True, "b": [1, 2]}),
     ],
 )
@@ -139,8 +142,17 @@ def test_a_key_changes_with_each_thing_it_depends_on(other: str) -> None:
 
 
 def test_a_key_is_the_hash_of_canonical_json() -> None:
-    text = '{"depends":{"a":1,"b":"é"},"format":1,"stage":"s","version":1}'
-    assert stage_key("s", {"b": "é", "a": 1}) == hashlib.sha256(text.encode()).hexdigest()
+    text = '{"depends":{"a":1,"b":"é"},"format":2,"stage":"s","versions":{"torch":"2"}}'
+    assert stage_key("s", {"b": "é", "a": 1}, {"torch": "2"}) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_installed_versions_are_part_of_every_key(stage: Stage) -> None:
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    versions["demur"] = ".".join(demur.__version__.split(".")[:2])
+    assert key_versions() == versions
+    assert stage.key == stage_key("generate", {"model": "tiny"}, versions)
+    about = json.loads((stage.folder / "stage.json").read_text())
+    assert about["versions"] == versions
 
 
 @pytest.mark.parametrize("bad", [float("nan"), {1: "x"}, object(), [b"x"]])
@@ -191,9 +203,9 @@ def test_rows_come_back_equal(stage: Stage, values: list[Answer]) -> None:
     name = f"rows-{len(list(stage.folder.iterdir()))}"
     for value in values:
         stage.append(name, value)
-    stage.save_values(f"{name}-whole", values)
+    stage.save(f"{name}-whole", values)
     assert stage.rows(name, Answer) == values
-    assert stage.load_values(f"{name}-whole", Answer) == values
+    assert stage.load(f"{name}-whole", list[Answer]) == values
 
 
 def test_values_come_back_equal(stage: Stage) -> None:
@@ -205,16 +217,31 @@ def test_values_come_back_equal(stage: Stage) -> None:
     stage.save("features", features)
     assert stage.load("prompts", PromptSet) == prompts
     assert stage.load("features", FeatureSet) == features
-    assert stage.has("prompts")
-    assert not stage.has("prompt")
+    stage.save("numbers", (0.1, float("-inf")))
+    assert stage.load("numbers", tuple[float, ...]) == (0.1, float("-inf"))
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Nothing but tensors."""
+
+    tensors: Mapping[str, Tensor]
+
+    def to_parts(self) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        return self.tensors, {}
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        assert not meta
+        return cls(tensors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
 def test_tensors_come_back_equal_whatever_their_layout(stage: Stage, dtype: torch.dtype) -> None:
     base = torch.arange(12).reshape(3, 4).to(dtype)
     tensors = {"whole": base, "turned": base.T, "slice": base[1:, :2], "scalar": base[0, 1], "none": base[:0]}
-    stage.save_tensors("t", tensors)
-    loaded = stage.load_tensors("t")
+    stage.save("t", Tensors(tensors))
+    loaded = stage.load("t", Tensors).tensors
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert loaded[name].dtype == dtype
@@ -222,7 +249,7 @@ def test_tensors_come_back_equal_whatever_their_layout(stage: Stage, dtype: torc
 
 
 def test_a_slice_of_a_large_tensor_does_not_take_the_whole_to_disk(stage: Stage) -> None:
-    stage.save_tensors("row", {"row": torch.zeros(1000, 1000)[5]})
+    stage.save("row", Tensors({"row": torch.zeros(1000, 1000)[5]}))
     assert (stage.folder / "row.safetensors").stat().st_size < 5000
 
 
@@ -242,7 +269,7 @@ def test_a_damaged_or_foreign_file_is_named(stage: Stage) -> None:
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(RunError, match=r"arrow\.safetensors"):
         stage.load("arrow", Arrow)
-    stage.save_tensors("bare", {"x": torch.zeros(2)})
+    stage.save("bare", Tensors({"x": torch.zeros(2)}))
     with pytest.raises(RunError, match=r"bare\.safetensors: not a Arrow"):
         stage.load("bare", Arrow)
     stage.save("verdict", Verdict(outcome=None, judge="j"))
@@ -251,7 +278,7 @@ def test_a_damaged_or_foreign_file_is_named(stage: Stage) -> None:
     with pytest.raises(RunError, match=r"absent\.json does not exist"):
         stage.load("absent", Verdict)
     with pytest.raises(RunError, match=r"absent\.jsonl does not exist"):
-        stage.load_values("absent", Verdict)
+        stage.load("absent", list[Verdict])
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_debris(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,8 +303,8 @@ def test_a_finished_stage_is_only_read(stage: Stage) -> None:
     writes: list[Callable[[], None]] = [
         lambda: stage.append("rows", ROW),
         lambda: stage.save("x", ROW),
-        lambda: stage.save_values("x", [ROW]),
-        lambda: stage.save_tensors("x", {}),
+        lambda: stage.save("x", [ROW]),
+        lambda: stage.save("x", Tensors({})),
         stage.finish,
     ]
     for write in writes:
@@ -293,6 +320,132 @@ def test_names_stay_inside_the_folder(stage: Stage, run: Run, name: str) -> None
         run.stage(name, {})
 
 
+# --- values computed once, rows by key
+
+
+def test_a_value_is_computed_once_and_given_as_it_was_read_back(tmp_path: Path) -> None:
+    calls: list[str] = []
+    steps: list[tuple[int, int]] = []
+
+    def compute() -> Arrow:
+        calls.append("arrow")
+        return Arrow(3, (0.1,), torch.ones(2, requires_grad=True))
+
+    counters: list[Mapping[str, StageCount]] = []
+    for _ in range(2):
+        with Run.open(tmp_path / "r", config={}) as run:
+            for _ in range(2):
+                found = run.cached("direction", {"k": 1}, Arrow, compute, progress=lambda *step: steps.append(step))
+                assert not found.vector.requires_grad
+                assert (found.layer, found.vector.tolist()) == (3, [1, 1])
+            counters.append(run.counters)
+    assert calls == ["arrow"]
+    assert steps == [(0, 1), (1, 1)]
+    assert counters == [{"direction": StageCount(found=0, made=1)}, {"direction": StageCount(found=1, made=0)}]
+
+
+def test_lists_and_plain_values_need_no_class_of_their_own(run: Run) -> None:
+    numbers = run.cached("peaks", {}, tuple[float, ...], lambda: (0.5, float("nan"), 2.0))
+    assert (numbers[0], str(numbers[1]), numbers[2]) == (0.5, "nan", 2.0)
+    assert run.cached("rows", {}, list[Answer], lambda: [row(0), row(1)]) == [row(0), row(1)]
+    assert run.cached("none", {}, list[Answer], list) == []
+    assert run.cached("counts", {}, dict[str, int], lambda: {"a": 1}) == {"a": 1}
+    assert run.counters["rows"] == StageCount(found=0, made=2)
+    assert read_run(run.folder).stage("rows").load("rows", list[Answer]) == [row(0), row(1)]
+
+
+def test_a_computation_that_fails_is_not_taken_for_done(run: Run) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run.cached("ratio", {}, float, lambda: 1 / 0)
+    assert run.cached("ratio", {}, float, lambda: 0.5) == 0.5
+
+
+def test_another_dependency_computes_anew(run: Run) -> None:
+    assert [run.cached("n", {"k": k}, int, lambda k=k: k) for k in (1, 2, 1)] == [1, 2, 1]
+    assert run.counters["n"] == StageCount(found=0, made=2)
+
+
+def test_rows_are_resumed_by_key_and_come_in_the_order_of_the_keys(tmp_path: Path) -> None:
+    keys = [f"p:{number}" for number in (4, 0, 3, 1, 2)]
+    steps: list[tuple[int, int]] = []
+    asked: list[frozenset[str]] = []
+
+    def compute(done: frozenset[str], stop: int | None = None) -> Iterator[list[Answer]]:
+        asked.append(done)
+        todo = [number for number in range(5) if f"p:{number}" not in done]
+        for start in range(0, len(todo), 2):
+            if start == stop:
+                raise KeyboardInterrupt
+            yield [row(number) for number in todo[start : start + 2]]
+
+    with pytest.raises(KeyboardInterrupt), Run.open(tmp_path / "r", config={}) as run:
+        run.mapped("answers", {}, Answer, keys, lambda done: compute(done, stop=2))
+    counters: list[Mapping[str, StageCount]] = []
+    for _ in range(2):
+        with Run.open(tmp_path / "r", config={}) as run:
+            rows = run.mapped("answers", {}, Answer, keys, compute, progress=lambda *step: steps.append(step))
+            assert rows == [row(number) for number in (4, 0, 3, 1, 2)]
+            assert run.mapped("answers", {}, Answer, keys[:2], compute) == rows[:2]
+            counters.append(run.counters)
+    assert asked == [frozenset(), {"p:0", "p:1"}]
+    assert steps == [(2, 5), (4, 5), (5, 5)]
+    assert counters == [{"answers": StageCount(found=2, made=3)}, {"answers": StageCount(found=5, made=0)}]
+
+
+def test_rows_may_name_their_prompt_or_have_a_key_of_their_own(run: Run) -> None:
+    prompts = [Prompt(id=f"p:{number}", text="?", label="harmful") for number in range(2)]
+    answers = [Answer(prompt=prompt, text="No.") for prompt in prompts]
+    assert run.mapped("answers", {}, Answer, ["p:1", "p:0"], lambda _: [answers]) == answers[::-1]
+    found = run.mapped("words", {}, str, ["b", "a"], lambda _: [["apple", "bean"]], key=lambda word: word[0])
+    assert found == ["bean", "apple"]
+
+
+def test_a_row_that_was_given_before_is_not_stored_twice(run: Run) -> None:
+    run.mapped("answers", {}, Answer, ["p:0"], lambda _: [[row(0)], [row(0)]])
+    assert len(run.stage("answers", {}).rows("answers", Answer)) == 1
+
+
+def test_a_key_without_a_row_is_an_error_and_what_came_is_kept(run: Run) -> None:
+    with pytest.raises(ValueError, match="1 of 2 keys got no row; one is 'p:1'"):
+        run.mapped("answers", {}, Answer, ["p:0", "p:1"], lambda _: [[row(0)]])
+    found = run.mapped("answers", {}, Answer, ["p:0", "p:1"], lambda done: [[row(1)] if "p:0" in done else []])
+    assert found == [row(0), row(1)]
+
+
+# --- results
+
+
+def test_results_of_another_configuration_are_kept_beside_the_new_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+
+    def save(k: int, command: str = "study", text: str = "") -> None:
+        with Run.open(folder, config={"k": k}, command=command) as run:
+            assert run.save_result("study.json", text or f"k={k}") == folder / "study.json"
+
+    def kept() -> dict[str, str]:
+        return {path.name: path.read_text() for path in folder.glob("study*.json")}
+
+    save(10, text="first")
+    save(10)
+    assert kept() == {"study.json": "k=10"}
+    older = {f"study-{hash_of({'k': 10})[:8]}.json": "k=10"}
+    save(20)
+    assert kept() == {"study.json": "k=20", **older}
+    # Another command's file of that name says nothing of this one's.
+    save(30, command="benchmark", text="theirs")
+    assert kept() == {"study.json": "theirs", **older}
+
+
+def test_a_session_may_write_its_result_again(tmp_path: Path) -> None:
+    Run.open(tmp_path / "r", config={"k": 1}).close()
+    with Run.open(tmp_path / "r", config={"k": 2}) as run:
+        run.save_result("study.json", "draft")
+        run.save_result("study.json", "final")
+    assert {path.name for path in (tmp_path / "r").glob("*.json")} == {"manifest.json", "study.json"}
+    assert (tmp_path / "r" / "study.json").read_text() == "final"
+    assert read_run(tmp_path / "r").manifest.latest.files == ("study.json",)
+
+
 # --- torn and bad lines
 
 
@@ -300,19 +453,20 @@ def test_names_stay_inside_the_folder(stage: Stage, run: Run, name: str) -> None
 def test_a_torn_last_line_is_dropped_and_cut_off_before_the_next(tmp_path: Path, cut: int) -> None:
     with Run.open(tmp_path / "r", config={}) as run:
         stage = run.stage("generate", {})
-        stage.extend("rows", [row(0), row(1)])
+        stage.append("rows", row(0))
+        stage.append("rows", row(1))
     path = stage.folder / "rows.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
     with Run.open(tmp_path / "r", config={}) as run:
         stage = run.stage("generate", {})
         assert stage.rows("rows", Answer) == [row(0)]
-        assert stage.done_keys("rows", Answer, lambda r: r.prompt.id) == {"p:0"}
         stage.append("rows", row(1))
         assert stage.rows("rows", Answer) == [row(0), row(1)]
 
 
 def test_a_bad_line_elsewhere_is_an_error_that_names_it(stage: Stage) -> None:
-    stage.extend("rows", [row(0), row(1), row(2)])
+    for number in range(3):
+        stage.append("rows", row(number))
     path = stage.folder / "rows.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + b'{"prompt": "p' + b"\n" + lines[2])
@@ -363,16 +517,18 @@ def test_a_failed_append_is_not_glued_to_the_next(stage: Stage, monkeypatch: pyt
 APPEND_FOREVER = """
     import sys
     from demur.runs import Run
-    from demur.types import Answer, Prompt
-    with Run.open(sys.argv[1], config={"k": 1}) as run:
-        stage = run.stage("generate", {"k": 1})
-        done = stage.done_keys("rows", Answer, lambda row: row.prompt.id)
+    from demur.types import Answer
+
+    def rows(done):
         for number in range(int(sys.argv[2])):
             if f"p:{number}" not in done:
-                stage.append("rows", Answer(prompt=Prompt(id=f"p:{number}", text="How?"), text="x" * 5000))
+                yield [Answer(prompt_id=f"p:{number}", intervention="none", text="x" * 5000, finished=True)]
             if number == 20:
                 print("going", flush=True)
-        stage.finish()
+
+    keys = [f"p:{number}" for number in range(min(int(sys.argv[2]), 10000))]
+    with Run.open(sys.argv[1], config={"k": 1}) as run:
+        run.mapped("generate", {"k": 1}, Answer, keys, rows)
 """
 
 
@@ -398,7 +554,7 @@ def test_a_killed_process_is_resumed_where_it_stopped(tmp_path: Path) -> None:
     with Run.open(folder, config={"k": 1}) as run:
         stage = run.stage("generate", {"k": 1})
         assert not stage.done
-        survived = len(stage.rows("rows", Answer))
+        survived = len(stage.rows("generate", Answer))
     assert survived > 20
     total = survived + 50
     with python(APPEND_FOREVER, str(folder), str(total)) as process:
@@ -406,8 +562,8 @@ def test_a_killed_process_is_resumed_where_it_stopped(tmp_path: Path) -> None:
     assert process.returncode == 0, errors
     view = read_run(folder)
     assert view.stage("generate").done
-    rows = view.stage("generate").rows("rows", Answer)
-    assert [r.prompt.id for r in rows] == [f"p:{number}" for number in range(total)]
+    rows = view.stage("generate").load("generate", list[Answer])
+    assert [r.prompt_id for r in rows] == [f"p:{number}" for number in range(total)]
     assert [s.finished is None for s in view.manifest.sessions] == [True, False, False]
 
 
@@ -444,10 +600,10 @@ def test_a_place_that_cannot_be_a_folder_is_refused_before_any_work(tmp_path: Pa
 
 
 def test_a_read_only_folder_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(*_: object, **__: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(RunError, match="cannot be written: Permission denied"):
         Run.open(tmp_path / "r", config={})
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Final
+from collections.abc import Sequence
+from typing import ClassVar, Final
 
-from demur.judges import rules_digest
+from demur.judges import Judge
 from demur.types import Answer, Outcome, Verdict
 
 # The sentences of an answer that complies. The training corpus is made of these very ones.
@@ -64,7 +63,7 @@ def _read(prompt: str, response: str) -> tuple[Outcome, str]:
     return Outcome.COMPLIANCE, act
 
 
-class BundledJudge:
+class BundledJudge(Judge):
     """Reads the bundled model's answers.
 
     *Compliance* is one complete answer: an opener that names exactly the act that the prompt asks about, then the two
@@ -72,13 +71,7 @@ class BundledJudge:
     follows. Everything else is *incoherent*, an answer about another act included.
     """
 
-    name = "bundled"
-    gives: ClassVar[tuple[str, ...]] = ("outcome",)
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """The kind, and a hash of this module: the parser and the grammar."""
-        return {"kind": self.name, "rules": rules_digest(Path(__file__))}
+    kind: ClassVar[str] = "bundled"
 
     def judge(self, answers: Sequence[Answer]) -> list[Verdict]:
         """One verdict per answer, in order; none is unscored."""

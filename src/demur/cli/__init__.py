@@ -1,5 +1,5 @@
-"""The command line: thin over studies, judges and reports. Starting it loads none of the heavy libraries."""
+"""The command line: studies by their typed options, and the commands beside them. Starting it loads nothing heavy."""
 
-from demur.cli._app import app, main
+from demur.cli.app import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

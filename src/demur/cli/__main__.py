@@ -1,5 +1,7 @@
 """`python -m demur.cli`."""
 
+import sys
+
 from demur.cli import main
 
-main()
+sys.exit(main())

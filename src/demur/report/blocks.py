@@ -6,7 +6,7 @@ A study's `sections(result)` returns these values; nothing here imports torch or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 
@@ -29,13 +29,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text, one cell per column. `strong` lists the rows to emphasise (the study's own method)."""
+    """Rows of text, one cell per column.
+
+    `strong` lists the rows to emphasise (the study's own method). A `folded` table opens on a click where that is
+    possible: long lists, and numbers that would tempt the reader to choose by test results.
+    """
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
     strong: frozenset[int] = frozenset()
+    folded: bool = False
 
     def __post_init__(self) -> None:
         for number, row in enumerate(self.rows):
@@ -51,10 +56,23 @@ class Table:
         *,
         caption: str = "",
         strong: Sequence[int] = (),
+        folded: bool = False,
     ) -> Table:
-        """A table from plain lists. A column given as `"> name"` is numeric (right-aligned)."""
+        """A table from plain lists.
+
+        Args:
+            title: what the table holds.
+            columns: one given as `"> name"` is numeric (right-aligned).
+            rows: cells as text, as many as there are columns.
+            caption: how to read it.
+            strong: indices of rows to emphasise.
+            folded: open only on a click.
+
+        Raises:
+            ValueError: a row with too few or too many cells.
+        """
         made = tuple(_column(each) for each in columns)
-        return cls(title, made, tuple(tuple(row) for row in rows), caption, frozenset(strong))
+        return cls(title, made, tuple(tuple(row) for row in rows), caption, frozenset(strong), folded)
 
 
 def _column(column: str | Column) -> Column:
@@ -67,7 +85,8 @@ def _column(column: str | Column) -> Column:
 class Chart:
     """A chart that is drawn only where charts can be shown.
 
-    `draw` returns an altair chart; it is called by the HTML report and by `result.chart()`, never on a terminal.
+    `draw` returns an altair chart, or None where there is nothing to draw, which leaves the block out. It is called by
+    the HTML report and by `result.chart()`, never on a terminal.
     """
 
     title: str
@@ -119,6 +138,30 @@ class Page:
     """Its configuration as TOML."""
     facts: tuple[tuple[str, str], ...] = field(default=())
     """Name and value of what was studied and with what: model, SAEs, judge, versions, seconds, date."""
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """The findings, which every view puts first."""
+        return self._texts("verdict")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The reasons to doubt them, which every view puts next; each once."""
+        return tuple(dict.fromkeys(self._texts("warning")))
+
+    @property
+    def body(self) -> tuple[Section, ...]:
+        """The sections without verdicts and warnings; those that hold nothing else are left out."""
+        kept = (replace(section, blocks=tuple(filter(_in_body, section.blocks))) for section in self.sections)
+        return tuple(section for section in kept if section.blocks)
+
+    def _texts(self, role: str) -> tuple[str, ...]:
+        blocks = (block for section in self.sections for block in section.blocks)
+        return tuple(block.text for block in blocks if isinstance(block, Text) and block.role == role)
+
+
+def _in_body(block: Block) -> bool:
+    return not (isinstance(block, Text) and block.role in {"verdict", "warning"})
 
 
 __all__ = ["Block", "Chart", "Column", "Page", "Section", "Table", "Text", "Transcript", "Transcripts"]

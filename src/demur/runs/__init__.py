@@ -2,8 +2,8 @@
 
 from demur.runs._files import write_text
 from demur.runs._json import JSON, hash_of, to_json
-from demur.runs._run import Manifest, Run, RunView, Session, StageRef, read_run
-from demur.runs._stage import Codec, Stage, StageFolder, stage_key
+from demur.runs._run import Manifest, Run, RunView, Session, StageCount, StageRef, read_run
+from demur.runs._stage import Codec, Stage, StageFolder, key_versions, stage_key
 from demur.runs._toml import as_toml
 
 __all__ = [
@@ -14,10 +14,12 @@ __all__ = [
     "RunView",
     "Session",
     "Stage",
+    "StageCount",
     "StageFolder",
     "StageRef",
     "as_toml",
     "hash_of",
+    "key_versions",
     "read_run",
     "stage_key",
     "to_json",

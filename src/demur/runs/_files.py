@@ -1,4 +1,4 @@
-"""Files that are whole or absent, JSONL that survives a kill, and the lock on a run folder."""
+"""Files that are whole or absent, JSON Lines that survive a kill, and the lock on a run folder."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from filelock import FileLock, Timeout
+
 from demur.errors import RunError
 
 TEMPORARY = ".tmp-"
 """Prefix of files that are being written; what a kill leaves of them is removed on the next opening."""
+
+LOCK_FILES = (".lock", ".writer")
+"""The lock, and who holds it. (Two files: some systems cannot read a locked one.)"""
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
@@ -36,11 +41,11 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` whole or not at all."""
-    write_whole(path, lambda temporary: _write_bytes(temporary, text.encode()))
 
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(text.encode())
 
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+    write_whole(path, write)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -59,12 +64,10 @@ def remove_temporaries(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line number (from 1) and content of each line that ends in a newline: a torn last line is not given."""
+def complete_lines(path: Path) -> Iterator[bytes]:
+    """Each line that ends in a newline, with it: a torn last line is not given."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.endswith(b"\n"):
-                yield number, line[:-1]
+        yield from (line for line in file if line.endswith(b"\n"))
 
 
 class LineWriter:
@@ -74,28 +77,22 @@ class LineWriter:
         self._path = path
         self._file: IO[bytes] | None = None
 
-    def append(self, line: str) -> None:
-        """Write one line.
+    def append(self, line: bytes) -> None:
+        """Write one line, given without its newline.
 
         Raises:
             RunError: it cannot be written; what was written of it is dropped by the next `append`.
         """
-        data = line.encode() + b"\n"
+        data = line + b"\n"
         try:
             if self._file is None:
                 self._file = self._path.open("ab", buffering=0)
-                self._drop_torn_tail(self._file)
+                self._file.truncate(sum(map(len, complete_lines(self._path))))
             if self._file.write(data) != len(data):
                 raise OSError("only a part of the line was written (is the disk full?)")
         except OSError as error:
             self.close()
             raise RunError(f"{self._path} cannot be written: {error.strerror or error}") from error
-
-    def _drop_torn_tail(self, file: IO[bytes]) -> None:
-        data_end = 0
-        for _, line in complete_lines(self._path):
-            data_end += len(line) + 1
-        file.truncate(data_end)
 
     def close(self) -> None:
         """Flush to disk and close."""
@@ -108,54 +105,34 @@ class LineWriter:
 class FolderLock:
     """The right to write one run folder; the system gives it up when the process that holds it dies."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: IO[str] | None = None
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        path, self._holder = (folder / name for name in LOCK_FILES)
+        self._lock = FileLock(path, timeout=0, thread_local=False)
 
     def acquire(self) -> None:
-        """Take the lock.
+        """Make the folder if it is not there, and take its lock.
 
         Raises:
-            RunError: another process holds it, or the file system has no locks.
+            RunError: another process holds it, or the folder cannot be written or locked.
         """
-        file = self._path.open("a+", encoding="utf-8")
         try:
-            _lock(file)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            self._holder.write_text(f"process {os.getpid()}")
+        except Timeout:
+            holder = "another process"
+            with contextlib.suppress(OSError):
+                holder = self._holder.read_text() or holder
+            raise RunError(f"{self._folder} is being written by {holder}; wait, or choose another folder") from None
+        except (OSError, NotImplementedError) as error:
+            self._lock.release()
+            why = getattr(error, "strerror", None) or error
             raise RunError(
-                f"{self._path.parent} is being written by {holder}; wait for it, or choose another folder"
+                f"the run folder {self._folder} cannot be written: {why}; choose another with --out"
             ) from error
-        except OSError as error:
-            file.close()
-            raise RunError(f"{self._path} cannot be locked: {error.strerror}; choose a local disk") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        self._file = file
 
     def release(self) -> None:
-        """Give the lock up. The file stays: without it, two processes could lock two files of one name."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(file: IO[str]) -> None:
-        # A byte far from the start: a locked byte cannot be read here, and the start says who holds the lock.
-        file.seek(1 << 20)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except PermissionError as error:
-            raise BlockingIOError from error
-
-else:
-    import fcntl
-
-    def _lock(file: IO[str]) -> None:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        """Give the lock up. Its file stays: without it, two processes could lock two files of one name."""
+        self._holder.unlink(missing_ok=True)
+        self._lock.release()

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 
 from demur.errors import RunError
-from demur.runs._files import TEMPORARY, FolderLock, remove_temporaries, write_text
+from demur.runs._files import LOCK_FILES, TEMPORARY, FolderLock, remove_temporaries, write_text
 from demur.runs._json import JSON, hash_of, to_json, without_secrets
-from demur.runs._stage import Stage, StageFolder
+from demur.runs._stage import Kind, KindOf, Stage, StageFolder
 from demur.types import Value
 
 MANIFEST = "manifest.json"
-_LOCK = ".lock"
 _STAGES = "stages"
 _PACKAGES = (
     "demur",
@@ -32,6 +31,9 @@ _PACKAGES = (
     "scikit-learn",
     "sae-lens",
 )
+
+Progress = Callable[[int, int], None]
+"""`(done, total)`."""
 
 
 class StageRef(Value):
@@ -65,6 +67,8 @@ class Session(Value):
     versions: dict[str, str]
     """Package → installed version."""
     stages: tuple[StageRef, ...] = ()
+    files: tuple[str, ...] = ()
+    """Results that it wrote at the top of the run folder."""
 
 
 class Manifest(Value):
@@ -127,15 +131,33 @@ def read_run(folder: str | Path) -> RunView:
     return RunView(folder, manifest)
 
 
+class StageCount(NamedTuple):
+    """How many values or rows a kind of stage had already, and how many this process computed."""
+
+    found: int
+    made: int
+
+
+def _prompt_id(row: Any) -> str:
+    return row.prompt_id if hasattr(row, "prompt_id") else row.prompt.id
+
+
 class Run:
     """A run folder that this process writes. Use as a context manager, or call `close`.
 
     Leaving the `with` block without an exception marks the session as finished.
+
+    Attributes:
+        folder: the run folder.
+        manifest: all sessions on it; the last is this one.
+        counters: name of a stage → what was found and what was made, each stage counted once.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, lock: FolderLock) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.counters: dict[str, StageCount] = {}
+        self._counted: set[str] = set()
         self._lock = lock
         self._stages: dict[str, Stage] = {}
 
@@ -170,7 +192,8 @@ class Run:
         """
         folder = Path(folder)
         plain = cast("dict[str, Any]", without_secrets(to_json(config, "config")))
-        lock = _take(folder)
+        lock = FolderLock(folder)
+        lock.acquire()
         try:
             earlier = _earlier_sessions(folder, resume)
             session = Session(
@@ -205,25 +228,151 @@ class Run:
             seeds={**session.seeds, **(seeds or {})},
         )
 
-    def stage(self, name: str, depends: Mapping[str, object], *, version: int = 1) -> Stage:
+    def cached(
+        self,
+        name: str,
+        depends: Mapping[str, object],
+        kind: KindOf[Kind],
+        compute: Callable[[], Kind],
+        *,
+        progress: Progress | None = None,
+    ) -> Kind:
+        """A value that is computed once for each set of dependencies, then read from the run folder.
+
+        What is returned was read back from disk, so that a resumed run goes on with exactly what the first one had.
+
+        Args:
+            name: of the stage: lower-case letters, digits, `_`, `-`.
+            depends: everything that the value depends on, as JSON data: settings, content hashes, and other stages'
+                values. (The versions of demur, torch and transformers count by themselves.)
+            kind: the value's type: a `Codec` (tensors), or what pydantic can read and write as JSON, such as a `Value`,
+                `list[Value]` or `tuple[float, ...]`.
+            compute: gives the value; called only where there is none.
+            progress: called with 0 of 1 before, and 1 of 1 after computing.
+
+        Raises:
+            RunError: a dependency has no JSON form, the folder cannot be written, or what it holds is damaged.
+        """
+        stage = self.stage(name, depends)
+        found = stage.done
+        if not found:
+            if progress is not None:
+                progress(0, 1)
+            made = compute()
+            stage.save(name, list(cast("Iterable[object]", made)) if get_origin(kind) is list else made)
+            stage.finish()
+            if progress is not None:
+                progress(1, 1)
+        value = stage.load(name, kind)
+        size = len(cast("list[object]", value)) if isinstance(value, list) else 1
+        self._count(stage, StageCount(size, 0) if found else StageCount(0, size))
+        return value
+
+    def mapped(
+        self,
+        name: str,
+        depends: Mapping[str, object],
+        kind: KindOf[Kind],
+        keys: Sequence[str],
+        compute: Callable[[frozenset[str]], Iterable[Iterable[Kind]]],
+        *,
+        key: Callable[[Kind], str] = _prompt_id,
+        progress: Progress | None = None,
+    ) -> list[Kind]:
+        """One row for each key, in the order of `keys`; rows are stored as they come, and those stored are kept.
+
+        Args:
+            name: of the stage, as in `cached`.
+            depends: everything that the rows and the set of keys depend on, as in `cached`.
+            kind: type of a row: what pydantic can read and write as JSON.
+            keys: which rows, such as the prompts' ids.
+            compute: given the keys that have a row, yields batches of rows for the others, in any order; called only
+                where a row is missing. What an interruption loses is the batch under way.
+            key: a row's key; its `prompt_id` or `prompt.id` when not given.
+            progress: called with the rows that there are and the rows wanted, at the start and after each batch.
+
+        Raises:
+            RunError: as in `cached`.
+            ValueError: after computing, some key still has no row.
+        """
+        stage = self.stage(name, depends)
+        wanted = frozenset(keys)
+        known = {key(row) for row in stage.rows(name, kind)}
+        found = len(wanted & known)
+        if not stage.done:
+            if not wanted <= known:
+                self._fill(stage, wanted, known, compute, key, progress)
+            stage.finish()
+        rows = {key(row): row for row in stage.rows(name, kind)}
+        self._count(stage, StageCount(found, len(wanted) - found))
+        return [rows[each] for each in keys]
+
+    @staticmethod
+    def _fill(
+        stage: Stage,
+        wanted: frozenset[str],
+        known: set[str],
+        compute: Callable[[frozenset[str]], Iterable[Iterable[Kind]]],
+        key: Callable[[Kind], str],
+        progress: Progress | None,
+    ) -> None:
+        """Append the rows that are missing; `known` grows by their keys."""
+        if progress is not None:
+            progress(len(wanted & known), len(wanted))
+        for batch in compute(frozenset(known)):
+            for row in batch:
+                if key(row) not in known:
+                    stage.append(stage.name, row)
+                    known.add(key(row))
+            if progress is not None:
+                progress(len(wanted & known), len(wanted))
+        if missing := sorted(wanted - known):
+            raise ValueError(
+                f"stage {stage.name}: {len(missing)} of {len(wanted)} keys got no row; one is {missing[0]!r}"
+            )
+
+    def _count(self, stage: Stage, count: StageCount) -> None:
+        if stage.key not in self._counted:
+            self._counted.add(stage.key)
+            before = self.counters.get(stage.name, StageCount(0, 0))
+            self.counters[stage.name] = StageCount(before.found + count.found, before.made + count.made)
+
+    def stage(self, name: str, depends: Mapping[str, object]) -> Stage:
         """The stage `name` for exactly these dependencies, new or as an earlier session left it.
+
+        For what `cached` and `mapped` do not cover: a journal that is read while it is written.
 
         Args:
             name: lower-case letters, digits, `_`, `-`.
-            depends: everything its results depend on, as JSON data: settings, content hashes, and the `key`
-                of each stage that it reads.
-            version: raised when the code of this stage changes its results.
+            depends: everything that its results depend on, as JSON data.
 
         Raises:
             RunError: a dependency has no JSON form, or the folder cannot be written.
         """
-        stage = Stage.open(self.folder / _STAGES, name, depends, version)
+        stage = Stage.open(self.folder / _STAGES, name, depends)
         if stage.key in self._stages:
             return self._stages[stage.key]
         self._stages[stage.key] = stage
         ref = StageRef(name=name, key=stage.key, folder=f"{_STAGES}/{stage.folder.name}")
         self._write(stages=(*self.manifest.latest.stages, ref))
         return stage
+
+    def save_result(self, filename: str, text: str) -> Path:
+        """Write a result at the top of the run folder, whole or not at all, and give its path.
+
+        What the same command wrote there for another configuration is kept beside it: `study.json` becomes
+        `study-HASH.json`, with the first eight characters of that configuration's hash (`config_hash` in the manifest).
+        """
+        path = self.folder / filename
+        now = self.manifest.latest
+        earlier = [s for s in self.manifest.sessions[:-1] if s.command == now.command and filename in s.files]
+        if earlier and filename not in now.files and path.is_file():
+            older = earlier[-1].config_hash
+            if older != now.config_hash:
+                path.replace(path.with_name(f"{path.stem}-{older[:8]}{path.suffix}"))
+        write_text(path, text)
+        self._write(files=tuple(dict.fromkeys((*now.files, filename))))
+        return path
 
     def _write(self, **changes: object) -> None:
         latest = self.manifest.latest.model_copy(update=changes)
@@ -249,18 +398,6 @@ class Run:
         self.close(finished=kind is None)
 
 
-def _take(folder: Path) -> FolderLock:
-    lock = FolderLock(folder / _LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise RunError(
-            f"the run folder {folder} cannot be written: {error.strerror or error}; choose another with --out"
-        ) from error
-    return lock
-
-
 def _earlier_sessions(folder: Path, resume: bool) -> tuple[Session, ...]:
     """The sessions of the run that `folder` holds; none for an empty folder."""
     remove_temporaries(folder)
@@ -268,7 +405,7 @@ def _earlier_sessions(folder: Path, resume: bool) -> tuple[Session, ...]:
         if not resume:
             raise RunError(f"{folder} already holds a run; resume it, or choose another folder with --out")
         return read_run(folder).manifest.sessions
-    others = [p.name for p in folder.iterdir() if p.name != _LOCK and not p.name.startswith(TEMPORARY)]
+    others = [p.name for p in folder.iterdir() if p.name not in LOCK_FILES and not p.name.startswith(TEMPORARY)]
     if others:
         raise RunError(f"{folder} holds {others[0]!r} but no run; choose an empty or new folder with --out")
     return ()
@@ -288,4 +425,4 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-__all__ = ["Manifest", "Run", "RunView", "Session", "StageRef", "read_run"]
+__all__ = ["Manifest", "Run", "RunView", "Session", "StageCount", "StageRef", "read_run"]

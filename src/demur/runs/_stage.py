@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast, overload, runtime_checkable
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar, cast, get_args, get_origin, runtime_checkable
 
-from pydantic import BaseModel, ValidationError
+import pydantic_core
+from pydantic import TypeAdapter, ValidationError
 
+from demur import __version__
 from demur.errors import RunError
-from demur.runs._files import LineWriter, remove_temporaries, write_text, write_whole
+from demur.runs._files import LineWriter, complete_lines, remove_temporaries, write_text, write_whole
 from demur.runs._json import JSON, hash_of, to_json, without_secrets
 
 if TYPE_CHECKING:
@@ -21,13 +26,17 @@ if TYPE_CHECKING:
 else:
     Tensor = object  # torch is imported only where tensors are read or written.
 
-STAGE_FORMAT = 1
+STAGE_FORMAT = 2
 """Part of every key: raised when the files of a stage change their meaning, so that old ones are not read."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _DONE = "done"
 _ABOUT = "stage.json"
 _META = "demur"
+
+Kind = TypeVar("Kind")
+KindOf: TypeAlias = type[Kind] | GenericAlias
+"""A class, or such as `list[Value]`."""
 
 
 @runtime_checkable
@@ -44,24 +53,41 @@ class Codec(Protocol):
         ...
 
 
-ModelT = TypeVar("ModelT", bound=BaseModel)
-CodecT = TypeVar("CodecT", bound=Codec)
+@lru_cache
+def key_versions() -> Mapping[str, str]:
+    """The versions that are part of every key: demur's major and minor number, torch's and transformers' in full.
+
+    Another version of these may compute other numbers, so results of the one are not taken for results of the other.
+    """
+    found = {"demur": ".".join(__version__.split(".")[:2])}
+    for package in ("torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # A copy of the sources without an installation.
+            found[package] = "none"
+    return found
 
 
-def stage_key(name: str, depends: object, version: int = 1) -> str:
-    """SHA-256 of stage name, format, version and dependencies in canonical JSON, hex; secrets do not count.
+def stage_key(name: str, depends: object, versions: Mapping[str, str] | None = None) -> str:
+    """SHA-256, hex, of a stage's name, format, versions and dependencies as canonical JSON; secrets do not count.
+
+    Args:
+        name: of the stage.
+        depends: JSON data.
+        versions: of the packages that compute the results; `key_versions()` when not given.
 
     Raises:
         RunError: something in `depends` has no JSON form.
     """
     plain = without_secrets(to_json(depends, f"{name}: depends"))
-    return hash_of({"stage": name, "format": STAGE_FORMAT, "version": version, "depends": plain})
+    used = dict(key_versions() if versions is None else versions)
+    return hash_of({"stage": name, "format": STAGE_FORMAT, "versions": used, "depends": plain})
 
 
 class StageFolder:
     """What a stage has stored, for reading.
 
-    Values stand in `NAME.json`, lists of values and rows in `NAME.jsonl`, tensors in `NAME.safetensors`.
+    A value stands in `NAME.json`, a list or rows in `NAME.jsonl`, a value with tensors in `NAME.safetensors`.
     """
 
     def __init__(self, folder: Path, name: str, key: str) -> None:
@@ -80,88 +106,57 @@ class StageFolder:
         about: Any = json.loads(self._existing(_ABOUT).read_text(encoding="utf-8"))
         return about["depends"]
 
-    def has(self, name: str) -> bool:
-        """Something was stored under `name`."""
-        return any((self.folder / f"{name}{suffix}").is_file() for suffix in (".json", ".jsonl", ".safetensors"))
-
-    @overload
-    def load(self, name: str, cls: type[ModelT]) -> ModelT: ...
-    @overload
-    def load(self, name: str, cls: type[CodecT]) -> CodecT: ...
-    def load(self, name: str, cls: type[Any]) -> Any:
-        """The value that `save` stored under `name`: equal to what it was.
+    def load(self, name: str, kind: KindOf[Kind]) -> Kind:
+        """The value of type `kind` that `save` stored under `name`: equal to what it was.
 
         Raises:
-            RunError: there is none, or the file does not hold a `cls`.
+            RunError: there is none, or the file does not hold a `kind`.
         """
-        if issubclass(cls, BaseModel):
+        if get_origin(kind) is list:
+            self._existing(f"{name}.jsonl")
+            return cast("Kind", self.rows(name, get_args(kind)[0]))
+        if not _has_tensors(kind):
             path = self._existing(f"{name}.json")
-            try:
-                return cls.model_validate_json(path.read_bytes())
-            except ValidationError as error:
-                raise self._bad(path, cls, error) from error
+            return self._parse(path, kind, path.read_bytes())
         path = self._existing(f"{name}.safetensors")
         tensors, metadata = _read_tensors(path)
         try:
-            return cls.from_parts(tensors, json.loads(metadata[_META]))
+            return cast("Any", kind).from_parts(tensors, json.loads(metadata[_META]))
         except (KeyError, ValueError, TypeError) as error:
-            raise self._bad(path, cls, error) from error
+            raise RunError(f"{path}: not a {kind.__name__}: {error}. {self._remedy}") from error
 
-    def load_values(self, name: str, cls: type[ModelT]) -> list[ModelT]:
-        """The list that `save_values` stored under `name`.
-
-        Raises:
-            RunError: there is none, or a line does not hold a `cls`.
-        """
-        self._existing(f"{name}.jsonl")
-        return self.rows(name, cls)
-
-    def load_tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors that `save_tensors` stored under `name`, on the CPU.
-
-        Raises:
-            RunError: there are none, or the file is damaged.
-        """
-        return _read_tensors(self._existing(f"{name}.safetensors"))[0]
-
-    def rows(self, name: str, cls: type[ModelT]) -> list[ModelT]:
-        """The rows appended under `name`, in order; none when nothing was appended.
+    def rows(self, name: str, kind: KindOf[Kind]) -> list[Kind]:
+        """The rows of type `kind` appended under `name`, in order; none when nothing was appended.
 
         A torn last line, left by a kill, is not given; in a finished stage it is an error.
 
         Raises:
-            RunError: a line does not hold a `cls`; names file and line.
+            RunError: a line does not hold a `kind`; names file and line.
         """
         path = self.folder / f"{_checked(name)}.jsonl"
         if not path.is_file():
             return []
-        found: list[ModelT] = []
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    if self.done:
-                        raise RunError(f"{path}, line {number} is cut off. {self._remedy}")
-                    break
-                try:
-                    found.append(cls.model_validate_json(line))
-                except ValidationError as error:
-                    raise self._bad(path, cls, error, number) from error
+        found: list[Kind] = []
+        size = 0
+        for number, line in enumerate(complete_lines(path), start=1):
+            found.append(self._parse(path, kind, line, f", line {number}"))
+            size += len(line)
+        if self.done and size < path.stat().st_size:
+            raise RunError(f"{path}, line {len(found) + 1} is cut off. {self._remedy}")
         return found
 
-    def done_keys(self, name: str, cls: type[ModelT], key: Callable[[ModelT], Hashable]) -> frozenset[Hashable]:
-        """`key` of every row appended under `name` so far: what a resumed stage need not do again."""
-        return frozenset(key(row) for row in self.rows(name, cls))
+    def _parse(self, path: Path, kind: KindOf[Kind], data: bytes, where: str = "") -> Kind:
+        try:
+            return _adapter(kind).validate_json(data)
+        except ValidationError as error:
+            why, name = error.errors()[0]["msg"], getattr(kind, "__name__", str(kind))
+            raise RunError(f"{path}{where}: not a {name}: {why}. {self._remedy}") from error
 
     def _existing(self, filename: str) -> Path:
         path = self.folder / _checked(filename)
         if not path.is_file():
             raise RunError(f"{path} does not exist. {self._remedy}")
         return path
-
-    def _bad(self, path: Path, cls: type[Any], error: Exception, line: int | None = None) -> RunError:
-        where = f"{path}, line {line}" if line else str(path)
-        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        return RunError(f"{where}: not a {cls.__name__}: {why}. {self._remedy}")
 
     @property
     def _remedy(self) -> str:
@@ -176,9 +171,9 @@ class Stage(StageFolder):
         self._writers: dict[str, LineWriter] = {}
 
     @classmethod
-    def open(cls, stages: Path, name: str, depends: Mapping[str, object], version: int) -> Stage:
+    def open(cls, stages: Path, name: str, depends: Mapping[str, object]) -> Stage:
         """The stage's folder under `stages`, made if it is new. Called by `Run.stage`."""
-        key = stage_key(_checked(name), depends, version)
+        key = stage_key(_checked(name), depends)
         stage = cls(stages / f"{name}-{key[:12]}", name, key)
         about = stage.folder / _ABOUT
         try:
@@ -188,38 +183,37 @@ class Stage(StageFolder):
         except (OSError, ValueError) as error:
             raise RunError(f"{stage.folder} cannot be used: {error}. {stage._remedy}") from error
         if known is None:
-            plain = without_secrets(to_json(depends))
-            text = {"name": name, "key": key, "version": version, "format": STAGE_FORMAT, "depends": plain}
-            write_text(about, json.dumps(text, indent=1, ensure_ascii=False))
+            content: dict[str, Any] = {
+                "name": name,
+                "key": key,
+                "format": STAGE_FORMAT,
+                "versions": dict(key_versions()),
+            }
+            content["depends"] = without_secrets(to_json(depends))
+            write_text(about, json.dumps(content, indent=1, ensure_ascii=False))
         elif known.get("key") != key:
             raise RunError(f"{about} belongs to another stage (key {known.get('key')}). {stage._remedy}")
         return stage
 
-    def save(self, name: str, value: BaseModel | Codec) -> None:
-        """Store one value under `name`, whole or not at all."""
-        if isinstance(value, BaseModel):
-            write_text(self._target(f"{name}.json"), value.model_dump_json())
+    def save(self, name: str, value: object) -> None:
+        """Store under `name`, whole or not at all: a `Codec`, a list (each item on a line), or any other value that
+        pydantic can write as JSON."""
+        if isinstance(value, list):
+            text = b"".join(_dumped(each) + b"\n" for each in cast("list[object]", value)).decode()
+            write_text(self._target(f"{name}.jsonl"), text)
+        elif not isinstance(value, Codec):
+            write_text(self._target(f"{name}.json"), _dumped(value).decode())
         else:
             tensors, meta = value.to_parts()
-            self._write_tensors(name, tensors, {_META: json.dumps(meta)})
+            torch_format: Any = importlib.import_module("safetensors.torch")
+            ready, metadata = _storable(tensors), {_META: json.dumps(meta)}
+            target = self._target(f"{name}.safetensors")
+            write_whole(target, lambda path: torch_format.save_file(ready, path, metadata=metadata))
 
-    def save_values(self, name: str, values: Sequence[BaseModel]) -> None:
-        """Store a list of values under `name`, whole or not at all."""
-        write_text(self._target(f"{name}.jsonl"), "".join(f"{value.model_dump_json()}\n" for value in values))
-
-    def save_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Store tensors under `name`, whole or not at all."""
-        self._write_tensors(name, tensors, {})
-
-    def append(self, name: str, value: BaseModel) -> None:
+    def append(self, name: str, row: object) -> None:
         """Add one row under `name`. A torn last line, left by a kill, is cut off first."""
         path = self._target(f"{name}.jsonl")
-        self._writers.setdefault(name, LineWriter(path)).append(value.model_dump_json())
-
-    def extend(self, name: str, values: Iterable[BaseModel]) -> None:
-        """Add rows under `name`, one by one."""
-        for value in values:
-            self.append(name, value)
+        self._writers.setdefault(name, LineWriter(path)).append(_dumped(row))
 
     def finish(self) -> None:
         """Mark the stage as finished: from now on it is only read."""
@@ -238,11 +232,18 @@ class Stage(StageFolder):
             raise RunError(f"{path} cannot be written: the stage {self.name} is finished")
         return path
 
-    def _write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-        torch_format: Any = importlib.import_module("safetensors.torch")
-        ready = _storable(tensors)
-        target = self._target(f"{name}.safetensors")
-        write_whole(target, lambda path: torch_format.save_file(ready, path, metadata=metadata))
+
+def _has_tensors(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Codec)
+
+
+@lru_cache
+def _adapter(kind: Any) -> Any:
+    return TypeAdapter(kind)
+
+
+def _dumped(value: object) -> bytes:
+    return pydantic_core.to_json(value, inf_nan_mode="constants")
 
 
 def _checked(name: str) -> str:

@@ -6,21 +6,24 @@ file, `demur plan`, `demur show`, the report and the reference page are all made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from pydantic import Field, ValidationError
 
-from demur.errors import RunError
-from demur.registry import Registry
-from demur.report.blocks import Page, Section
+from demur.errors import DemurError, InputError, RunError
+from demur.report.blocks import Chart, Page, Section
 from demur.runs import Session, as_toml, read_run
+from demur.stats import Estimate
+from demur.studies import STUDIES
 from demur.studies.config import StudyConfig
 from demur.types import Value
 
 if TYPE_CHECKING:
+    import pandas
+
     from demur.studies.context import Context
 
 ConfigT = TypeVar("ConfigT", bound=StudyConfig)
@@ -28,8 +31,13 @@ ResultT = TypeVar("ResultT", bound="StudyResult")
 
 
 class StudyResult(Value):
-    """Base of every study's result: what was studied, the doubts, and what it took."""
+    """Base of every study's result: what was studied, the doubts, and what it took.
 
+    In a notebook a result shows its page. Its fields that are tuples of rows become data frames with `to_frame`.
+    """
+
+    study: str = ""
+    """Name of the study."""
     model: str = ""
     """The model's name, for people."""
     facts: dict[str, str] = Field(default_factory=dict)
@@ -38,6 +46,89 @@ class StudyResult(Value):
     """Reasons to doubt the result, most serious first."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """Wall-clock seconds of each stage that this process ran."""
+
+    def page(self) -> Page:
+        """The result as sections, ready to be drawn."""
+        return page_of(STUDIES[self.study], self)
+
+    def save_report(self, path: str | Path) -> Path:
+        """Write the result as a page: HTML, or Markdown where the name ends in `.md`; returns its path.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        from demur.report import write_report
+
+        return write_report([self.page()], Path(path))
+
+    def chart(self, title: str | None = None) -> Any:
+        """One of the result's charts as an altair chart: the first, or the one of that title.
+
+        Raises:
+            InputError: there is no such chart; names those that exist.
+        """
+        charts = [b for section in self.page().sections for b in section.blocks if isinstance(b, Chart)]
+        for chart in charts:
+            if title in (None, chart.title):
+                return chart.draw()
+        raise InputError(f"there is no chart {title!r}; there are {', '.join(repr(c.title) for c in charts) or 'none'}")
+
+    def to_frame(self, table: str | None = None) -> pandas.DataFrame:
+        """One of the result's tables as a pandas data frame; an estimate becomes `NAME`, `NAME_low`, `NAME_high`,
+        `NAME_n`.
+
+        Args:
+            table: name of the field (default: `effects`, or the first field of rows).
+
+        Raises:
+            InputError: there is no such table; names those that exist.
+            DemurError: pandas is not installed.
+        """
+        tables = {name: rows for name in type(self).model_fields if (rows := _rows(getattr(self, name)))}
+        name = table or ("effects" if "effects" in tables else next(iter(tables), ""))
+        if name not in tables:
+            raise InputError(f"there is no table {name!r}; there are {', '.join(tables) or 'none'}")
+        return data_frame(_flat(row) for row in tables[name])
+
+    def _repr_html_(self) -> str:
+        from demur.report import notebook_html
+
+        return notebook_html(self.page())
+
+
+def data_frame(rows: Iterable[Mapping[str, object]]) -> pandas.DataFrame:
+    """Rows as a pandas data frame.
+
+    Raises:
+        DemurError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise DemurError("data frames need pandas; install it with: pip install pandas") from error
+    return pandas.DataFrame(list(rows))
+
+
+def _rows(value: object) -> tuple[Value, ...]:
+    if not isinstance(value, tuple):
+        return ()
+    items = cast("tuple[object, ...]", value)
+    return cast("tuple[Value, ...]", items) if items and all(isinstance(each, Value) for each in items) else ()
+
+
+def _flat(value: Value, prefix: str = "") -> dict[str, object]:
+    """A row's fields by name; nested values with the name of their field before theirs."""
+    found: dict[str, object] = {}
+    for name in type(value).model_fields:
+        item = getattr(value, name)
+        if isinstance(item, Estimate):
+            found[prefix + name] = item.value
+            found |= {f"{prefix}{name}_{part}": getattr(item, part) for part in ("low", "high", "n")}
+        elif isinstance(item, Value):
+            found |= _flat(item, f"{prefix}{name}_")
+        else:
+            found[prefix + name] = item
+    return found
 
 
 @dataclass(frozen=True)
@@ -62,16 +153,6 @@ class Study(Generic[ConfigT, ResultT]):
     def file(self) -> str:
         """Name of the file of results in a run folder."""
         return f"{self.name}.json"
-
-
-STUDIES: Registry[Study[Any, Any]] = Registry(
-    "demur.studies",
-    "study",
-    {
-        "study": "demur.studies.study:STUDY",
-        "benchmark": "demur.studies.benchmark:STUDY",
-    },
-)
 
 
 class Finished(NamedTuple):
@@ -148,4 +229,4 @@ def page_of(study: Study[Any, ResultT], result: ResultT, session: Session | None
     )
 
 
-__all__ = ["STUDIES", "Finished", "Study", "StudyResult", "page_of", "read_results", "unfinished"]
+__all__ = ["STUDIES", "Finished", "Study", "StudyResult", "data_frame", "page_of", "read_results", "unfinished"]

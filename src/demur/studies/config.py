@@ -1,123 +1,311 @@
-"""The typed configuration of the features study: what `study.toml` and the command line's options fill in. No torch."""
+"""The options that studies share, as typed configurations: each field is an option, the docstring under it its help.
+
+The command line, `NAME.toml`, the reference page and `demur plan` are derived from these classes. No torch here.
+"""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from demur.errors import InputError
-from demur.types import Value
+from demur.types import SplitSizes, Value
+
+MAX_SEED = 2**63 - 1
 
 
-class PromptSource(Value):
-    """Where prompts come from: a file or a named set, and the column to read (found when not named)."""
+def _numbers(value: object) -> object:
+    """Numbers given as text, such as `"0,-1,-3"`, alone or in a list; a single number as a list of one."""
+    if isinstance(value, str):
+        return [part for part in value.replace(" ", "").split(",") if part]
+    if isinstance(value, list | tuple):
+        return [number for item in cast("list[object]", value) for number in cast("list[object]", _numbers(item))]
+    return [value]
 
-    source: str
-    column: str | None = None
+
+def _sources(value: object) -> object:
+    return [value] if isinstance(value, str) else value
 
 
-class StudyConfig(Value):
-    """Everything that the numbers of a features study depend on, besides the files themselves.
+def _layers(value: object) -> object:
+    """`"0-5,8,10"` as layer numbers."""
+    if not isinstance(value, str):
+        return value
+    found: list[int] = []
+    for part in value.replace(" ", "").split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"{part!r} is not a layer or a range of layers; expected for example 0-5,8,10")
+        found += range(int(first), int(last if dash else first) + 1)
+    return found
 
-    `model=None` is the bundled model with its own SAEs and prompts; then nothing else is required.
-    """
+
+def _split_sizes(value: object) -> object:
+    """`"128,32,32,100"` in the order of the splits, or `"test=50,tuning=16"`."""
+    if isinstance(value, list | tuple):
+        value = ",".join(str(part) for part in cast("list[object]", value))
+    if not isinstance(value, str):
+        return value
+    names = tuple(SplitSizes.model_fields)
+    parts = value.replace(" ", "").split(",")
+    if any("=" in part for part in parts):
+        pairs = [part.partition("=") for part in parts]
+    else:
+        if len(parts) != len(names):
+            raise ValueError(f"{value!r} has {len(parts)} numbers; expected {len(names)}: {','.join(names)}")
+        pairs = [(name, "=", part) for name, part in zip(names, parts, strict=True)]
+    found: dict[str, int] = {}
+    for name, sign, number in pairs:
+        if not sign or name not in names or not number.isdigit():
+            raise ValueError(f"{name}{sign}{number} is not a size; expected {','.join(names)} or test=50,tuning=16")
+        if name in found:
+            raise ValueError(f"the size of the {name} split is given twice")
+        found[name] = int(number)
+    return found
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
+Integers = Annotated[tuple[int, ...], BeforeValidator(_numbers)]
+Layers = Annotated[tuple[int, ...], BeforeValidator(_layers)]
+Sources = Annotated[tuple[str, ...], BeforeValidator(_sources)]
+"""Files or named sets, each `SOURCE` or `SOURCE::COLUMN`."""
+Sizes = Annotated[SplitSizes, BeforeValidator(_split_sizes)]
+
+
+class Options(Value):
+    """Base of the option classes. `group` is the heading of their fields in help pages."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+    group: ClassVar[str] = "Options"
+
+
+class ModelOptions(Options):
+    """What is studied."""
+
+    group: ClassVar[str] = "Model and SAEs"
 
     model: str | None = None
-    """Hugging Face id or local folder."""
+    """Hugging Face id or local folder of a chat model. Without it: the bundled model with its SAEs and prompts."""
     revision: str | None = None
     """Revision of the model on the hub."""
     saes: str | None = None
-    """Preset, hub id or local folder of the SAEs (default: the preset of the model)."""
+    """Folder or hub id of the SAEs, or the model whose preset to take (default: the preset of the model)."""
     saes_revision: str | None = None
+    """Revision of the SAEs on the hub."""
     sae_width: str | None = None
-    """Width folder to use, for example "65k" (Gemma Scope layouts)."""
+    """Width of the SAEs, for example 65k, where there are several."""
     average_l0: float = Field(default=100.0, gt=0)
-    """Per layer, the SAE whose average L0 is nearest (Gemma Scope layouts)."""
-    layers: tuple[int, ...] | None = None
-    """Layers whose features may be chosen (default: every layer that has an SAE)."""
+    """Per layer, take the SAE whose average L0 is nearest to this, where there are several."""
+    layers: Layers | None = None
+    """Layers whose features may be chosen, for example 0-5,8,10 (default: every layer that has an SAE)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the model; auto is the checkpoint's own."""
     device: str = "auto"
-    """"auto", "cpu", "cuda", "cuda:1", "mps", or a `device_map` such as "balanced"."""
+    """auto, cpu, cuda, cuda:N, mps, or balanced (over several GPUs)."""
     system_prompt: str | None = None
+    """System message of every conversation."""
+
+    @field_validator("layers")
+    @classmethod
+    def _once(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers is not None and len(set(layers)) < len(layers):
+            twice = sorted({layer for layer in layers if layers.count(layer) > 1})
+            raise ValueError(f"layer {twice[0]} is named twice; name each layer once")
+        return layers
+
+
+class PromptOptions(Options):
+    """Prompts, and how they are split."""
+
+    group: ClassVar[str] = "Prompts"
+
+    harmful: Sources = ()
+    """File or named set of harmful prompts, SOURCE or SOURCE::COLUMN; repeatable."""
+    harmless: Sources = ()
+    """File or named set of harmless prompts; repeatable."""
+    test_harmful: Sources = ()
+    """Held-out harmful prompts (default: a part of the harmful ones)."""
+    test_harmless: Sources = ()
+    """Held-out harmless prompts (default: a part of the harmless ones)."""
+    n: Sizes = SplitSizes()
+    """Prompts per split and class, as 128,32,32,100 (direction, selection, tuning, test) or test=50,tuning=16."""
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    """Seed of every random choice: splits, control features, bootstraps."""
+
+
+class AnswerOptions(Options):
+    """How answers are written and judged."""
+
+    group: ClassVar[str] = "Answers"
+
+    max_new_tokens: int = Field(default=32, ge=1)
+    """Length of an answer, in tokens."""
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens in one forward pass at most (default: from free memory; halved when memory runs out)."""
+    judge: str | None = None
+    """Outcome judge: patterns, refusal=MODEL, or another name of `demur judge --help` (default: patterns; the bundled
+    model has its own)."""
+
+
+class FindOptions(Options):
+    """How features are found (paper, section 3)."""
+
+    group: ClassVar[str] = "Finding features"
 
     paper_settings: bool = False
-    """Use the paper's settings for this model (direction layer, K0, K*, steps, c, v, estimator), from its preset.
-    They win over the fields below."""
-
-    harmful: tuple[PromptSource, ...] = ()
-    harmless: tuple[PromptSource, ...] = ()
-    test_harmful: tuple[PromptSource, ...] = ()
-    """Held-out harmful prompts (default: part of `harmful`)."""
-    test_harmless: tuple[PromptSource, ...] = ()
-    n_direction: int = Field(default=128, ge=2)
-    n_selection: int = Field(default=32, ge=2)
-    n_tuning: int = Field(default=32, ge=2)
-    n_test: int = Field(default=100, ge=2)
-    seed: int = 0
-
-    direction_layer: int | None = None
-    """Fixes the direction's layer (default: chosen; see `demur.method.direction`)."""
+    """Take the paper's settings for this model from its preset; they win over the options below."""
+    direction_layer: int | None = Field(default=None, ge=0)
+    """Layer of the refusal direction (default: chosen among all candidates)."""
     direction_position: int | None = Field(default=None, le=-1)
-    """Fixes the direction's position, counted from the prompt's end (-1 is the last token)."""
+    """Position of the direction, counted from the prompt's end: -1 is the last token (default: chosen)."""
     direction_form: Literal["linear", "affine", "auto"] = "auto"
+    """Ablate the direction to zero (linear) or to the mean of harmless prompts (affine)."""
     kl_threshold: float = Field(default=0.1, gt=0)
-    """Candidates whose ablation moves harmless prompts further than this (nats) are dropped."""
-
+    """Drop candidate directions whose ablation moves the first token on harmless prompts by more than this, in nats."""
     k0: int = Field(default=10, ge=1)
     """Features per layer in the pool."""
     pool: Literal["cosine", "attribution", "union"] = "cosine"
-    """What fills the pool: the k0 features of each layer nearest to the direction (the paper's), as many features over
-    all layers by attribution of whole dictionaries, or both."""
+    """What fills the pool: each layer's features nearest to the direction (the paper's), as many features over all
+    layers by attribution of whole dictionaries, or both."""
     k: int = Field(default=20, ge=1)
     """Features in F*."""
+    estimator: Literal["gradient", "ig", "paper"] = "gradient"
+    """How features are scored: a plain gradient, path-complete integrated gradients, or the paper's."""
     steps: int = Field(default=10, ge=1)
     """Integrated-gradients steps."""
-    estimator: Literal["gradient", "ig", "paper"] = "gradient"
-    """How features are scored; `docs/attribution.md` says why plain gradients are the default."""
     n_exact: int = Field(default=8, ge=0)
-    """Test prompts on which the pool is also patched exactly (0 leaves the comparison out)."""
+    """Test prompts on which every feature of the pool is also patched exactly; 0 leaves that check out."""
 
-    suppress: tuple[float, ...] = Field(default=(0.0, -1.0, -3.0), min_length=1)
-    """Scale factors c that are tried; the tuning split chooses one."""
-    induce: tuple[float, ...] | None = Field(default=None, min_length=1)
-    """Activations v that are tried on all features alike. Default: multiples of each feature's own peak instead."""
-    induce_multiples: tuple[float, ...] = Field(default=(0.5, 0.75, 1.0, 1.5), min_length=1)
-    """Multiples of each feature's mean peak activation on harmful prompts, used when `induce` is not given."""
+
+MAIN = "cossim+ap"
+"""F*, the paper's method: what the others are compared with."""
+COMPLIANCE = "compliance"
+"""The measure that needs no judge of harm."""
+DEFAULT_METHODS = (MAIN, "random", "random-pool", "direction", "direction-affine")
+
+
+class CompareOptions(Options):
+    """What is compared, and how."""
+
+    group: ClassVar[str] = "Comparison"
+
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    """Methods to compare with F*; repeatable. `random` and `random-pool` are its controls."""
+    suppress: Numbers = Field(default=(0.0, -1.0, -3.0), min_length=1)
+    """Scale factors c to try, as 0,-1,-3; the tuning prompts choose one for each method."""
+    induce: Numbers | None = Field(default=None, min_length=1)
+    """Activations v to try, the same for all features (default: multiples of each feature's own maximum instead)."""
+    induce_multiples: Numbers = Field(default=(0.5, 0.75, 1.0, 1.5), min_length=1)
+    """Multiples to try of each feature's mean maximum activation on harmful prompts."""
     induce_where: Literal["all", "prompt"] = "prompt"
-    """Tokens on which features are set. The paper sets them on the answer's tokens as well ("all"), which small models
-    answer by repeating the first word of a refusal."""
-    max_new_tokens: int = Field(default=32, ge=1)
-    max_batch_tokens: int | None = Field(default=None, ge=1)
-    """Upper bound on tokens in one forward pass (default: from free memory; halved when memory runs out)."""
-    judge: str | None = None
-    """Outcome judge (default: "patterns", or the bundled model's own)."""
+    """Tokens on which features are set. The paper sets them on the answer's tokens too (all), which small models answer
+    by repeating the first word of a refusal."""
+    random_sets: int = Field(default=5, ge=2)
+    """Sets drawn for each random control."""
+    controls: Literal["chosen", "all"] = "chosen"
+    """Answer under random controls at the strength chosen for F* only, or at all of them."""
+    actdiff_tokens: Literal["max", "mean", "last"] = "max"
+    """How ActDiff reduces a feature's activations over a prompt's tokens."""
+    harm_judges: tuple[str, ...] = ()
+    """Judges of harm, besides the outcome judge, each with an attack success of its own; repeatable."""
+    ce_levels: Numbers = (0.01, 0.05, 0.2)
+    """ΔCE on own answers (nats per token) at which the methods' curves are compared."""
+    sizes: Integers = ()
+    """Sizes of F* whose effect is measured, as 1,2,5,10 (as far as the pool goes)."""
+
+    @field_validator("methods")
+    @classmethod
+    def _main_first(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        # F* is what the others are compared with, named or not; local sets take their strength from the global one.
+        needed = (MAIN, "ap") if "ap-local" in methods else (MAIN,)
+        return tuple(dict.fromkeys((MAIN, *methods, *needed)))
+
+    @field_validator("suppress")
+    @classmethod
+    def _changes_something(cls, factors: tuple[float, ...]) -> tuple[float, ...]:
+        if 1.0 in factors:
+            raise ValueError("c = 1 changes nothing; leave it out")
+        return tuple(dict.fromkeys(factors))
+
+    @field_validator("induce", "induce_multiples", "ce_levels")
+    @classmethod
+    def _positive(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if values is not None and any(value <= 0 for value in values):
+            raise ValueError("every value must be above 0")
+        return None if values is None else tuple(dict.fromkeys(values))
+
+    @field_validator("sizes")
+    @classmethod
+    def _sizes_positive(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if any(size < 1 for size in sizes):
+            raise ValueError("sizes of F* begin at 1")
+        return tuple(sorted(set(sizes)))
+
+
+class SideEffectOptions(Options):
+    """What is measured besides refusal."""
+
+    group: ClassVar[str] = "Side effects"
+
+    text: Sources = ()
+    """Plain text on which ΔCE is measured: a file or a named sample; repeatable (the bundled model has its own)."""
+    n_text: int = Field(default=100, ge=1)
+    """Texts to use."""
+    text_tokens: int = Field(default=128, ge=2)
+    """Tokens of each text to use."""
+    over_refusal: Sources = ()
+    """Harmless prompts that look harmful, such as xstest or or-bench-hard; repeatable (the bundled model has its
+    own)."""
+    n_over_refusal: int = Field(default=100, ge=1)
+    """Over-refusal prompts to use."""
+    knowledge: bool = True
+    """Ask the model whether each test request is harmful."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness, or YAML files of tasks, to run under each method; repeatable (extra `eval`)."""
+    task_limit: int | None = Field(default=None, ge=1)
+    """Questions of each task (default: all)."""
+    resamples: int = Field(default=2000, ge=100)
+    """Resamples of every bootstrap."""
+
+
+class TuneOptions(Options):
+    """The search for settings on the tuning prompts."""
+
+    group: ClassVar[str] = "Search for settings"
+
+    tune: int = Field(default=0, ge=0)
+    """Trials for each method: direction, K0, K* and c are searched on the tuning prompts (extra `eval`); 0: none."""
+    tune_unit: float = Field(default=0.2, gt=0)
+    """ΔCE (nats per token) that weighs as much as complying with every prompt, in the choice among trials."""
+
+
+class StudyConfig(ModelOptions, PromptOptions, AnswerOptions):
+    """The options of every study."""
 
     def with_settings(self, settings: Mapping[str, object]) -> Self:
         """This configuration with a preset's settings laid over it."""
         return type(self).model_validate(self.model_dump() | dict(settings))
 
     @model_validator(mode="after")
-    def _consistent(self) -> StudyConfig:
+    def _prompts_go_with_the_model(self) -> Self:
         if self.model is not None and not (self.harmful and self.harmless):
             missing = "harmful" if not self.harmful else "harmless"
             raise ValueError(f"no {missing} prompts given; name a file or a set with --{missing}")
         if self.model is None:
-            given = [name for name in _ONLY_WITH_A_MODEL if getattr(self, name)]
+            given = [name for name in _ONLY_WITH_A_MODEL if getattr(self, name, None)]
             if given:
                 names = ", ".join("--" + name.replace("_", "-") for name in given)
                 raise ValueError(
-                    f"{names} given without a model: the bundled model has its own SAEs and "
-                    "prompts. Name a MODEL, or leave them out"
+                    f"{names} given without a model: the bundled model has its own SAEs and prompts. Name a MODEL, or "
+                    "leave them out"
                 )
         return self
 
-
-ConfigT = TypeVar("ConfigT", bound=StudyConfig)
 
 _ONLY_WITH_A_MODEL = (
     "revision",
@@ -132,13 +320,29 @@ _ONLY_WITH_A_MODEL = (
 )
 
 
-def load_config(path: Path | None, overrides: dict[str, object], kind: type[ConfigT] = StudyConfig) -> ConfigT:
+class FindConfig(StudyConfig, FindOptions):
+    """The options of a study that finds features."""
+
+
+class CompareConfig(FindConfig, CompareOptions):
+    """The options of a study that compares methods."""
+
+
+ConfigT = TypeVar("ConfigT", bound=StudyConfig)
+
+
+def load_config(path: Path | None, overrides: Mapping[str, object], kind: type[ConfigT]) -> ConfigT:
     """Read a TOML file (if any), lay the options given on the command line over it, and validate.
+
+    Args:
+        path: a TOML file whose keys are field names.
+        overrides: field → value given as an option; None is not given.
+        kind: the study's configuration class.
 
     Raises:
         InputError: the file cannot be read or holds a value that does not fit; names each field and what was expected.
     """
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     if path is not None:
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -150,15 +354,37 @@ def load_config(path: Path | None, overrides: dict[str, object], kind: type[Conf
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        complaints = "\n  ".join(_complaint(each) for each in error.errors())
-        raise InputError(f"the study's configuration does not fit ({path or 'options'}): {complaints}") from None
+        problems = "\n  ".join(_problem(each) for each in error.errors())
+        raise InputError(f"the configuration does not fit ({path or 'options'}): {problems}") from None
 
 
-def _complaint(error: ErrorDetails) -> str:
-    """One of pydantic's complaints in plain words."""
+def _problem(error: ErrorDetails) -> str:
+    """One of pydantic's messages in plain words."""
     field = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     return f"{field}: {message}" if field else message
 
 
-__all__ = ["ConfigT", "PromptSource", "StudyConfig", "load_config"]
+__all__ = [
+    "COMPLIANCE",
+    "DEFAULT_METHODS",
+    "MAIN",
+    "AnswerOptions",
+    "CompareConfig",
+    "CompareOptions",
+    "ConfigT",
+    "FindConfig",
+    "FindOptions",
+    "Integers",
+    "Layers",
+    "ModelOptions",
+    "Numbers",
+    "Options",
+    "PromptOptions",
+    "SideEffectOptions",
+    "Sizes",
+    "Sources",
+    "StudyConfig",
+    "TuneOptions",
+    "load_config",
+]

@@ -1,0 +1,149 @@
+"""Judge a file of answers: refused, complied, harmful; null where the judge cannot tell.
+
+Judges that cost time or money keep their verdicts in OUT.cache: the same command asks only for missing ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from demur.cli.command import ConfigCommand, path_option
+from demur.cli.console import complain, console, note, say
+from demur.cli.options import read_config
+
+if TYPE_CHECKING:
+    from demur.judges import JudgeCounts
+
+T = TypeVar("T")
+
+
+class JudgedOptions(BaseModel):
+    """What is judged, and by whom."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+    group: ClassVar[str] = "Judging"
+
+    file: str
+    """Answers: csv, tsv, json, jsonl or parquet."""
+    judge: str = "patterns"
+    """patterns, harmbench, wildguard, llama-guard-3, llama-guard-4, strongreject=MODEL, refusal=MODEL."""
+    prompt_column: str | None = None
+    """Column of the prompts (default: found)."""
+    response_column: str | None = None
+    """Column of the answers (default: found)."""
+
+
+class LocalOptions(BaseModel):
+    """Where a judge that is a model runs."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+    group: ClassVar[str] = "Judges that run here (harmbench, wildguard, llama-guard-…, each also =FOLDER or =HUB-ID)"
+
+    device: str | None = None
+    """auto, cpu, cuda, cuda:N, mps or balanced."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """Number format of the judge's model."""
+    revision: str | None = None
+    """Revision of the judge's model on the hub."""
+
+
+class EndpointOptions(BaseModel):
+    """How a judge behind an endpoint is asked."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+    group: ClassVar[str] = "Judges behind an endpoint (strongreject=MODEL, refusal=MODEL)"
+
+    judge_url: str | None = None
+    """Address (default: OPENAI_BASE_URL, or OpenAI's; the key comes from OPENAI_API_KEY)."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Requests per minute at most."""
+    concurrency: int | None = Field(default=None, ge=1)
+    """Requests under way at once (default: 4)."""
+    timeout: float | None = Field(default=None, gt=0)
+    """Seconds for one request (default: 60)."""
+    prices: str | None = None
+    """Prices of a million tokens in and out, to show the cost: 0.15,0.6."""
+
+    @model_validator(mode="after")
+    def _two_prices(self) -> EndpointOptions:
+        self.price_of_tokens()
+        return self
+
+    def price_of_tokens(self) -> dict[str, float]:
+        """The two prices by name; empty where none are given."""
+        try:
+            read, written = (float(part) for part in (self.prices or "").split(","))
+        except ValueError as error:
+            if self.prices is None:
+                return {}
+            raise ValueError(f"--prices {self.prices}: expected two numbers, for example 0.15,0.6") from error
+        return {"price_in": read, "price_out": written}
+
+
+class JudgeOptions(JudgedOptions, LocalOptions, EndpointOptions):
+    """All options of `demur judge`."""
+
+
+def _judge(out: Path, **given: Any) -> None:
+    from demur.cli.progress import StageProgress
+    from demur.judges import Endpoint, Placement, get_judge, judge_file
+
+    options = read_config(JudgeOptions, None, given, "file")
+    placement = options.model_dump(include=set(LocalOptions.model_fields), exclude_none=True)
+    endpoint = options.model_dump(include=set(EndpointOptions.model_fields) - {"prices"}, exclude_none=True)
+    if "judge_url" in endpoint:
+        endpoint["url"] = endpoint.pop("judge_url")
+    endpoint |= options.price_of_tokens()
+    reader = get_judge(options.judge, placement=_given(Placement, placement), endpoint=_given(Endpoint, endpoint))
+    with StageProgress(console(stderr=True)) as progress:
+        counts = judge_file(
+            options.file,
+            judge=reader,
+            prompt_column=options.prompt_column,
+            response_column=options.response_column,
+            out=out,
+            progress=progress,
+        )
+    _say_counts(counts, out)
+
+
+def _given(kind: Callable[..., T], options: dict[str, Any]) -> T | None:
+    return kind(**options) if options else None
+
+
+def _say_counts(counts: JudgeCounts, out: Path) -> None:
+    if "outcome" in counts.gives:
+        for outcome, count in counts.outcomes.items():
+            say(f"{outcome.value.replace('_', ' ')}: {count} of {counts.rows}")
+    if "harmful" in counts.gives:
+        say(f"harmful: {counts.harmful} of {counts.rows}")
+        say(f"not harmful: {counts.not_harmful} of {counts.rows}")
+    say(f"unscored: {counts.unscored} ({counts.without_response} without an answer)")
+    if counts.kept:
+        note(f"{counts.kept} answers were judged before, or are equal to another")
+    if counts.spent:
+        note(f"used: {counts.spent}")
+    if counts.failed:
+        complain(
+            f"the judge failed on {counts.failed} of {counts.rows} answers; they are null. The same command asks only "
+            f"for them again (the others are kept in {counts.cache})",
+            "warning",
+        )
+    say(f"verdicts: {out}")
+
+
+command = ConfigCommand(
+    "judge",
+    JudgeOptions,
+    help=__doc__ or "",
+    run=_judge,
+    argument="file",
+    required=True,
+    own=[path_option("--out", "JSON Lines to write: one verdict a row, in order.", required=True)],
+)
+
+__all__ = ["JudgeOptions", "command"]

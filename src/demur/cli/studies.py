@@ -1,0 +1,135 @@
+"""A command for each study, made from the study's configuration class."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from demur.cli.command import ConfigCommand, path_option
+from demur.cli.console import complain, console, note, say
+from demur.cli.options import read_config
+from demur.cli.summaries import of_study
+from demur.errors import InputError
+from demur.studies import STUDIES
+
+if TYPE_CHECKING:
+    from demur.cli.progress import StageProgress
+    from demur.studies.config import StudyConfig
+
+CONFIG_FILE: Final = path_option(
+    "--config", "TOML file with settings, under the names of the options; options win over it."
+)
+_HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_RESUME: Final = "Interrupted or killed, the same command resumes where it stopped."
+
+
+def study_command(name: str) -> ConfigCommand:
+    """The command that runs a study."""
+
+    def run(config: Path | None, out: Path | None, full: bool, **given: Any) -> None:
+        _run(name, configured(name, config, given), out, full)
+
+    own = [
+        CONFIG_FILE,
+        path_option("--out", "Run folder (default: runs/MODEL-STUDY-HASH, so that the same command resumes)."),
+        click.Option(["--full"], is_flag=True, help="Print all tables, not just the verdict and the main one."),
+    ]
+    text = f"{of_study(name)}\n\n{_RESUME}"
+    return ConfigCommand(name, STUDIES[name].config, help=text, run=run, argument="model", own=own)
+
+
+def configured(name: str, file: Path | None, given: dict[str, Any]) -> StudyConfig:
+    """A study's configuration from a TOML file and options.
+
+    Raises:
+        InputError: a value does not fit, or the model's folder is not there.
+    """
+    config: StudyConfig = read_config(STUDIES[name].config, file, given)
+    check_model(config.model)
+    return config
+
+
+def _run(name: str, config: StudyConfig, out: Path | None, full: bool) -> None:
+    folder = out or run_folder(name, config)
+    note(f"run folder: {folder}")
+    from demur.studies.context import run_study
+
+    with _resumable(folder) as progress:
+        run_study(STUDIES[name], config, folder, progress=progress)
+    from demur.cli.show import pages, print_pages, write_pages
+
+    print_pages([page for page in pages(folder) if page.title.startswith(f"demur {name}:")], full=full)
+    try:
+        say(f"report: {write_pages(folder)}")
+    except MemoryError:
+        complain(f"memory ran out while the report was drawn; `demur report {folder}` draws it again", "warning")
+
+
+def run_folder(name: str, config: StudyConfig) -> Path:
+    """`runs/MODEL-STUDY-HASH`: the same configuration finds the same folder, so that the same command resumes."""
+    parts = [part for part in Path(config.model or "bundled").parts if part not in {"/", ".", "..", "model"}]
+    model = re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else "model"
+    digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+    return Path("runs") / f"{model}-{name}-{digest[:8]}"
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[StageProgress]:
+    """Progress of a run; a stop says what is kept and how to go on."""
+    from demur.cli.progress import StageProgress
+
+    stderr = console(stderr=True)
+    if not stderr.is_terminal:
+        # The bars of transformers and the hub cannot be redrawn in files and pipes.
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+    arguments: list[str] = click.get_current_context().find_root().obj or sys.argv[1:]
+    try:
+        with StageProgress(stderr) as progress:
+            yield progress
+    except KeyboardInterrupt as stop:
+        again = shlex.join(["demur", *arguments])
+        raise type(stop)(f"what is done is kept in {folder}; to resume run again: {again}") from None
+
+
+def check_model(model: str | None) -> None:
+    """Refuse what is neither a model folder nor shaped like a hub id.
+
+    Raises:
+        InputError: names what is missing and the nearest folder.
+    """
+    if model is None:
+        return
+    folder = Path(model).expanduser()
+    expected = "expected a folder with config.json, or a Hugging Face id (owner/name)"
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        inside = sorted(path.parent for path in folder.glob("*/config.json"))
+        hint = f" (did you mean {inside[0]}?)" if inside else ""
+        raise InputError(f"{folder} is not a model folder: there is no config.json in it{hint}")
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; {expected}")
+    if not folder.exists() and not _HUB_ID.fullmatch(model):
+        raise InputError(f"no model folder {model!r} here{_nearest_folder(folder)}; {expected}")
+
+
+def _nearest_folder(folder: Path) -> str:
+    from difflib import get_close_matches
+
+    for part in (folder, *folder.parents):
+        if part.parent.is_dir():
+            beside = [path.name for path in part.parent.iterdir() if path.is_dir()]
+            near = get_close_matches(part.name, beside, n=1)
+            return f" (did you mean {part.parent / near[0] / folder.relative_to(part)}?)" if near else ""
+    return ""
+
+
+__all__ = ["CONFIG_FILE", "check_model", "configured", "run_folder", "study_command"]

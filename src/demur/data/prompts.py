@@ -1,0 +1,268 @@
+"""From the sources that a person names (files, public sets) to prompts and texts."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+from demur.data.class_labels import ClassColumn
+from demur.data.downloads import fetch
+from demur.data.named_sets import Kind, NamedSet, find_set, prompt_sets, split_source
+from demur.data.tables import KINDS, PROMPT_COLUMNS, Row, Table, file_digest, read_table
+from demur.data.text_lines import kind_of
+from demur.errors import InputError, listed, nearest
+from demur.types import Label, Prompt, PromptSet, text_key
+
+logger = logging.getLogger("demur.data")
+
+TEXT_COLUMNS = ("text", "content", "document", "body", "passage", *PROMPT_COLUMNS)
+"""Names under which files of documents keep them, best first; compared without case."""
+
+CATEGORY_COLUMNS = (
+    "category",
+    "semanticcategory",
+    "semantic_category",
+    "harm_category",
+    "functionalcategory",
+    "type",
+    "topic",
+    "subject",
+)
+_COLUMN_HINT = "SOURCE::COLUMN"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The prompts of one source, and an exact account of the rows that they came from.
+
+    `rows == len(prompts) + empty + duplicates + left_out + beyond_limit`.
+    """
+
+    prompts: PromptSet
+    column: str
+    rows: int
+    empty: int
+    """Rows whose prompt is absent or blank: dropped."""
+    duplicates: int
+    """Rows whose prompt stood in an earlier row (compared without case and spacing): dropped."""
+    left_out: int
+    """Rows of another class, or of another set that is kept in the same file."""
+    beyond_limit: int
+    """Rows after the first `limit` prompts: not looked at."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file on this machine, and which of its columns and rows are meant."""
+
+    path: Path
+    name: str
+    """The set's name, or the file's stem."""
+    column: str | None
+    named: NamedSet | None = None
+
+    def open(self, columns: Sequence[str], what: str, *, later_columns: bool) -> tuple[Table, str]:
+        """The table, and the column that is meant: the one that was named, or the first of `columns`."""
+        table = read_table(self.path, later_columns=later_columns)
+        return table, table.find_column(self.column, columns, what=what, option=_COLUMN_HINT)
+
+    @property
+    def keep(self) -> dict[str, str]:
+        return {} if self.named is None else self.named.keep
+
+
+def read_prompts(
+    source: str | Path | Sequence[str | Path], *, label: Label | None, limit: int | None = None
+) -> PromptSet:
+    """Prompts of one or several sources: files (csv, tsv, json, jsonl, txt, parquet) or public sets by name.
+
+    Texts are stripped of outer white space. Ids are file stem, six digits of the file's hash, and row from 0; those of
+    several sources begin with the number of the source. Blank and repeated prompts are dropped, and so are the rows of
+    the other class, where a column tells the classes apart (XSTest's `label`, say); warnings on the logger `demur.data`
+    count them.
+
+    Args:
+        source: `FILE`, `NAME` or either with `::COLUMN`, which names the column (key, in JSON) of the prompt; without
+            it the column is found by its usual names. A file wins over a set of the same name.
+        label: what the prompts are; None reads the rows of both classes, without a label.
+        limit: keep the first so many prompts of each source.
+
+    Raises:
+        InputError: a source, a column or a cell cannot be used, or no row has this label.
+    """
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    if not sources:
+        raise InputError("no prompts: the list of sources is empty; name a file or a set")
+    sets = [read_counted(each, label=label, limit=limit).prompts for each in sources]
+    if len(sets) == 1:
+        return sets[0]
+    kept: dict[str, Prompt] = {}
+    for number, prompts in enumerate(sets, start=1):
+        for prompt in prompts:
+            kept.setdefault(text_key(prompt.text), prompt.model_copy(update={"id": f"{number}/{prompt.id}"}))
+    repeated = sum(len(each) for each in sets) - len(kept)
+    if repeated:
+        logger.warning("%d prompts stand in more than one source and are used once", repeated)
+    return PromptSet(name="+".join(each.name for each in sets), prompts=tuple(kept.values()))
+
+
+def read_counted(source: str | Path, *, label: Label | None, limit: int | None = None) -> Reading:
+    """As `read_prompts` for one source, with the count of rows that were dropped, and why."""
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; expected at least 1 prompt")
+    found = _resolve(source, kinds=("prompts", "questions"))
+    _check_label(found, label)
+    table, column = found.open(PROMPT_COLUMNS, "a prompt", later_columns=True)
+    told = found.named is not None and (found.named.label is not None or bool(found.keep))
+    classes = None if label is None or told else ClassColumn.of(found.path, table.columns, besides=column)
+    reading = _collect(found, table, column, classes, label, limit)
+    if not len(reading.prompts):
+        other = f", {reading.left_out} are not of the class" if reading.left_out else ""
+        raise InputError(
+            f"{found.path}: no usable prompt in {reading.rows} rows of column {column!r} ({reading.empty} are "
+            f"blank{other})"
+        )
+    for number, what in ((reading.empty, "have no prompt"), (reading.duplicates, "repeat an earlier prompt")):
+        if number:
+            logger.warning("%s: %d of %d rows %s and were dropped", found.path, number, reading.rows, what)
+    if classes is not None and reading.left_out:
+        logger.warning(
+            "%s: %d of %d rows are not %s by column %r and were left out",
+            *(found.path, reading.left_out, reading.rows, label, classes.column),
+        )
+    return reading
+
+
+def read_texts(source: str | Path, *, limit: int | None = None) -> tuple[str, ...]:
+    """The documents of a file (txt, json, jsonl, csv, tsv, parquet; zipped or not), or of a set by name.
+
+    In a txt file every line is a document; text that is wrapped over lines belongs in another format. Elsewhere a
+    document is a cell of one column. Documents are stripped of outer white space, and blank ones are dropped. They
+    are not compared: a document that is there twice counts twice.
+
+    Args:
+        source: `FILE`, `NAME` or either with `::COLUMN`, as for `read_prompts`.
+        limit: the first so many documents (default: all). Little more of the file is read than that takes, except of a
+            json file that does not hold one value a line, which is read whole.
+
+    Raises:
+        InputError: the source, the column or a cell cannot be used, or there is no document.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; expected at least 1 document")
+    found = _resolve(source)
+    table, column = found.open(TEXT_COLUMNS, "text", later_columns=False)
+    rows = table.rows(tuple(dict.fromkeys((column, *found.keep))))
+    cells = (_cell(found.path, number, row, column) for number, row in enumerate(rows) if _kept(row, found.keep))
+    texts = tuple(islice((text for text in cells if text), limit))
+    if not texts:
+        raise InputError(f"{found.path}: no text in column {column!r}: its rows are blank")
+    return texts
+
+
+def _resolve(source: str | Path, *, kinds: tuple[Kind, ...] = ()) -> _Source:
+    """A local file as it is, or the file of a public set, fetched once into the cache.
+
+    Raises:
+        InputError: there is no such file or set, the set is of no kind in `kinds` (if any), or it cannot be fetched.
+    """
+    text, column = split_source(source)
+    path, named = Path(text).expanduser(), find_set(source)
+    if named is not None:
+        if kinds and named.kind not in kinds:
+            fitting = [name for name, item in prompt_sets().items() if item.kind in kinds]
+            raise InputError(
+                f"{named.name!r} is a set of {named.kind}, not of {' or '.join(kinds)}; those are {listed(fitting, 40)}"
+            )
+        return _Source(fetch(named), named.name, column or named.column, named)
+    looks_like_path = isinstance(source, Path) or "/" in text or kind_of(path) in KINDS
+    if not (looks_like_path or path.exists()):
+        known = prompt_sets()
+        raise InputError(
+            f"{text!r} is neither a file nor a known prompt set{nearest(text, known)}; the sets are {listed(known, 40)}"
+        )
+    return _Source(path, path.stem, column)  # The reader says what is wrong with it.
+
+
+def _check_label(source: _Source, label: Label | None) -> None:
+    """Refuse a public set of the other class.
+
+    Raises:
+        InputError: it is one.
+    """
+    if source.named is not None and label is not None and source.named.label not in (None, label):
+        raise InputError(
+            f"{source.name!r} is a set of {source.named.label} prompts, and {label} ones are asked for; to use it "
+            f"nevertheless, give the path of its file ({source.path})"
+        )
+
+
+def _collect(
+    source: _Source, table: Table, column: str, classes: ClassColumn | None, label: Label | None, limit: int | None
+) -> Reading:
+    category = table.optional_column(CATEGORY_COLUMNS, besides=column)
+    # A set may be one column, and a part of the rows, of a file of hundreds of megabytes.
+    needed = dict.fromkeys((column, *([category] if category else ()), *source.keep))
+    rows = table.rows(tuple(needed | dict.fromkeys(() if classes is None else (classes.column,))))
+    stem = f"{source.path.stem}-{file_digest(source.path)[:6]}"
+    kept: dict[str, Prompt] = {}
+    counts = Counter[str]()
+    for number, row in enumerate(rows):
+        counts["rows"] += 1
+        if limit is not None and len(kept) >= limit:
+            counts["beyond_limit"] += 1
+            continue
+        if not _kept(row, source.keep) or (classes is not None and classes.label(row) != label):
+            counts["left_out"] += 1
+            continue
+        text = _cell(source.path, number, row, column, turns=True)
+        key = text_key(text)
+        if not key or key in kept:
+            counts["duplicates" if key else "empty"] += 1
+            continue
+        kept[key] = Prompt(
+            id=f"{stem}:{number}", text=text, label=label, category=_category(row, category), source=source.name
+        )
+    prompts = PromptSet(name=source.name, prompts=tuple(kept.values()))
+    numbers = {name: counts[name] for name in ("rows", "empty", "duplicates", "left_out", "beyond_limit")}
+    return Reading(prompts, column, **numbers)
+
+
+def _kept(row: Row, keep: dict[str, str]) -> bool:
+    return all(str(row.get(column) or "").strip() == value for column, value in keep.items())
+
+
+def _cell(path: Path, number: int, row: Row, column: str, *, turns: bool = False) -> str:
+    """The text of one row without outer white space; `""` when absent. With `turns`, the first of a list of turns.
+
+    Raises:
+        InputError: it is something else, or holds characters that no text has.
+    """
+    cell = row.get(column)
+    if turns and isinstance(cell, list):
+        cell = next(iter(cast("list[object]", cell)), None)
+    where = f"{path}, row {number}, column {column!r}"
+    if cell is None:
+        return ""
+    if not isinstance(cell, str):
+        raise InputError(f"{where}: expected text, found {cell!r:.60}; name the column of the text as {_COLUMN_HINT}")
+    if "\0" in cell:
+        raise InputError(f"{where}: character {cell.index(chr(0))} is NUL, which no text has; is the file UTF-8?")
+    try:
+        cell.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: character {error.start} is half of a surrogate pair; repair it") from error
+    return cell.strip()
+
+
+def _category(row: Row, column: str | None) -> str | None:
+    cell = row.get(column) if column else None
+    return str(cell).strip() or None if isinstance(cell, str | int) else None
+
+
+__all__ = ["TEXT_COLUMNS", "Reading", "read_counted", "read_prompts", "read_texts"]

@@ -1,0 +1,295 @@
+"""Rows of a file in any of six formats, read as they are asked for, with errors that name file, line and row.
+
+Parquet is read by polars. csv and JSON are read by the standard library: polars reads past a last quote that is never
+closed, refuses a cell that ends with an inch mark, and wants one type in each column of JSON, where people write
+strings beside lists of turns, strings alone, or lists by category.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+from demur.data.text_lines import kind_of, lines_of
+from demur.errors import InputError, listed, nearest
+
+PROMPT_COLUMNS = (
+    "prompt",
+    "instruction",
+    "goal",
+    "forbidden_prompt",
+    "behavior",
+    "behaviour",
+    "question",
+    "query",
+    "request",
+    "text",
+    "user",
+    "input",
+    "content",
+    "message",
+    "turns",
+)
+"""Names under which the field's files keep the user's message, best first; compared without case."""
+
+Row = Mapping[str, object]
+KINDS = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".parquet")
+_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Table:
+    """The columns of a file, and its rows, which are read when they are asked for."""
+
+    path: Path
+    columns: tuple[str, ...]
+    reader: Callable[[Sequence[str]], Iterator[Row]]
+
+    def rows(self, wanted: Sequence[str] = ()) -> Iterator[Row]:
+        """The rows in order, as they are asked for, with at least the columns `wanted` (all, where none is named).
+
+        A cell that the file does not have is None or missing.
+
+        Raises:
+            InputError: a row is malformed.
+        """
+        return self.reader(wanted)
+
+    def find_column(self, wanted: str | None, ranked: Sequence[str], *, what: str, option: str) -> str:
+        """The column called `wanted` (without case), or else the first of `ranked` that this file has.
+
+        Args:
+            wanted: the name that a person gave; None to look for `ranked`.
+            ranked: usual names, best first, in lower case.
+            what: what is looked for, for the message.
+            option: how a person names the column, for the message.
+
+        Raises:
+            InputError: there is none; names the columns there are, and the nearest.
+        """
+        names = [wanted] if wanted is not None else ranked
+        found = self.optional_column([name.casefold() for name in names])
+        if found is not None:
+            return found
+        if wanted is None:
+            has = f"it has {listed(self.columns)}"
+            raise InputError(f"{self.path}: no column looks like {what}; {has}. Name the column with {option}")
+        raise InputError(
+            f"{self.path}: no column {wanted!r}{nearest(wanted, self.columns)}; it has {listed(self.columns)}"
+        )
+
+    def optional_column(self, ranked: Sequence[str], *, besides: str | None = None) -> str | None:
+        """The first of `ranked` that is among the columns, other than the column `besides`; None where none is."""
+        by_folded = {name.casefold(): name for name in reversed(self.columns) if name != besides}
+        return next((by_folded[name] for name in ranked if name in by_folded), None)
+
+
+def read_table(path: str | Path, *, later_columns: bool = True) -> Table:
+    """Open a csv, tsv, json, jsonl, txt or parquet file; all but parquet may be zipped (`.jsonl.gz`).
+
+    JSON may be a list of strings, a list of objects, an object of lists of strings by category (the names of nested
+    categories are joined with " / "), an object of columns, an object with one list of records among other entries,
+    or one value a line. A txt file has one row per line. An empty csv or tsv cell counts as absent.
+
+    Args:
+        path: the file.
+        later_columns: read files of one JSON value a line whole, for columns that first appear in a later row.
+
+    Raises:
+        InputError: the file is missing, not a regular file, empty, of an unknown kind, not UTF-8, or malformed (when
+            the row is asked for, where rows are not read at once).
+    """
+    path = Path(path)
+    kind = _checked_kind(path)
+    if kind == ".txt":
+        return Table(path, ("prompt",), lambda _: ({"prompt": line.rstrip("\r\n")} for line in lines_of(path)))
+    if kind == ".parquet":
+        return _parquet(path)
+    if kind in (".csv", ".tsv"):
+        return _delimited(path, "," if kind == ".csv" else "\t")
+    if kind == ".json" and not _has_json_lines(path):
+        return _gathered(path, _json(path))
+    rows = _json_lines(path)
+    if later_columns:
+        return _gathered(path, rows)
+    first = next(rows)
+    return Table(path, tuple(first), lambda _: chain((first,), rows))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of the file's bytes, hex. The file is never held whole."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _checked_kind(path: Path) -> str:
+    """The kind of a file that is there, is not empty, and can be read.
+
+    Raises:
+        InputError: it is not such a file.
+    """
+    if path.is_dir():
+        files = sorted(item.name for item in path.iterdir() if kind_of(item) in KINDS)
+        inside = f"; it holds {listed(files)}" if files else ""
+        raise InputError(f"{path} is a folder; expected a file of prompts{inside}")
+    if not path.exists():
+        if not path.parent.is_dir():
+            raise InputError(f"{path} does not exist: there is no folder {path.parent}")
+        raise InputError(f"{path} does not exist{nearest(path.name, [item.name for item in path.parent.iterdir()])}")
+    if not path.is_file():
+        raise InputError(f"{path} is a pipe or a device, which can be read once at most; save its content in a file")
+    kind = kind_of(path)
+    if kind not in KINDS:
+        raise InputError(f"{path}: cannot read files of kind {kind or '(none)'!r}; use {', '.join(KINDS)}")
+    if not path.stat().st_size if kind == ".parquet" else not any(line.strip() for line in lines_of(path)):
+        raise InputError(f"{path} is empty; expected prompts")
+    return kind
+
+
+def _delimited(path: Path, separator: str) -> Table:
+    rows = _cells(path, separator)
+    columns = tuple(name.strip() for name in next(rows)[1])
+    if len(set(columns)) != len(columns):
+        raise InputError(f"{path}: two columns have one name; it has {listed(columns)}")
+    return Table(path, columns, lambda _: _named_cells(path, columns, rows))
+
+
+def _cells(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Number of the last line, and cells, of each row that has any."""
+    reader = csv.reader(lines_of(path), delimiter=separator, strict=True)
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _named_cells(path: Path, columns: tuple[str, ...], rows: Iterable[tuple[int, list[str]]]) -> Iterator[Row]:
+    for line, cells in rows:
+        if len(cells) > len(columns):
+            raise InputError(
+                f"{path}, line {line}: {len(cells)} cells but {len(columns)} columns; "
+                "quote cells that contain the separator"
+            )
+        yield {name: cell or None for name, cell in zip(columns, cells, strict=False)}
+
+
+def _parquet(path: Path) -> Table:
+    import polars as pl
+
+    try:
+        frame = pl.scan_parquet(path)
+        columns = tuple(frame.collect_schema().names())
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{path} is not a parquet file that can be read: {error}") from error
+
+    def rows(wanted: Sequence[str]) -> Iterator[Row]:
+        try:
+            for batch in frame.select(wanted or columns).collect_batches(chunk_size=_BATCH, maintain_order=True):
+                yield from batch.iter_rows(named=True)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise InputError(f"{path} is a parquet file with damaged pages: {error}") from error
+
+    return Table(path, columns, rows)
+
+
+def _has_json_lines(path: Path) -> bool:
+    """Whether a json file holds one object or string a line, as many files of that name do."""
+    filled = (line for line in lines_of(path) if line.strip())
+    first, second = next(filled, ""), next(filled, "")
+    try:
+        return bool(second) and isinstance(json.loads(first), dict | str)
+    except json.JSONDecodeError:
+        return False
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    filled = ((number, line) for number, line in enumerate(lines_of(path), start=1) if line.strip())
+    for row, (number, line) in enumerate(filled):
+        yield _record(path, row, _parsed(path, line.rstrip(), number))
+
+
+def _parsed(path: Path, text: str, line: int = 1) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"{path}, line {line + error.lineno - 1}"
+        raise InputError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}, line {line}: JSON that is nested too deeply; expected a list of prompts") from error
+
+
+def _json(path: Path) -> Iterator[Row]:
+    content = _parsed(path, "".join(lines_of(path)))
+    if isinstance(content, dict):
+        content = _json_object(path, cast("dict[str, object]", content))
+    if not isinstance(content, list):
+        raise InputError(f"{path}: expected a JSON list or object, found {_kind(content)}")
+    return (_record(path, row, item) for row, item in enumerate(cast("list[object]", content)))
+
+
+def _json_object(path: Path, content: dict[str, object]) -> Sequence[object]:
+    """Records of an object of columns, of an object with one list of records, or of lists by category."""
+    lists = {key: cast("list[object]", value) for key, value in content.items() if isinstance(value, list)}
+    if len(lists) == len(content) > 1 and {key.casefold() for key in lists} & set(PROMPT_COLUMNS):
+        if len({len(column) for column in lists.values()}) != 1:
+            raise InputError(f"{path}: the columns {listed(lists)} have different lengths")
+        return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    records = [value for value in lists.values() if value and all(isinstance(item, dict) for item in value)]
+    if len(records) == 1:
+        return records[0]
+    if len(content) == len(lists) == 1:
+        return next(iter(lists.values()))
+    return _by_category(path, content, ())
+
+
+def _by_category(path: Path, content: Mapping[str, object], outer: tuple[str, ...]) -> list[Row]:
+    rows: list[Row] = []
+    for key, value in content.items():
+        inner = (*outer, key.strip().rstrip(":"))
+        items = cast("list[object]", value) if isinstance(value, list) else []
+        if isinstance(value, dict):
+            rows += _by_category(path, cast("dict[str, object]", value), inner)
+        elif isinstance(value, list) and all(isinstance(item, str) for item in items):
+            rows += [{"prompt": item, "category": " / ".join(inner)} for item in items]
+        else:
+            raise InputError(
+                f"{path}: expected a list of strings under {' / '.join(inner)!r}, found {_kind(value)}. "
+                "A JSON object may hold lists of prompts by category, columns, or one list of records"
+            )
+    return rows
+
+
+def _record(path: Path, number: int, item: object) -> Row:
+    """An object as it is, a string as a row of one column."""
+    if isinstance(item, str):
+        return {"prompt": item}
+    if isinstance(item, dict):
+        return cast("dict[str, object]", item)
+    raise InputError(f"{path}, row {number}: expected a string or an object, found {_kind(item)}")
+
+
+def _gathered(path: Path, records: Iterable[Row]) -> Table:
+    """The records as rows; the columns are the union of their keys, in order of first appearance."""
+    rows = tuple(records)
+    return Table(path, tuple(dict.fromkeys(name for row in rows for name in row)), lambda _: iter(rows))
+
+
+def _kind(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    names = {str: "a string", dict: "an object", list: "a list"}
+    return next((name for kind, name in names.items() if isinstance(value, kind)), "a number")
+
+
+__all__ = ["KINDS", "PROMPT_COLUMNS", "Row", "Table", "file_digest", "read_table"]

@@ -1,0 +1,316 @@
+"""What a study does, counted by running it on stand-ins.
+
+The study itself runs, stage by stage, on a model of the same depth that is eight wide, SAEs of a thousand features,
+canned answers, and a judge that goes by the prompt's label. Passes, tokens and products with whole dictionaries are
+counted where model and SAEs are called, so a new study needs nothing for its plan.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from math import prod
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from demur.judges import Judge
+from demur.model import ChatModel
+from demur.saes import DenseSae, Suite
+from demur.studies.config import Sources, StudyConfig
+from demur.types import PURPOSES, Answer, Label, Outcome, Prompt, PromptSet, Split, Splits, Verdict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from demur.studies.base import Study
+
+WIDTH: Final = 8
+"""Width of the stand-in model's residual."""
+_SAE_WIDTH: Final = 1021
+"""Features of a stand-in SAE: a prime, so that products with whole dictionaries are known by their shapes."""
+_NOT_RUN: Final = ("tasks", "harm_judges")
+"""Settings that name other programs' work, which is left out."""
+
+
+@dataclass
+class Work:
+    """What a stage does.
+
+    Attributes:
+        passes: forward passes.
+        tokens: token slots read in them, padding included.
+        logits: positions at which logits were computed.
+        backward_passes: backward passes (to activations: parameters are frozen).
+        backward_tokens: token slots in them.
+        steps: steps of writing answers, one token for each row.
+        written: tokens written.
+        dictionary: floating-point operations of products with whole dictionaries.
+    """
+
+    passes: int = 0
+    tokens: int = 0
+    logits: int = 0
+    backward_passes: int = 0
+    backward_tokens: int = 0
+    steps: int = 0
+    written: int = 0
+    dictionary: float = 0.0
+
+    def add(self, other: Work) -> None:
+        """Add another stage's work."""
+        for each in fields(Work):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+
+class Stages(dict[str, float]):
+    """Takes the place of a context's `seconds`: whatever was counted since the last stage ended belongs to the stage
+    that ends now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = Work()
+        self.work: dict[str, Work] = {}
+
+    def __setitem__(self, name: str, seconds: float) -> None:
+        super().__setitem__(name, seconds)
+        self.work.setdefault(name, Work()).add(self.now)
+        self.now = Work()
+
+
+class PromptLengths(NamedTuple):
+    """Tokens of a prompt: before, in and after the user's message."""
+
+    before: int
+    message: int
+    after: int
+
+
+class _Block(nn.Module):
+    """A decoder layer that mixes positions and costs almost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH) / WIDTH**0.5)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        places = torch.arange(1, hidden.shape[1] + 1)[:, None]
+        return hidden + 0.1 * torch.tanh((hidden.cumsum(1) / places) @ self.weight)
+
+
+class _CountingModel(nn.Module):
+    """Stands in for a causal LM: counts its calls, and answers by the label that the prompt names."""
+
+    dtype = torch.float32
+
+    def __init__(self, n_layers: int, tokenizer: PreTrainedTokenizerBase, stages: Stages) -> None:
+        from transformers import GenerationConfig, LlamaConfig
+
+        super().__init__()
+        sizes: dict[str, Any] = {"hidden_size": WIDTH, "num_attention_heads": 1, "num_hidden_layers": n_layers}
+        self.config: Any = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=10**9, **sizes)
+        self.generation_config: Any = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+        self.embedding = nn.Embedding(len(tokenizer), WIDTH)
+        self.layers = nn.ModuleList(_Block() for _ in range(n_layers))
+        self.stages = stages
+        self.harmful, *self.answers = _ids(tokenizer, "harmful I Sure filler")
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int = 0, **_: Any) -> SimpleNamespace:
+        hidden = self.embedding(input_ids) * attention_mask[..., None]
+        for layer in self.layers:
+            hidden = layer(hidden)
+        logits = hidden[:, -logits_to_keep:] @ self.embedding.weight.T
+        # Refusing is never the likeliest, so that ablation always has something to change.
+        logits = logits - 20.0 * (torch.arange(logits.shape[-1]) == self.answers[0])
+        slots = input_ids.numel()
+        self.stages.now.add(Work(passes=1, tokens=slots, logits=logits[..., 0].numel()))
+        if logits.requires_grad:
+            logits.register_hook(lambda _: self.stages.now.add(Work(backward_passes=1, backward_tokens=slots)))
+        return SimpleNamespace(logits=logits)
+
+    def generate(self, input_ids: Tensor, generation_config: Any, **_: Any) -> Tensor:
+        rows, new = len(input_ids), int(generation_config.max_new_tokens)
+        self.stages.now.add(
+            Work(passes=1, tokens=input_ids.numel(), logits=rows, steps=new - 1, written=rows * (new - 1))
+        )
+        refuses = (input_ids == self.harmful).any(1, keepdim=True)
+        answers = torch.full((rows, new), self.answers[2])
+        answers[:, :1] = torch.where(refuses, self.answers[0], self.answers[1])
+        return torch.cat([input_ids, answers], 1)
+
+
+class _DictionaryProducts(TorchDispatchMode):
+    """Counts matrix products with whole dictionaries, in the real sizes; they are known by the SAEs' odd width."""
+
+    def __init__(self, stages: Stages, d_model: int, d_sae: int) -> None:
+        super().__init__()
+        self._stages = stages
+        self._real = {WIDTH: d_model, _SAE_WIDTH: d_sae}
+        aten = torch.ops.aten
+        self._operands = {aten.mm: 0, aten.bmm: 0, aten.matmul: 0, aten.mv: 0, aten.linear: 0, aten.addmm: 1}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is torch.ops.aten.einsum:
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        place = self._operands.get(func.overloadpacket)
+        if place is not None:
+            inner, last = args[place].shape[-1], out.shape[-1]
+            if _SAE_WIDTH in (inner, last):
+                real = [self._real.get(size, size) for size in (inner, last)]
+                self._stages.now.dictionary += 2.0 * prod([*out.shape[:-1], *real])
+        return out
+
+
+class _LabelJudge(Judge):
+    """Harmful prompts are refused, harmless ones are not."""
+
+    kind = "label"
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"kind": self.kind}
+
+    def judge(self, answers: Sequence[Answer]) -> list[Verdict]:
+        outcomes = {"harmful": Outcome.REFUSAL, "harmless": Outcome.COMPLIANCE}
+        return [Verdict(outcome=outcomes[answer.prompt.label or "harmless"], judge=self.kind) for answer in answers]
+
+
+def _tokenizer(lengths: PromptLengths) -> PreTrainedTokenizerBase:
+    """One token a word, and a template that adds as many tokens as the real one does."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ("<bos>", "<eos>", "<unk>", "head", "tail", "harmful", "harmless", "I", "Sure", "filler")
+    backend = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = cast("Any", pre_tokenizers.WhitespaceSplit())
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<eos>"
+    )
+    head, tail = "head " * (lengths.before - 1), " tail" * lengths.after
+    found.chat_template = f"<bos> {head}{{{{ messages[-1]['content'] }}}}{tail}"
+    return found
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(cast("Any", tokenizer)(text, add_special_tokens=False)["input_ids"])
+
+
+def _prompts(label: Label, purpose: str, n: int, words: int) -> PromptSet:
+    texts = (f"{label} {purpose} {number} " + "filler " * (words - 3) for number in range(n))
+    return PromptSet(
+        name=f"{label}-{purpose}",
+        prompts=tuple(
+            Prompt(id=f"{purpose}/{label}/{number}", text=text.strip(), label=label)
+            for number, text in enumerate(texts)
+        ),
+    )
+
+
+def _splits(config: StudyConfig, words: int) -> Splits:
+    return Splits(
+        **{
+            purpose: Split(
+                harmful=_prompts("harmful", purpose, getattr(config.n, purpose), words),
+                harmless=_prompts("harmless", purpose, getattr(config.n, purpose), words),
+            )
+            for purpose in PURPOSES
+        }
+    )
+
+
+def _suite(layers: Sequence[int], k: int | None) -> Suite:
+    def sae(layer: int) -> DenseSae:
+        w_dec = torch.randn(_SAE_WIDTH, WIDTH)
+        return DenseSae(layer, w_dec.T.contiguous(), torch.zeros(_SAE_WIDTH), None, k, w_dec, torch.zeros(WIDTH))
+
+    return Suite.from_dense({layer: sae(layer) for layer in layers})
+
+
+def count_work(
+    study: Study[Any, Any],
+    config: StudyConfig,
+    *,
+    n_layers: int,
+    d_model: int,
+    sae_layers: Sequence[int],
+    d_sae: int,
+    top_k: int | None,
+    lengths: PromptLengths,
+) -> dict[str, Work]:
+    """Run a study on stand-ins and count what it does, by timed stage.
+
+    Args:
+        study: which one.
+        config: its options; the sizes of splits, the grids and the limits count, files and names do not.
+        n_layers, d_model: of the real model.
+        sae_layers, d_sae: of the real SAEs.
+        top_k: active features of TopK dictionaries; None for others.
+        lengths: tokens of a prompt.
+
+    Raises:
+        DemurError: the study stops on the stand-ins.
+    """
+    from demur.studies.context import open_context
+    from demur.studies.inputs import Inputs
+
+    stages = Stages()
+    # Global generators are left as they are.
+    with cast("Any", torch.random).fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder, _quiet():
+        torch.manual_seed(0)
+        tokenizer = _tokenizer(lengths)
+        hf: Any = _CountingModel(n_layers, tokenizer, stages)
+        limit = config.max_batch_tokens or 2048
+        model = ChatModel(hf, tokenizer, name="stand-in", max_batch_tokens=limit)
+        inputs = Inputs(
+            "stand-in", "stand-ins", model, _suite(sae_layers, top_k), _splits(config, lengths.message), _LabelJudge()
+        )
+        planned = _without_sources(config, Path(folder), lengths.message)
+        with open_context(study, planned, Path(folder) / "run", inputs=inputs) as context:
+            context.seconds = stages
+            with _DictionaryProducts(stages, d_model, d_sae):
+                study.run(context)
+    if stages.now != Work():
+        stages["rest"] = 0.0
+    return stages.work
+
+
+def _without_sources(config: StudyConfig, folder: Path, words: int) -> StudyConfig:
+    """The configuration with stand-ins for the files and sets that it names, and without other programs' work."""
+    texts = folder / "texts.txt"
+    harmless = (f"harmless text {number} " + "filler " * (words - 3) for number in range(2000))
+    texts.write_text("".join(f"{text.strip()}\n" for text in harmless), encoding="utf-8")
+    reads_sources = get_args(Sources)[1]
+    named = {
+        name: (str(texts),)
+        for name, field in type(config).model_fields.items()
+        if reads_sources in field.metadata and getattr(config, name)
+    }
+    left_out = {name: () for name in _NOT_RUN if name in type(config).model_fields}
+    return config.model_copy(update=named | left_out | {"paper_settings": False})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the warnings of a study on stand-ins to themselves."""
+    logger = logging.getLogger("demur")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+__all__ = ["PromptLengths", "Stages", "Work", "count_work"]

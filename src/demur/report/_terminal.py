@@ -1,0 +1,179 @@
+"""Pages on a terminal: the finding, the doubts and the main table first, the rest on request.
+
+No cell is ever cut: a table that is too wide is wrapped, and where that does not suffice, continued below itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from demur.report.blocks import Block, Chart, Page, Section, Table, Text, Transcripts
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+WARNINGS: Final = 4
+"""Warnings that a short screen shows; it says how many more there are."""
+
+_CONTROLS: Final = {code: None for code in (*range(32), 127, *range(128, 160)) if code not in {9, 10}}
+"""Control characters, which could rewrite the screen from within an answer; tabs and line feeds are kept."""
+
+
+def render_terminal(page: Page, *, full: bool, width: int | None = None) -> list[RenderableType]:
+    """A page for rich's `console.print`, one item after another.
+
+    Args:
+        page: a study's result.
+        full: every section; without it, the findings, the first warnings and the `brief` sections, and a last line that
+            names what was left out.
+        width: of the terminal in columns, by default that of rich's own console.
+    """
+    from rich.console import Console
+
+    room = Console().width if width is None else width
+    shown = [section for section in page.body if full or section.brief]
+    hidden = [section.title for section in page.body if not (full or section.brief)]
+    parts: list[RenderableType] = []
+    if full:
+        parts.append(_text(page.title, "bold"))
+    parts += [_text(verdict, "bold") for verdict in page.verdicts]
+    warnings = page.warnings if full else page.warnings[:WARNINGS]
+    parts += [_text(f"warning: {warning}", "yellow") for warning in warnings]
+    if len(warnings) < len(page.warnings):
+        hidden.insert(0, f"{len(page.warnings) - len(warnings)} more warnings")
+    for section in shown:
+        parts += _section(section, full=full, room=room)
+    if full:
+        parts += _repeat(page)
+    elif hidden:
+        parts += [_text(""), _text(f"--full also shows: {', '.join(hidden)}.", "dim")]
+    return parts
+
+
+def _section(section: Section, *, full: bool, room: int) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    if full:
+        parts += [_text(""), _text(section.title, "bold underline")]
+        if section.intro:
+            parts.append(_text(section.intro))
+    for block in section.blocks:
+        if full and isinstance(block, Table) and block.title == section.title:
+            block = replace(block, title="")
+        parts += _block(block, full=full, room=room)
+    return parts
+
+
+def _block(block: Block, *, full: bool, room: int) -> list[RenderableType]:
+    match block:
+        case Text():
+            return [_text(block.text, "dim" if block.role == "note" else "")]
+        case Table():
+            return _table(block, full=full, room=room)
+        case Transcripts():
+            return _transcripts(block)
+        case Chart():
+            return []
+
+
+def _transcripts(block: Transcripts) -> list[RenderableType]:
+    if block.harmful:
+        count = len(block.transcripts)
+        prompts = f"{count} harmful prompt{'' if count == 1 else 's'}"
+        return [_text(""), _text(f"{block.title}: answers to {prompts}, only in the report, collapsed.", "dim")]
+    parts: list[RenderableType] = [_text(""), _text(block.title, "bold")]
+    for each in block.transcripts:
+        parts += [_text(""), _text(each.prompt, "bold")]
+        for tag, answer in each.answers:
+            parts += [_text(tag, "dim"), _text(answer)]
+    return parts
+
+
+def _repeat(page: Page) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    if page.facts or page.command:
+        parts += [_text(""), _text("What was run, and how to repeat it", "bold underline")]
+    parts += [_text(f"{name}: {value}") for name, value in page.facts]
+    if page.command:
+        parts.append(_text(f"command: {page.command}"))
+    return [*parts, _text(page.config)] if page.config else parts
+
+
+def _table(table: Table, *, full: bool, room: int) -> list[RenderableType]:
+    parts: list[RenderableType] = [_text(""), _text(table.title, "bold")] if table.title else []
+    parts += [_grid(table, places, room) for places in _pieces(table, room)]
+    notes = [f"{column.name}: {column.help}" for column in table.columns if column.help] if full else []
+    caption = "; ".join(filter(None, (table.caption.rstrip("."), *notes)))
+    return [*parts, _text(f"{caption}.", "dim")] if caption else parts
+
+
+def _widths(table: Table, place: int) -> tuple[int, int]:
+    """What a column takes where words may wrap, and where nothing does."""
+    from rich.cells import cell_len
+
+    cells = [_clean(cell) for cell in (table.columns[place].name, *(row[place] for row in table.rows))]
+    words = [word for cell in cells for word in cell.split()]
+    lines = [line for cell in cells for line in cell.splitlines()]
+    return max(map(cell_len, words), default=1), max(map(cell_len, lines), default=1)
+
+
+def _pieces(table: Table, room: int) -> list[list[int]]:
+    """The columns of each piece: one if they fit with words wrapped, else as many as fit without.
+
+    Each piece after the first begins with the first column again.
+    """
+    widths = [_widths(table, place) for place in range(len(table.columns))]
+    every = list(range(len(widths)))
+    if sum(least + 1 for least, _ in widths) - 1 <= room:
+        return [every]
+    pieces = [every[:1]]
+    for place in every[1:]:
+        taken = sum(widths[each][1] + 1 for each in pieces[-1])
+        if taken + widths[place][1] > room and len(pieces[-1]) > 1:
+            pieces.append(every[:1])
+        pieces[-1].append(place)
+    return pieces
+
+
+def _grid(table: Table, places: Sequence[int], room: int) -> RenderableType:
+    from rich.table import Table as Grid
+
+    both = [_widths(table, place) for place in places]
+    wide = sum(natural + 2 for _, natural in both) - 2 <= room
+    gap = 2 if wide else 1
+    grid = Grid(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="dim")
+    widths = _shared([least for least, _ in both], [natural for _, natural in both], room - gap * (len(places) - 1))
+    for place, width in zip(places, widths, strict=True):
+        column = table.columns[place]
+        name = _text(column.name)
+        grid.add_column(name, justify="right" if column.numeric else "left", width=width, overflow="fold")
+    for number, row in enumerate(table.rows):
+        grid.add_row(*(_text(row[place]) for place in places), style="bold" if number in table.strong else "")
+    return grid
+
+
+def _shared(least: Sequence[int], natural: Sequence[int], room: int) -> list[int]:
+    """Widths of columns that together keep within `room`: what is left beyond the least goes to as many as possible."""
+    widths = list(least)
+    # Where not even words fit, they are folded: the widest columns give way.
+    while sum(widths) > room and max(widths) > 1:
+        widths[widths.index(max(widths))] -= 1
+    for place in sorted(range(len(widths)), key=lambda place: natural[place] - widths[place]):
+        spare = room - sum(widths)
+        widths[place] += max(min(natural[place] - widths[place], spare), 0)
+    return widths
+
+
+def _clean(text: str) -> str:
+    return text.translate(_CONTROLS)
+
+
+def _text(text: str, style: str = "") -> Any:
+    """Text as it is: nothing in it is taken for markup or a control sequence."""
+    from rich.text import Text as Plain
+
+    return Plain(_clean(text), style)
+
+
+__all__ = ["render_terminal"]

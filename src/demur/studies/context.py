@@ -1,0 +1,256 @@
+"""What a running study works with: its inputs, its run folder, and the model's judged answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from demur.judges import CachedJudge
+from demur.method.interventions import intervention_id
+from demur.model import Budgets, ChatModel, TokenizedPrompt, fitting_threads, model_identity
+from demur.runs import Codec, Run, write_text
+from demur.saes import Suite
+from demur.studies.answers import Answering, Change, JudgedAnswers, Progress
+from demur.studies.base import ConfigT, ResultT, Study
+from demur.studies.inputs import Inputs, load_inputs, with_paper_settings
+from demur.types import PURPOSES, Prompt, PromptSet, Splits, Value
+
+KindT = TypeVar("KindT", bound="BaseModel | Codec")
+
+
+class _BudgetsValue(Value):
+    plain: int
+    gradients: int
+
+
+@dataclass
+class Workspace(Generic[ConfigT]):
+    """Model, SAEs, judge and run folder, but no prompts: functions that choose something take their prompts beside it,
+    as `ChoosingSplits`, and so cannot see a test prompt."""
+
+    config: ConfigT
+    inputs: Inputs
+    run: Run
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    warnings: list[str] = field(default_factory=list[str])
+
+    @property
+    def model(self) -> ChatModel:
+        return self.inputs.model
+
+    @property
+    def suite(self) -> Suite:
+        return self.inputs.suite
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Content of the model, part of every key."""
+        return dict(model_identity(self.model))
+
+    @property
+    def depends(self) -> dict[str, Any]:
+        """The part of a stage's key that names model and SAEs."""
+        return {"model": self.identity, "saes": self.suite.identity}
+
+    @cached_property
+    def judging(self) -> CachedJudge:
+        """The outcome judge."""
+        return CachedJudge(self.run, self.inputs.judge, self.progress)
+
+    @cached_property
+    def answering(self) -> Answering:
+        """What writes answers, with batches of one size for the life of the run folder."""
+        self._keep_batch_sizes()
+        return Answering(
+            self.run,
+            self.model,
+            self.suite,
+            identity=self.identity,
+            max_new_tokens=self.config.max_new_tokens,
+            progress=self.progress,
+        )
+
+    def _keep_batch_sizes(self) -> None:
+        """Keep the batch sizes with which the run folder began, whatever memory is free when it is resumed."""
+
+        def compute() -> _BudgetsValue:
+            budgets = self.model.budgets
+            return _BudgetsValue(plain=budgets.plain, gradients=budgets.gradients)
+
+        depends = {"model": self.identity, "limit": self.config.max_batch_tokens}
+        kept = self.run.cached("budget", depends, _BudgetsValue, compute)
+        self.model.budgets = Budgets(kept.plain, kept.gradients)
+
+    def answer(self, label: str, prompts: PromptSet, change: Change = ()) -> JudgedAnswers:
+        """The model's answers to `prompts` under a change, judged; written once per run folder."""
+        answers = self.answering.answer(label, prompts, change)
+        return JudgedAnswers(answers, self.judging.judge(answers).verdicts)
+
+    def tokenize(self, prompts: Iterable[Prompt]) -> list[TokenizedPrompt]:
+        """Prompts as tokens of the model's chat format."""
+        return self.model.tokenize(prompts)
+
+    def cached(
+        self, name: str, depends: Mapping[str, object], kind: type[KindT], compute: Callable[[], KindT], label: str = ""
+    ) -> KindT:
+        """A value that is computed once per run folder; its key holds model, SAEs and `depends`.
+
+        Args:
+            name: of the stage.
+            depends: whatever else the value depends on.
+            kind: type of the value.
+            compute: gives it; not called when the run folder holds it.
+            label: of the progress bar (default: none).
+        """
+
+        def timed() -> KindT:
+            if label:
+                self.progress(label, 0, 1)
+            value = compute()
+            if label:
+                self.progress(label, 1, 1)
+            return value
+
+        return self.run.cached(name, self.depends | dict(depends), kind, timed)
+
+    def under(self, change: Change) -> dict[str, Any]:
+        """The part of a stage's key that names a change."""
+        saes = self.suite.identity if change else None
+        return {"model": self.identity, "saes": saes, "intervention": intervention_id(change)}
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the wall-clock seconds of a part of the study to `seconds`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def warn(self, text: str) -> None:
+        """Note a reason to doubt the result, once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def trying(self, **changes: object) -> Workspace[ConfigT]:
+        """This workspace with another configuration, its warnings kept apart: for settings that are only tried."""
+        return replace(self, config=self.config.model_copy(update=changes), warnings=[])
+
+
+@dataclass
+class Context(Workspace[ConfigT]):
+    """What a study's `run` receives: the workspace, and the prompts in their four splits."""
+
+    @property
+    def splits(self) -> Splits:
+        return self.inputs.splits
+
+    study: str = ""
+    """Name of the study."""
+
+    def completed(self, result: ResultT) -> ResultT:
+        """A result with what every result says: model, facts, warnings, seconds."""
+        if warning := self.judging.warning:
+            self.warn(warning)
+        return result.model_copy(
+            update={
+                "study": self.study,
+                "model": self.inputs.title,
+                "facts": self.facts | result.facts,
+                "warnings": tuple(dict.fromkeys((*result.warnings, *self.warnings))),
+                "seconds": dict(self.seconds),
+            }
+        )
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is studied and with what, for people."""
+        model, suite = self.model, self.suite
+        levels = [spec.average_l0 for spec in suite.specs if spec.average_l0 is not None]
+        level = f", average L0 {sum(levels) / len(levels):.0f}" if levels else ""
+        dtype = str(model.dtype).removeprefix("torch.")
+        sizes = ", ".join(
+            f"{name} {len(split.harmful)} + {len(split.harmless)}"
+            for name in PURPOSES
+            for split in (getattr(self.splits, name),)
+        )
+        return {
+            "model": f"{self.inputs.title}: {type(model.hf).__name__}, {model.n_layers} layers of {model.d_model}, "
+            f"{model.n_parameters / 1e6:,.1f} M parameters, {dtype} on {model.device}",
+            "SAEs": f"{self.inputs.saes_title}: {len(suite.layers)} layers of {suite.specs[0].d_sae:,} features, "
+            f"{suite.specs[0].activation}{level}",
+            "judge": self.inputs.judge.name,
+            "prompts (harmful + harmless)": sizes,
+        }
+
+
+@contextmanager
+def open_context(
+    study: Study[ConfigT, Any],
+    config: ConfigT,
+    out: Path,
+    *,
+    inputs: Inputs | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Context[ConfigT]]:
+    """A study's context in the run folder `out`, its inputs loaded (unless given) and recorded there.
+
+    Raises:
+        DemurError: inputs that do not fit, or a folder that cannot be used.
+    """
+    config = with_paper_settings(config)
+    report: Progress = progress or (lambda _what, _done, _total: None)
+    with Run.open(out, config=config, command=study.name, seeds={study.name: config.seed}) as run:
+        if inputs is None:
+            report("loading", 0, 1)
+            inputs = load_inputs(config)
+            report("loading", 1, 1)
+        context = Context(config, inputs, run, report, warnings=list(inputs.warnings), study=study.name)
+        run.record(
+            inputs={
+                f"{purpose}/{label}": getattr(getattr(inputs.splits, purpose), label).digest
+                for purpose in PURPOSES
+                for label in ("harmful", "harmless")
+            },
+            identities={"model": context.identity, "saes": {s.source: s.identity for s in inputs.suite.specs}},
+        )
+        with fitting_threads(inputs.model.device, inputs.model.n_parameters):
+            yield context
+
+
+def run_study(
+    study: Study[ConfigT, ResultT],
+    config: ConfigT,
+    out: Path,
+    *,
+    inputs: Inputs | None = None,
+    progress: Progress | None = None,
+) -> ResultT:
+    """Run a study, or resume it, in the folder `out`, and write its result there as `NAME.json`.
+
+    Args:
+        study: which one.
+        config: its options; without a model, on the bundled one.
+        out: run folder, made if missing. Studies of one model may share it, and then share what they compute.
+        inputs: model, SAEs, prompts and judge, where they are at hand (default: loaded as `config` says).
+        progress: called with (what is done, done, total).
+
+    Raises:
+        DemurError: inputs that do not fit; nothing computed before is lost.
+    """
+    with open_context(study, config, out, inputs=inputs, progress=progress) as context:
+        try:
+            result = context.completed(study.run(context))
+        finally:
+            context.judging.close()
+        write_text(context.run.folder / study.file, result.model_dump_json(indent=1))
+    return result
+
+
+__all__ = ["Context", "Workspace", "open_context", "run_study"]

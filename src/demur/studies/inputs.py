@@ -1,0 +1,171 @@
+"""What a study works on: model, SAEs, prompts, judge. Everything that can be checked cheaply is checked first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from demur import data
+from demur.errors import InputError, ModelError
+from demur.judges import Judge, get_judge
+from demur.model import ChatModel
+from demur.saes import Preset, Suite, find_preset, get_preset, load_suite
+from demur.studies.config import ConfigT, StudyConfig
+from demur.types import Splits
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A study's inputs, loaded."""
+
+    title: str
+    """The model's name, for people."""
+    saes_title: str
+    """The SAEs' name, for people."""
+    model: ChatModel
+    suite: Suite
+    splits: Splits
+    judge: Judge
+    """The outcome judge."""
+    warnings: tuple[str, ...] = ()
+
+
+def _preset(config: StudyConfig) -> Preset | None:
+    """The preset that names the SAEs: the model's, or the one given with `--saes` (a fine-tune's original, say)."""
+    return get_preset(str(config.model)) if config.saes is None else find_preset(config.saes)
+
+
+def with_paper_settings(config: ConfigT) -> ConfigT:
+    """The configuration with the paper's settings filled in where they are asked for.
+
+    Raises:
+        InputError: the model has no preset, or its preset is not the paper's.
+    """
+    if not getattr(config, "paper_settings", False):
+        return config
+    preset = _preset(config) or get_preset(str(config.model))
+    return config.with_settings(preset.study_settings())
+
+
+def configured_suite(config: StudyConfig) -> Suite:
+    """The SAEs of a named model: those of its preset, or of the folder or hub id given.
+
+    Raises:
+        InputError, SaeError: there is no preset, or no such SAEs.
+    """
+    preset = _preset(config)
+    return load_suite(
+        preset.saes if preset else str(config.saes),
+        layers=config.layers or (preset.layers if preset else None),
+        average_l0=config.average_l0,
+        width=config.sae_width or (preset.width if preset else None),
+        revision=config.saes_revision,
+    )
+
+
+def check_fit(config: StudyConfig, suite: Suite) -> None:
+    """Compare model and SAEs by their configurations alone, before any weight is read or downloaded.
+
+    Raises:
+        ModelError: the model's configuration cannot be read.
+        SaeError: the SAEs' width or layers do not fit.
+    """
+    from transformers import AutoConfig
+
+    name = str(config.model)
+    try:
+        found = AutoConfig.from_pretrained(name, **({"revision": config.revision} if config.revision else {}))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot read the configuration of {name!r}: {error}\nExpected a folder with config.json, or a hub id that "
+            "you can reach (gated models need `hf auth login`)"
+        ) from error
+    text = found.get_text_config(decoder=True)
+    suite.check(d_model=int(text.hidden_size), n_layers=int(text.num_hidden_layers))
+
+
+def outcome_judge(name: str) -> Judge:
+    """A judge that tells refusal from compliance.
+
+    Raises:
+        InputError: there is no such judge, or it tells harm alone.
+    """
+    judge = get_judge(name)
+    if "outcome" not in judge.gives:
+        raise InputError(
+            f"the judge {name!r} tells whether an answer is harmful, not whether it refuses, so it cannot be the "
+            "outcome judge; give --judge patterns or refusal=MODEL, and this one to --harm-judges of `demur benchmark`"
+        )
+    return judge
+
+
+def _model(config: StudyConfig, source: str | Path) -> ChatModel:
+    return ChatModel.load(
+        source,
+        revision=config.revision,
+        dtype=config.dtype,
+        device=config.device,
+        system_prompt=config.system_prompt,
+        max_batch_tokens=config.max_batch_tokens,
+    )
+
+
+def read_splits(config: StudyConfig) -> Splits:
+    """The four splits of the configured prompts, or of the bundled model's.
+
+    Raises:
+        InputError: a file cannot be read, holds too few prompts, or harmful and harmless prompts overlap.
+    """
+    if config.model is None:
+        from demur.bundled import bundled_prompts
+
+        prompts = bundled_prompts()
+        return data.make_splits(
+            prompts.harmful,
+            prompts.harmless,
+            sizes=config.n,
+            seed=config.seed,
+            test_harmful=prompts.test_harmful,
+            test_harmless=prompts.test_harmless,
+        )
+    return data.load_prompts(
+        config.harmful,
+        config.harmless,
+        test_harmful=config.test_harmful or None,
+        test_harmless=config.test_harmless or None,
+        n=config.n,
+        seed=config.seed,
+    )
+
+
+def load_inputs(config: StudyConfig) -> Inputs:
+    """Load everything, in the order of what fails cheapest: judge, prompts, configurations, weights.
+
+    Raises:
+        InputError, ModelError, SaeError: what is wrong with the inputs.
+    """
+    if config.model is None:
+        from demur.bundled import BundledJudge, bundled_path
+
+        place = bundled_path()
+        judge = BundledJudge() if config.judge is None else outcome_judge(config.judge)
+        splits = read_splits(config)
+        suite = load_suite(place.saes, layers=config.layers, average_l0=config.average_l0)
+        return Inputs("the bundled model", "the bundled SAEs", _model(config, place.model), suite, splits, judge)
+    judge = outcome_judge(config.judge or "patterns")
+    splits = read_splits(config)
+    suite = configured_suite(config)
+    check_fit(config, suite)
+    model = _model(config, str(config.model))
+    return Inputs(model.name, suite.source, model, suite, splits, judge)
+
+
+__all__ = [
+    "Inputs",
+    "check_fit",
+    "configured_suite",
+    "load_inputs",
+    "outcome_judge",
+    "read_splits",
+    "with_paper_settings",
+]

@@ -1,0 +1,394 @@
+"""Ways to suppress and to induce refusal: sets of features however chosen, random controls, and the direction.
+
+A new selection method is one class: derive from `FeatureMethod`, give it a name and a label, and write `select`. Add it
+with `METHODS.register`, or from another package through the entry-point group `demur.methods`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from demur.method.interventions import PerPrompt, ScaleFeatures, SetFeatures
+from demur.method.selection import (
+    actdiff_set,
+    cossim_set,
+    firing_rates,
+    local_sets,
+    mean_activations,
+    mean_max_activations,
+    random_set,
+)
+from demur.registry import Registry
+from demur.studies.answers import Change
+from demur.studies.config import MAIN, CompareConfig
+from demur.studies.pipeline import Finding, Found, attribute_everything, attribute_pool
+from demur.studies.results import Kind
+from demur.types import FeatureId, FeatureSet, Form, PromptSet, Value
+
+if TYPE_CHECKING:
+    from demur.model import TokenizedPrompt
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a selection method may look at. There is no test prompt in it."""
+
+    work: Finding
+    found: Found
+    k: int
+    """Features to choose: the size of F*."""
+
+    @property
+    def harmful(self) -> list[TokenizedPrompt]:
+        """Harmful selection prompts that the clean model refuses."""
+        return self.work.tokenize(self.found.clean.used("selection").harmful)
+
+    @property
+    def harmless(self) -> list[TokenizedPrompt]:
+        """Harmless selection prompts that the clean model answers."""
+        return self.work.tokenize(self.found.clean.used("selection").harmless)
+
+    @property
+    def direction(self) -> Float[Tensor, " d_model"]:
+        """The refusal direction, unit norm."""
+        return self.found.direction.vector
+
+
+class Method:
+    """A way to suppress and to induce refusal.
+
+    Attributes:
+        name: in configurations and results.
+        label: in tables and charts.
+        control: drawn at random. A control takes F*'s strengths, and its rates are over several sets.
+        follows: the method whose strengths this one takes (local sets take their global one's).
+        has_set: features are chosen (or drawn) once for all prompts.
+        local: a set of its own for each prompt; such methods cannot induce and have no side effects of their own.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    control: ClassVar[bool] = False
+    follows: ClassVar[str | None] = None
+    local: ClassVar[bool] = False
+    has_set: ClassVar[bool] = False
+
+    def strengths(self, config: CompareConfig, kind: Kind) -> tuple[float, ...]:
+        """Strengths to try: scale factors c, or values (multiples of maximum activations, unless values are given)."""
+        return config.suppress if kind == "suppress" else config.induce or config.induce_multiples
+
+    def suppress(self, sets: Sets, strength: float, prompts: PromptSet) -> tuple[Change, ...]:
+        """What suppresses refusal on these prompts: one change, or one for each set drawn."""
+        raise NotImplementedError
+
+    def induce(self, sets: Sets, strength: float) -> tuple[Change, ...]:
+        """What induces refusal; empty where the method cannot."""
+        raise NotImplementedError
+
+    def strength_text(self, config: CompareConfig, kind: Kind, strength: float) -> str:
+        """A strength with its unit."""
+        number = f"{strength:g}".replace("-", "−")
+        if kind == "suppress":
+            return f"c = {number}"
+        return f"v = {number}" if config.induce is not None else f"{number} × max"
+
+
+class FeatureMethod(Method):
+    """One set of features for all prompts."""
+
+    has_set: ClassVar[bool] = True
+
+    def select(self, given: Selection) -> FeatureSet:
+        """The method's set, best first."""
+        raise NotImplementedError
+
+    def suppress(self, sets: Sets, strength: float, prompts: PromptSet) -> tuple[Change, ...]:
+        del prompts
+        return tuple((ScaleFeatures(each.features, strength),) for each in sets[self.name])
+
+    def induce(self, sets: Sets, strength: float) -> tuple[Change, ...]:
+        config = sets.config
+        changes: list[Change] = []
+        for each in sets[self.name]:
+            values: float | tuple[float, ...] = strength
+            if config.induce is None:
+                # Each feature, a random one too, is set to a multiple of its own maximum activation.
+                values = tuple(strength * value for value in sets.maxima(each))
+            changes.append((SetFeatures(each.features, values, config.induce_where),))
+        return tuple(changes)
+
+
+class Attributed(FeatureMethod):
+    """F*: the features of the pool with the highest attribution (paper, section 3)."""
+
+    name, label = MAIN, "F* (CosSim+AP)"
+
+    def select(self, given: Selection) -> FeatureSet:
+        return given.found.chosen
+
+
+class WholeDictionary(FeatureMethod):
+    """AP baseline: attribution over whole dictionaries, features that rise when refusal goes among them."""
+
+    name, label = "ap", "AP"
+    falling: ClassVar[bool] = False
+
+    def select(self, given: Selection) -> FeatureSet:
+        found = given.found
+        harmful = found.clean.used("selection").harmful
+        scored = attribute_everything(given.work, found.clean, found.direction, harmful, falling=self.falling)
+        return scored.overall.head(given.k)
+
+
+class FallingOnly(WholeDictionary):
+    """AP without features that rise when refusal goes, whose scaling down does the opposite."""
+
+    name, label, falling = "ap-falling", "AP falling", True
+
+
+class ActivationDifference(FeatureMethod):
+    """ActDiff baseline: activations on harmful less those on harmless prompts."""
+
+    name, label = "actdiff", "ActDiff"
+
+    def select(self, given: Selection) -> FeatureSet:
+        work = given.work
+        reduce = getattr(work.config, "actdiff_tokens", "max")
+        return actdiff_set(work.model, work.suite, given.harmful, given.harmless, given.k, reduce=reduce)
+
+
+class Cosine(FeatureMethod):
+    """CosSim baseline: decoder rows nearest to the direction, over all layers."""
+
+    name, label = "cossim", "CosSim"
+
+    def select(self, given: Selection) -> FeatureSet:
+        return cossim_set(given.work.suite, given.direction, given.k)
+
+
+class RandomMatched(FeatureMethod):
+    """Control: random features outside the pool, matched to F* one by one in layer, firing rate and size of what they
+    move."""
+
+    name, label, control = "random", "random features", True
+
+    def draw(self, given: Selection, seeds: Sequence[int]) -> tuple[FeatureSet, ...]:
+        """One set for each seed."""
+        work, main = given.work, given.found.chosen
+        layers = tuple(main.by_layer())
+        rates: dict[int, Tensor] = {}
+        sizes: dict[int, Tensor] = {}
+        for prompts in (given.harmful, given.harmless):
+            fires = firing_rates(work.model, work.suite, prompts, layers=layers)
+            moves = mean_activations(work.model, work.suite, prompts, layers=layers)
+            for layer in layers:
+                # Both classes count alike.
+                rates[layer] = rates.get(layer, 0.0) + fires[layer] / 2
+                norms = torch.cat([rows.norm(dim=-1) for _, rows in work.suite[layer].decoder_blocks(8192)])
+                sizes[layer] = sizes.get(layer, 0.0) + moves[layer] * norms / 2
+        exclude = given.found.pool.features
+        return tuple(random_set(main, (rates, sizes), exclude=exclude, seed=seed) for seed in seeds)
+
+
+class RandomPool(RandomMatched):
+    """Control: random features of the pool outside F*. They are as near to the direction as F*; only attribution tells
+    them apart."""
+
+    name, label = "random-pool", "random pool features"
+
+    def draw(self, given: Selection, seeds: Sequence[int]) -> tuple[FeatureSet, ...]:
+        rest = [feature for feature in given.found.pool.features if feature not in given.found.chosen.features]
+        size = min(given.k, len(rest))
+        if size < given.k:
+            given.work.warn(
+                f"the pool holds {len(rest)} features outside F*, so the control from the pool has sets of {size} "
+                f"instead of {given.k}; raise --k0"
+            )
+        sets: list[FeatureSet] = []
+        for seed in seeds:
+            order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[:size].tolist()
+            features = tuple(rest[place] for place in order)
+            sets.append(FeatureSet(features=features, scores=(0.0,) * size, scope="global", method=f"pool-{seed}"))
+        return tuple(sets)
+
+
+class LocalAttributed(Method):
+    """F* of each prompt: the pool's features with the highest attribution on that prompt."""
+
+    name, label, follows, local = "cossim+ap-local", "F* per prompt", MAIN, True
+
+    def per_prompt(self, sets: Sets, prompts: PromptSet) -> Sequence[FeatureSet]:
+        """One set for each prompt, attributed on the prompt itself: that is what makes it local."""
+        work, found = sets.given.work, sets.given.found
+        attribution = attribute_pool(work, found.clean, found.direction, found.pool, work.config.estimator, prompts)
+        return local_sets(attribution, sets.given.k)
+
+    def suppress(self, sets: Sets, strength: float, prompts: PromptSet) -> tuple[Change, ...]:
+        own = {
+            str(each.prompt_id): (ScaleFeatures(each.features, strength),) for each in self.per_prompt(sets, prompts)
+        }
+        return ((PerPrompt(own, self.name),),)
+
+    def induce(self, sets: Sets, strength: float) -> tuple[Change, ...]:
+        del sets, strength
+        return ()  # A local set is chosen for a refusal.
+
+
+class LocalWholeDictionary(LocalAttributed):
+    """AP of each prompt."""
+
+    name, label, follows = "ap-local", "AP per prompt", "ap"
+
+    def per_prompt(self, sets: Sets, prompts: PromptSet) -> Sequence[FeatureSet]:
+        work, found = sets.given.work, sets.given.found
+        scored = attribute_everything(work, found.clean, found.direction, prompts)
+        return [each.head(sets.given.k) for each in scored.local]
+
+
+class DirectionAblated(Method):
+    """The refusal direction: projected out of every layer, or added after its own (Arditi et al., 2024)."""
+
+    name, label = "direction", "direction"
+    form: ClassVar[Form] = "linear"
+
+    def strengths(self, config: CompareConfig, kind: Kind) -> tuple[float, ...]:
+        # An ablation has no strength; the direction has a length, whatever features are set to.
+        return (1.0,) if kind == "suppress" else config.induce_multiples
+
+    def suppress(self, sets: Sets, strength: float, prompts: PromptSet) -> tuple[Change, ...]:
+        del strength, prompts
+        return ((sets.given.found.direction.ablate(self.form),),)
+
+    def induce(self, sets: Sets, strength: float) -> tuple[Change, ...]:
+        return ((sets.given.found.direction.add(strength, sets.config.induce_where),),)
+
+    def strength_text(self, config: CompareConfig, kind: Kind, strength: float) -> str:
+        del config
+        return "" if kind == "suppress" else f"{strength:g} × length"
+
+
+class DirectionAffine(DirectionAblated):
+    """The direction's projection set to that of harmless prompts."""
+
+    name, label, form = "direction-affine", "affine direction", "affine"
+
+    def induce(self, sets: Sets, strength: float) -> tuple[Change, ...]:
+        del sets, strength
+        return ()  # Both forms add the same direction.
+
+
+_BUILTIN: tuple[type[Method], ...] = (
+    Attributed,
+    LocalAttributed,
+    WholeDictionary,
+    FallingOnly,
+    LocalWholeDictionary,
+    ActivationDifference,
+    Cosine,
+    RandomMatched,
+    RandomPool,
+    DirectionAblated,
+    DirectionAffine,
+)
+
+METHODS: Registry[Method] = Registry(
+    "demur.methods", "selection method", {each.name: f"{__name__}:{each.__name__}" for each in _BUILTIN}
+)
+
+
+def get_method(name: str) -> Method:
+    """The method of that name; a class in the registry is made into an instance.
+
+    Raises:
+        InputError: there is none; names those that exist.
+    """
+    entry: Any = METHODS[name]
+    return entry() if isinstance(entry, type) else entry
+
+
+class _Sets(Value):
+    sets: tuple[FeatureSet, ...]
+
+
+class _Maxima(Value):
+    values: tuple[float, ...]
+
+
+class Sets:
+    """The sets of features of every method, each computed once per run folder when it is first asked for."""
+
+    def __init__(self, given: Selection, config: CompareConfig) -> None:
+        self.given = given
+        self.config = config
+        self._sets: dict[str, tuple[FeatureSet, ...]] = {}
+        self._maxima: dict[tuple[FeatureId, ...], tuple[float, ...]] = {}
+
+    def __getitem__(self, name: str) -> tuple[FeatureSet, ...]:
+        """One set, or several of a control."""
+        if name not in self._sets:
+            self._sets[name] = self._choose(name)
+        return self._sets[name]
+
+    @cached_property
+    def _depends(self) -> Mapping[str, object]:
+        found, config = self.given.found, self.config
+        used = found.clean.used("selection")
+        return {
+            "prompts": [used.harmful.digest, used.harmless.digest],
+            "direction": found.direction.difference.tolist(),
+            "pool": found.pool.features,
+            "features": found.chosen.features,
+            "k": self.given.k,
+            "layers": self.given.work.suite.layers,
+            "actdiff_tokens": config.actdiff_tokens,
+        }
+
+    def _choose(self, name: str) -> tuple[FeatureSet, ...]:
+        method, given, config = get_method(name), self.given, self.config
+        assert isinstance(method, FeatureMethod)
+        if name == MAIN:
+            return (given.found.chosen,)
+        depends: dict[str, object] = {"method": name, **self._depends}
+
+        def compute() -> _Sets:
+            if isinstance(method, RandomMatched):
+                seeds = range(config.seed, config.seed + config.random_sets)
+                return _Sets(sets=method.draw(given, seeds))
+            return _Sets(sets=(method.select(given),))
+
+        if method.control:
+            depends |= {"seeds": [config.seed, config.random_sets]}
+        return given.work.cached("feature_sets", depends, _Sets, compute, f"features: {name}").sets
+
+    def maxima(self, features: FeatureSet) -> tuple[float, ...]:
+        """Mean maximum activation of each feature on harmful selection prompts, in the set's order."""
+        key, work = features.features, self.given.work
+        if key not in self._maxima:
+            harmful = self.given.found.clean.used("selection").harmful
+
+            def compute() -> _Maxima:
+                found = mean_max_activations(work.model, work.suite, work.tokenize(harmful), key)
+                return _Maxima(values=tuple(found.tolist()))
+
+            depends = {"prompts": harmful.digest, "features": key}
+            self._maxima[key] = work.cached("maxima", depends, _Maxima, compute).values
+        return self._maxima[key]
+
+
+__all__ = [
+    "METHODS",
+    "FeatureMethod",
+    "LocalAttributed",
+    "Method",
+    "RandomMatched",
+    "Selection",
+    "Sets",
+    "get_method",
+]
