@@ -220,7 +220,7 @@ def _collect(
         if not _kept(row, source.keep) or (classes is not None and classes.label(row) != label):
             counts["left_out"] += 1
             continue
-        text = _cell(source.path, number, row, column)
+        text = _cell(source.path, number, row, column, turns=True)
         key = text_key(text)
         if not key or key in kept:
             counts["duplicates" if key else "empty"] += 1
@@ -237,16 +237,15 @@ def _kept(row: Row, keep: dict[str, str]) -> bool:
     return all(str(row.get(column) or "").strip() == value for column, value in keep.items())
 
 
-def _cell(path: Path, number: int, row: Row, column: str) -> str:
-    """The text of one row: a string, or the first of a list of turns, without outer white space; `""` when absent.
+def _cell(path: Path, number: int, row: Row, column: str, *, turns: bool = False) -> str:
+    """The text of one row without outer white space; `""` when absent. With `turns`, the first of a list of turns.
 
     Raises:
         InputError: it is something else, or holds characters that no text has.
     """
     cell = row.get(column)
-    if isinstance(cell, list):
-        turns = cast("Sequence[object]", cell)
-        cell = turns[0] if turns else None
+    if turns and isinstance(cell, list):
+        cell = next(iter(cast("list[object]", cell)), None)
     where = f"{path}, row {number}, column {column!r}"
     if cell is None:
         return ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from demur.judges import _coherence, _phrases
+from demur.judges._base import Judge, rules_digest
 from demur.judges._coherence import foreign, incoherence
 from demur.judges._phrases import (
     ALTERNATIVE,
@@ -20,14 +21,13 @@ from demur.judges._phrases import (
     clean,
     sentences,
 )
-from demur.judges._protocol import check_rows, rules_digest
-from demur.types import Outcome, Verdict
+from demur.types import Answer, Outcome, Verdict
 
 _OPENING = 3
 """Sentences that may hold a refusal, while those before it only lead up to it."""
 
 
-class PatternJudge:
+class PatternJudge(Judge):
     """Reads English answers by general phrases at their start; knows no model and no prompt set.
 
     - *incoherent*: empty, a loop, symbols or noise instead of words;
@@ -39,23 +39,17 @@ class PatternJudge:
     The prompt is not looked at. `docs/judges.md` has the agreement with human labels.
     """
 
-    name = "patterns"
-    gives: ClassVar[tuple[str, ...]] = ("outcome",)
+    kind: ClassVar[str] = "patterns"
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """The kind, and the content of its rules."""
         sources = (__file__, _coherence.__file__, _phrases.__file__)
-        return {"kind": self.name, "rules": rules_digest(*map(Path, sources))}
+        return {"kind": self.kind, "rules": rules_digest(*map(Path, sources))}
 
-    def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
-        """One verdict per response, in order.
-
-        Raises:
-            ValueError: there are not as many prompts as responses.
-        """
-        check_rows(prompts, responses)
-        return [self._one(response) for response in responses]
+    def judge(self, answers: Sequence[Answer]) -> list[Verdict]:
+        """One verdict per answer, in order."""
+        return [self._one(answer.text) for answer in answers]
 
     def _one(self, response: str) -> Verdict:
         text = clean(response)

@@ -154,9 +154,8 @@ def line_chart(
     import altair as alt
 
     values = sorted({point.x for each in known for point in each.points})
-    padding = 14
-    scale = alt.Scale(type=x_scale, reverse=reverse, zero=False, nice=False, padding=padding)
-    axis = alt.Axis(values=values, labelExpr=EXACT, grid=False, labelOverlap=True)
+    scale = alt.Scale(type=x_scale, reverse=reverse, zero=False, nice=False, padding=14)
+    axis = alt.Axis(values=values, labelExpr=EXACT, grid=False, labelOverlap=True, labelSeparation=8)
     x, y = alt.X("x:Q", title=x_title, scale=scale, axis=axis), _y_axis(known, y_title, share, rules.values())
     level = _rule_styles(rules, order, styles)
     layers = [_upright([each for each in guides if values[0] <= each <= values[-1]], x)]
@@ -395,6 +394,7 @@ def _legend(styles: Mapping[str, Style]) -> Any:
         orient="top",
         direction="horizontal",
         columns=3,
+        columnPadding=20,
         labelLimit=0,
         labelOffset=13,
         symbolOffset=8,
