@@ -168,4 +168,13 @@ def evaluate(path: Path | str | None = None, test_seed: int = TEST_SEED) -> Bund
     )
 
 
-__all__ = ["BATCH_TOKENS", "TEST_SEED", "evaluate", "held_out_chats", "held_out_sets", "hf_parts", "own_chats", "sae_rows"]
+__all__ = [
+    "BATCH_TOKENS",
+    "TEST_SEED",
+    "evaluate",
+    "held_out_chats",
+    "held_out_sets",
+    "hf_parts",
+    "own_chats",
+    "sae_rows",
+]
