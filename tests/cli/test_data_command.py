@@ -13,9 +13,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
 from command_line import Ran
 from command_line import run as demur
-
 from demur.data import PROMPT_SETS
 
 HARMFUL = (

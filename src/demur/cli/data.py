@@ -57,7 +57,9 @@ def list_sets(as_json: bool) -> None:
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("name", "kind", "label", "rows", "gated", "cached", "licence"):
-        table.add_column(title, justify="right" if title == "rows" else "left", no_wrap=title not in ("name", "licence"))
+        table.add_column(
+            title, justify="right" if title == "rows" else "left", no_wrap=title not in ("name", "licence")
+        )
     for item in prompt_sets().values():
         table.add_row(
             item.name,

@@ -144,8 +144,8 @@ def bytes_text(size: float | None) -> str:
 
 
 __all__ = [
-    "bytes_text",
     "MISSING",
+    "bytes_text",
     "count_text",
     "duration",
     "estimate_text",
