@@ -32,8 +32,7 @@ from demur.capability_files import check_data, local_path, task_identity
 from demur.capability_rows import CapabilityRow, capability_change
 from demur.errors import DemurError, InputError, ModelError
 from demur.method.interventions import Compiled
-from demur.model import PINNED_DATE, ChatModel
-from demur.model._memory import is_out_of_memory
+from demur.model import PINNED_DATE, ChatModel, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

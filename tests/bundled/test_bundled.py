@@ -15,8 +15,7 @@ PLACE = bundled_path()
 
 
 def _refusal(prompts: list[Prompt]) -> float:
-    from demur.method.generation import generate
-    from demur.model import load_model
+    from demur.model import generate, load_model
 
     answers = generate(load_model(PLACE.model, device="cpu"), prompts, max_new_tokens=40)
     verdicts = BundledJudge().judge([p.text for p in prompts], [a.text for a in answers])

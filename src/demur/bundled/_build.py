@@ -26,8 +26,7 @@ from demur.bundled._sae_training import SaeRecipe, chat_activations, quality, sa
 from demur.bundled._subject import NEW_TOKENS
 from demur.bundled._tokenizer import train_tokenizer
 from demur.bundled._training import Shape, Stage, new_model, train_stage
-from demur.method.generation import generate
-from demur.model import load_model
+from demur.model import generate, load_model
 from demur.types import Prompt
 
 logger = logging.getLogger(__name__)

@@ -28,8 +28,7 @@ from demur.bundled._sae_training import chat_activations, quality
 from demur.bundled._subject import NEW_TOKENS, Subject, answered, used
 from demur.bundled._training import collate, encode
 from demur.method.direction import Direction, find_direction
-from demur.method.generation import generate
-from demur.model import ChatModel, load_model
+from demur.model import ChatModel, generate, load_model
 from demur.saes import DenseSae, Suite, load_suite
 from demur.types import Prompt, PromptSet
 

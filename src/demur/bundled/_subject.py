@@ -8,9 +8,8 @@ from typing import Final
 from demur.bundled._judge import BundledJudge
 from demur.bundled._prompts import bundled_prompts
 from demur.method.direction import find_refusal_tokens
-from demur.method.generation import generate
 from demur.method.interventions import Compiled, Intervention
-from demur.model import ChatModel, TokenizedPrompt
+from demur.model import ChatModel, TokenizedPrompt, generate
 from demur.saes import Suite
 from demur.studies._answers import Answers
 from demur.types import REFUSALS, Prompt, PromptSet, Rate
