@@ -25,7 +25,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from demur.errors import DemurError
 from demur.model import ChatModel, Region, TokenizedPrompt
-from demur.saes import DenseSae, Sae, SaeSpec, Suite
+from demur.saes import DenseSae, Sae, Suite
 from demur.testing import tiny_model
 
 FIRING_RATE = 0.05
@@ -108,12 +108,7 @@ class WholeSae(nn.Module):
             w_dec=self.w_dec.detach(),
             b_dec=self.b_dec.detach(),
         )
-        d_model, d_sae = self.w_enc.shape
-        spec = SaeSpec(
-            layer=layer, d_model=d_model, d_sae=d_sae, activation="jumprelu", source="random", identity="random"
-        )
-        # `DenseSae.sae()` would hash every weight first.
-        return Sae(spec, dense._as_weights)  # pyright: ignore[reportPrivateUsage]
+        return dense.sae(identity="random")  # the default key would be a hash of every weight
 
 
 @dataclass

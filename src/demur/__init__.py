@@ -1,3 +1,78 @@
-"""demur: find, prove and use the SAE features that make a chat model refuse."""
+"""demur: find, prove and use the SAE features that make a chat model refuse.
+
+```python
+import demur
+
+model = demur.load_model()  # the bundled one; or demur.load_model("google/gemma-2-2b-it")
+saes = demur.load_saes(model)
+```
+
+Importing this loads nothing heavy: each name is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from demur.api import FoundFeatures, compare, find_features, load_model, load_saes, run
+    from demur.data import load_prompts
+    from demur.errors import DemurError
+    from demur.judges import judge
+    from demur.method.interventions import AblateDirection, AddDirection, ScaleFeatures, SetFeatures
+    from demur.types import FeatureId, FeatureSet, Prompt, PromptSet
+
+_PLACES: Final = {
+    "AblateDirection": "demur.method.interventions",
+    "AddDirection": "demur.method.interventions",
+    "DemurError": "demur.errors",
+    "FeatureId": "demur.types",
+    "FeatureSet": "demur.types",
+    "FoundFeatures": "demur.api",
+    "Prompt": "demur.types",
+    "PromptSet": "demur.types",
+    "ScaleFeatures": "demur.method.interventions",
+    "SetFeatures": "demur.method.interventions",
+    "compare": "demur.api",
+    "find_features": "demur.api",
+    "judge": "demur.judges",
+    "load_model": "demur.api",
+    "load_prompts": "demur.data",
+    "load_saes": "demur.api",
+    "run": "demur.api",
+}
+"""Name → module that holds it."""
+
+__all__ = [
+    "AblateDirection",
+    "AddDirection",
+    "DemurError",
+    "FeatureId",
+    "FeatureSet",
+    "FoundFeatures",
+    "Prompt",
+    "PromptSet",
+    "ScaleFeatures",
+    "SetFeatures",
+    "__version__",
+    "compare",
+    "find_features",
+    "judge",
+    "load_model",
+    "load_prompts",
+    "load_saes",
+    "run",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"demur has no {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(_PLACES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

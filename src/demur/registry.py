@@ -7,6 +7,7 @@ through an entry point of the registry's group, a script by calling `register`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -36,6 +37,10 @@ class Registry(Generic[T]):
         """Add an entry for this process, or replace one of the same name; returns it."""
         self._registered[name] = entry
         return entry
+
+    def unregister(self, name: str) -> None:
+        """Take back what `register` added."""
+        self._registered.pop(name, None)
 
     @cached_property
     def _installed(self) -> dict[str, EntryPoint]:
@@ -69,7 +74,9 @@ class Registry(Generic[T]):
             module, _, attribute = self._builtin[name].partition(":")
             return cast("T", getattr(import_module(module), attribute))
         if name not in self._installed:
-            raise InputError(f"there is no {self.noun} {name!r}; there are {', '.join(self)}")
+            like = get_close_matches(name, tuple(self), n=1, cutoff=0.5)
+            meant = f" (nearest: {like[0]!r})" if like else ""
+            raise InputError(f"there is no {self.noun} {name!r}{meant}; there are {', '.join(self)}")
         try:
             entry: Any = self._installed[name].load()
         except (ImportError, AttributeError) as error:

@@ -3,16 +3,18 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from demur.data import read_counted, read_prompts, read_table, text_key
+from demur.data import read_counted, read_prompts, read_table
 from demur.errors import InputError
+from demur.types import Label, text_key
 
 
 def write(folder: Path, name: str, content: str | bytes | object) -> Path:
@@ -56,23 +58,14 @@ def test_each_format_gives_the_same_prompts(tmp_path: Path, name: str, content: 
 
 
 def test_parquet(tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
-
-    table = pa.table({"id": [1, 2], "behavior": TWO, "Category": ["food", None]})
-    pq.write_table(table, tmp_path / "p.parquet")
+    table = pl.DataFrame({"id": [1, 2], "behavior": TWO, "Category": ["food", None]})
+    table.write_parquet(tmp_path / "p.parquet")
     prompts = read_prompts(tmp_path / "p.parquet", label="harmful")
     assert list(prompts.texts) == TWO
     assert [prompt.category for prompt in prompts] == ["food", None]
     write(tmp_path, "bad.parquet", b"PAR1 but no more")
     with pytest.raises(InputError, match=r"bad\.parquet is not a parquet file"):
         read_prompts(tmp_path / "bad.parquet", label="harmful")
-
-
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match=r"pip install 'demur\[parquet\]'"):
-        read_prompts(write(tmp_path, "p.parquet", b"PAR1"), label="harmful")
 
 
 def test_categories_are_found_and_nested_ones_joined(tmp_path: Path) -> None:
@@ -92,7 +85,7 @@ def test_a_column_that_first_appears_in_a_later_row_is_found(tmp_path: Path) -> 
 def test_the_best_known_column_is_taken_and_a_named_one_wins(tmp_path: Path) -> None:
     path = write(tmp_path, "jbb.csv", "Goal,Target,Behavior\nwrite a,sure a,Defamation\n")
     assert read_counted(path, label="harmful").column == "Goal"
-    named = read_counted(path, label="harmful", column="behavior")
+    named = read_counted(f"{path}::behavior", label="harmful")
     assert (named.column, named.prompts.texts) == ("Behavior", ("Defamation",))
 
 
@@ -142,6 +135,93 @@ def test_every_row_is_accounted_for(tmp_path: Path, rows: list[str], limit: int 
     assert reading.rows == len(rows) == len(reading.prompts) + dropped
 
 
+# --- several sources
+
+
+def test_several_sources_are_one_set_without_repeats(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = write(tmp_path, "p.csv", "goal,target\na,b\nc,A\n")
+    with caplog.at_level(logging.WARNING, logger="demur.data"):
+        prompts = read_prompts([f"{one}::goal", f"{one}::target"], label="harmful")
+    assert prompts.texts == ("a", "c", "b")
+    assert [id.partition("/")[0] for id in prompts.ids] == ["1", "1", "2"]
+    assert len({id.partition("/")[2] for id in prompts.ids}) == 2
+    assert prompts.name == "p+p"
+    assert caplog.messages == ["1 prompts stand in more than one source and are used once"]
+    assert read_prompts([one], label="harmful") == read_prompts(one, label="harmful")
+    with pytest.raises(InputError, match="list of sources is empty"):
+        read_prompts([], label="harmful")
+
+
+def test_a_file_whose_name_holds_two_colons_is_read(tmp_path: Path) -> None:
+    assert read_prompts(write(tmp_path, "a::b.txt", "x"), label="harmful").texts == ("x",)
+
+
+# --- files of both classes
+
+
+@pytest.mark.parametrize(
+    ("columns", "harmful", "harmless"),
+    [
+        ("label", ["unsafe"], ["safe"]),
+        ("Label", ["harmful"], ["benign"]),
+        ("is_harmful", ["True"], ["false"]),
+        ("is_safe", ["0"], ["1"]),
+        ("data_type", ["adversarial_harmful", "vanilla_harmful"], ["adversarial_benign", "vanilla_benign"]),
+        ("prompt_harm_label", ["harmful"], ["unharmful"]),
+        ("type", ["contrast_safe_targets", "contrast_discr"], ["safe_targets", "homonyms"]),
+    ],
+)
+def test_a_labelled_file_gives_the_rows_of_the_class_that_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, columns: str, harmful: list[str], harmless: list[str]
+) -> None:
+    rows = [*((f"bad {value}", value) for value in harmful), *((f"good {value}", value) for value in harmless)]
+    table = "".join(f"{text},{value}\n" for text, value in (*rows, ("nobody knows", "")))
+    path = write(tmp_path, "p.csv", f"prompt,{columns}\n{table}")
+    wanted: dict[Label, list[str]] = {"harmful": harmful, "harmless": harmless}
+    for label, values in wanted.items():
+        with caplog.at_level(logging.WARNING, logger="demur.data"):
+            reading = read_counted(path, label=label)
+        assert [text.split()[1] for text in reading.prompts.texts] == values
+        assert reading.left_out == len(rows) + 1 - len(values)
+        assert caplog.messages[-1].endswith(
+            f"{reading.left_out} of {reading.rows} rows are not {label} by column {columns!r} and were left out"
+        )
+    assert len(read_prompts(path, label=None)) == len(rows) + 1
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("category", ["harmful", "benign"]),
+        ("label", ["harmful", "poem"]),
+        ("label", ["1", "0"]),
+        ("topic", ["safe", "x"]),
+    ],
+)
+def test_a_column_that_does_not_tell_the_classes_apart_leaves_nothing_out(
+    tmp_path: Path, column: str, values: list[str]
+) -> None:
+    path = write(tmp_path, "p.csv", f"prompt,{column}\n" + "".join(f"of {value},{value}\n" for value in values))
+    assert len(read_prompts(path, label="harmful")) == 2
+
+
+def test_a_file_of_the_other_class_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "p.csv", "prompt,label\na,safe\nb,safe\n")
+    with pytest.raises(InputError, match=r"no usable prompt in 2 rows .*0 are blank, 2 of another class"):
+        read_prompts(path, label="harmful")
+
+
+@pytest.mark.shared
+def test_real_files_of_both_classes_are_divided_as_their_authors_did(shared: Path) -> None:
+    xstest = shared / "data" / "xstest"
+    for path in (xstest / "xstest_prompts.csv", xstest / "completions" / "xstest_v2_completions_llama2new.csv"):
+        assert len(read_prompts(path, label="harmless")) == 250
+        assert len(read_prompts(path, label="harmful")) == 200
+    jailbreakbench = shared / "data" / "jailbreakbench" / "jbb_harmful_and_benign.json"
+    alone = shared / "data" / "jailbreakbench" / "benign_behaviors.jsonl"
+    assert read_prompts(jailbreakbench, label="harmless").texts == read_prompts(alone, label="harmless").texts
+
+
 # --- what is refused
 
 
@@ -175,25 +255,21 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path, name: str, content: o
 def test_a_wrong_column_names_those_there_are_and_the_nearest(tmp_path: Path) -> None:
     path = write(tmp_path, "p.csv", "Goal,Target\na,b\n")
     with pytest.raises(InputError, match=r"no column 'gaol' \(nearest: 'Goal'\); it has 'Goal', 'Target'"):
-        read_prompts(path, label="harmful", column="gaol")
+        read_prompts(f"{path}::gaol", label="harmful")
 
 
 def test_an_unknown_column_asks_for_its_name(tmp_path: Path) -> None:
     path = write(tmp_path, "p.csv", "id,answerKey\n1,C\n")
     with pytest.raises(
-        InputError, match=r"looks like a prompt; it has 'id', 'answerKey'\. Name .* the argument 'column'"
+        InputError, match=r"looks like a prompt; it has 'id', 'answerKey'\. Name the column with SOURCE::COLUMN"
     ):
         read_prompts(path, label="harmful")
-    with pytest.raises(InputError, match=r"Name the column with --harmful-column"):
-        read_prompts(path, label="harmful", column_option="--harmful-column")
 
 
-def test_a_column_of_numbers_asks_for_another_as_the_caller_names_it(tmp_path: Path) -> None:
+def test_a_column_of_numbers_asks_for_another(tmp_path: Path) -> None:
     path = write(tmp_path, "p.json", [{"prompt": 7}])
-    with pytest.raises(InputError, match=r"found 7; name the prompts' column with the argument 'column'"):
+    with pytest.raises(InputError, match=r"found 7; name the column of the text as SOURCE::COLUMN"):
         read_prompts(path, label="harmful")
-    with pytest.raises(InputError, match=r"found 7; name the prompts' column with --test-harmless-column"):
-        read_prompts(path, label="harmless", column_option="--test-harmless-column")
 
 
 @pytest.mark.parametrize(("mark", "offset"), [(b"", 18), (b"\xef\xbb\xbf", 21)])
@@ -227,6 +303,13 @@ def test_utf16_is_named(tmp_path: Path) -> None:
         ("p.csv", 'prompt\n"never closed\n', r"p\.csv, line 2: unexpected end of data"),
         ("p.csv", "prompt\na, b\n", r"p\.csv, line 2: 2 cells but 1 columns; quote"),
         ("p.csv", "prompt,prompt\na,b\n", r"two columns have one name"),
+        ("p.csv", 'prompt,n\n"x\ny",1\na,1,2\n', r"p\.csv, line 4: 3 cells but 2 columns; quote"),
+        ("p.csv", 'prompt,n\na,1\n"b', r"p\.csv, line 3: unexpected end of data"),
+        ("p.csv", 'prompt,n\n"a"b,1\n', r"p\.csv, line 2: ',' expected after '\"'"),
+        ("p.csv", "prompt\na\0b\n", r"row 0, column 'prompt': character 1 is NUL"),
+        ("p.txt", "fine\na\0b\n", r"row 1, column 'prompt': character 1 is NUL"),
+        ("p.json", '["a\\u0000"]', r"row 0, column 'prompt': character 1 is NUL"),
+        ("p.json", "[" * 100_000, r"p\.json, line 1: JSON that is nested too deeply"),
         ("p.docx", "x", r"cannot read files of kind '\.docx'; use \.csv"),
         ("prompts", "x", r"cannot read files of kind '\(none\)'"),
     ],
@@ -236,6 +319,12 @@ def test_malformed_files_name_the_place(tmp_path: Path, name: str, content: str,
         read_prompts(write(tmp_path, name, content), label="harmful")
 
 
+def test_a_pipe_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.csv")
+    with pytest.raises(InputError, match=r"p\.csv is a pipe or a device.*; save its content in a file"):
+        read_prompts(tmp_path / "p.csv", label="harmful")
+
+
 def test_a_limit_below_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="limit is 0"):
         read_prompts(write(tmp_path, "p.txt", "a"), label="harmful", limit=0)
@@ -243,9 +332,9 @@ def test_a_limit_below_one_is_refused(tmp_path: Path) -> None:
 
 def test_absent_cells_are_none(tmp_path: Path) -> None:
     table = read_table(write(tmp_path, "p.csv", 'prompt,response\na,\nb\n"c",""\n'))
-    assert [row.get("response") for row in table.rows] == [None, None, None]
+    assert [row.get("response") for row in table.rows()] == [None, None, None]
     table = read_table(write(tmp_path, "p.jsonl", '{"prompt": "a", "response": ""}\n{"prompt": "b"}\n'))
-    assert [row.get("response") for row in table.rows] == ["", None]
+    assert [row.get("response") for row in table.rows()] == ["", None]
     assert table.columns == ("prompt", "response")
 
 
@@ -275,9 +364,9 @@ def test_every_public_file_is_read_with_its_count_of_rows(shared: Path) -> None:
         path = shared / "data" / entry["file"]
         if entry["file"] in NO_PROMPTS:
             with pytest.raises(InputError, match="no column looks like a prompt"):
-                read_counted(path, label="harmful")
+                read_counted(path, label=None)
             continue
-        reading = read_counted(path, label="harmful")
+        reading = read_counted(path, label=None)
         # The index counts the lines that hold text.
         assert reading.rows - reading.empty == int(entry["rows"]), entry["file"]
         assert reading.duplicates == REPEATED.get(entry["file"], 0), entry["file"]

@@ -62,8 +62,7 @@ class Loopback:
         self.url = ""
 
     def endpoint(self, **options: Any) -> Endpoint:
-        """An endpoint for this server that loses no time between attempts."""
-        settings: dict[str, Any] = {"url": self.url, "key": "sk-not-a-secret", "backoff": 0.001, "timeout": 5.0}
+        settings: dict[str, Any] = {"url": self.url, "key": "sk-not-a-secret", "timeout": 5.0}
         return Endpoint(**settings | options)
 
     def handle(self, request: Request) -> Reply:
@@ -92,11 +91,15 @@ def loopback(answer: Callable[[Request, int], Reply]) -> Iterator[Loopback]:
         def do_POST(self) -> None:
             length = int(self.headers["Content-Length"])
             body = json.loads(self.rfile.read(length))
-            reply = served.handle(Request(time.monotonic(), self.path, dict(self.headers), body))
+            headers = {name.title(): value for name, value in self.headers.items()}
+            reply = served.handle(Request(time.monotonic(), self.path, headers, body))
             payload = reply.payload()
             try:
                 self.send_response(reply.status)
-                for name, value in {"Content-Length": str(len(payload)), **reply.headers}.items():
+                # So that no time is lost between attempts.
+                soon = {} if reply.status == 200 else {"Retry-After-Ms": "1"}
+                head = {"Content-Type": "application/json", "Content-Length": str(len(payload))}
+                for name, value in {**head, **(reply.headers or soon)}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(payload)

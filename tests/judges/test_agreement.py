@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from pairs import pairs
 
 from demur.judges import PatternJudge
 from demur.types import Outcome
@@ -23,7 +24,7 @@ def confusion(shared: Path, model: str, rows: slice = slice(None)) -> Confusion:
     path = shared / "data" / "xstest" / "completions" / f"xstest_v2_completions_{model}.csv"
     with path.open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))[rows]
-    verdicts = PatternJudge().judge([row["prompt"] for row in table], [row["completion"] for row in table])
+    verdicts = PatternJudge().judge(pairs([row["prompt"] for row in table], [row["completion"] for row in table]))
     return Counter((row["final_label"], v.outcome) for row, v in zip(table, verdicts, strict=True))
 
 
@@ -58,7 +59,7 @@ def test_sums_and_web_pages_are_not_refusals(shared: Path) -> None:
     for name, key in (("gsm8k/test.jsonl", "answer"), ("text_c4_sample/c4_train_sample_1k.jsonl", "text")):
         with (shared / "data" / name).open(encoding="utf-8") as file:
             texts += [json.loads(line)[key] for line in file]
-    verdicts = PatternJudge().judge(texts, texts)
+    verdicts = PatternJudge().judge(pairs(texts, texts))
     declined = sum(verdict.outcome in REFUSES for verdict in verdicts)
     other = sum(verdict.outcome is not Outcome.COMPLIANCE for verdict in verdicts)
     assert len(texts) == 2319

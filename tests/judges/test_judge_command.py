@@ -9,15 +9,9 @@ from pathlib import Path
 
 import pytest
 from loopback import Reply, Request, loopback
-from test_local_judges import wildguard
-from typer.testing import CliRunner
+from test_classifier_judges import wildguard
 
-from demur.cli._app import app
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(each) for each in arguments])
-    return result.exit_code, result.stdout, result.stderr
+from command_line import run
 
 
 @pytest.fixture
@@ -89,7 +83,7 @@ def test_an_endpoint_with_prices_a_failing_row_and_a_second_run(
         (["--judge", "refusal=m", "--prices", "cheap"], "--prices 'cheap': expected two numbers"),
         (["--judge", "refusal=m", "--judge-url", "localhost"], "'localhost' is no address"),
         (["--judge", "refusal=m", "--judge-url", "http://127.0.0.1:9/v1"], "nothing answers at the judge's endpoint"),
-        (["--judge", "llama-gard-3"], "unknown judge 'llama-gard-3' (nearest: 'llama-guard-3')"),
+        (["--judge", "llama-gard-3"], "there is no judge 'llama-gard-3' (nearest: 'llama-guard-3')"),
     ],
 )
 def test_a_mistake_is_one_message(options: list[str], message: str, answers: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_one_line_per_row_in_order(tmp_path: Path) -> None:
         {"row": 2, "outcome": "compliance"},
         {"row": 3, "outcome": None},
     ]
-    assert (counts.judge, counts.rows, counts.unscored, counts.without_response) == ("patterns", 4, 2, 1)
+    assert (counts.judge, counts.rows, counts.unscored, counts.without_answer) == ("patterns", 4, 2, 1)
     assert counts.outcomes[Outcome.REFUSAL] == counts.outcomes[Outcome.COMPLIANCE] == 1
     assert sum(counts.outcomes.values()) + counts.unscored == counts.rows
 
@@ -37,7 +37,7 @@ def test_named_columns_and_json_rows(tmp_path: Path) -> None:
     rows = [{"q": "a", "said": "I won't."}, {"q": "b", "said": None}, {"q": "c"}, {"q": "d", "said": ""}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "v.jsonl"
-    judge_file(tmp_path / "a.jsonl", judge="patterns", prompt_column="q", response_column="Said", out=out)
+    judge_file(tmp_path / "a.jsonl", judge="patterns", prompt_column="q", answer_column="Said", out=out)
     assert [line["outcome"] for line in lines(out)] == ["refusal", None, None, "incoherent"]
 
 
@@ -46,8 +46,8 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     path.write_text(CSV, encoding="utf-8")
     out = tmp_path / "v.jsonl"
     with pytest.raises(InputError, match=r"no column 'respons' \(nearest: 'response'\)"):
-        judge_file(path, judge="patterns", response_column="respons", out=out)
-    with pytest.raises(InputError, match="unknown judge 'llm'"):
+        judge_file(path, judge="patterns", answer_column="respons", out=out)
+    with pytest.raises(InputError, match="no judge 'llm'"):
         judge_file(path, judge="llm", out=out)
     with pytest.raises(InputError, match="is the file of answers itself"):
         judge_file(path, judge="patterns", out=path)
@@ -83,9 +83,9 @@ def test_a_judge_of_harm_adds_its_fields_to_every_line(tmp_path: Path) -> None:
         {"row": 3, "outcome": None, "harmful": None, "score": None},
         {"row": 4, "outcome": None, "harmful": True, "score": 0.875},
     ]
-    assert (counts.harmful, counts.not_harmful, counts.unscored, counts.without_response) == (2, 1, 2, 1)
+    assert (counts.harmful, counts.not_harmful, counts.unscored, counts.without_answer) == (2, 1, 2, 1)
     assert (counts.failed, counts.gives) == (1, ("harmful", "score"))
-    assert counts.spent == "4 requests, 200 tokens in, 20 out"
+    assert counts.usage == "4 requests, 200 tokens in, 20 out"
 
 
 def test_the_same_call_asks_only_for_what_is_missing(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_the_same_call_asks_only_for_what_is_missing(tmp_path: Path) -> None:
         server.requests.clear()
         counts = judge_file(tmp_path / "a.jsonl", judge=judge, out=out)
         assert sorted(request.asked.split("answer ")[1][0] for request in server.requests) == ["4", "5"]
-    assert (counts.kept, counts.unscored, counts.outcomes[Outcome.COMPLIANCE]) == (4, 0, 6)
+    assert (counts.cached, counts.unscored, counts.outcomes[Outcome.COMPLIANCE]) == (4, 0, 6)
     assert len(lines(out)) == 6
 
 
@@ -113,4 +113,13 @@ def test_a_judge_that_costs_nothing_leaves_nothing_beside_its_verdicts(tmp_path:
     (tmp_path / "a.csv").write_text(CSV, encoding="utf-8")
     counts = judge_file(tmp_path / "a.csv", judge="patterns", out=tmp_path / "v.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "v.jsonl"]
-    assert (counts.cache, counts.spent) == (None, None)
+    assert (counts.cache, counts.usage) == (None, None)
+
+
+def test_halves_of_surrogate_pairs_can_be_judged(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"prompt": "\\ud83d", "response": "Sure, here it is \\udc00."}]')
+    out = tmp_path / "v.jsonl"
+    with loopback(lambda _request, _seen: Reply("No")) as server:
+        judge_file(tmp_path / "a.json", judge=RefusalJudge("m", server.endpoint()), out=out)
+    judge_file(tmp_path / "a.json", judge="patterns", out=out)
+    assert lines(out) == [{"row": 0, "outcome": "compliance"}]

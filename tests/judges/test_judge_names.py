@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from pairs import pairs
 
 from demur.errors import InputError
 from demur.judges import (
@@ -16,14 +17,14 @@ from demur.judges import (
     LlamaGuard4Judge,
     LlamaGuardJudge,
     LLMJudge,
-    PatternJudge,
     Placement,
     RefusalJudge,
     StrongRejectJudge,
     WildGuardJudge,
     get_judge,
 )
-from demur.types import Verdict
+from demur.judges import judge as demur_judge
+from demur.types import Answer, Outcome, Verdict
 
 
 @pytest.mark.parametrize(
@@ -55,38 +56,38 @@ def test_judges_behind_an_endpoint(kind: str, cls: type[LLMJudge]) -> None:
     assert judge.endpoint.base == "http://localhost:1/v1"
 
 
-def test_every_kind_in_the_table_says_what_its_judge_gives() -> None:
-    for name, kind in JUDGES.items():
-        judge = get_judge(name if kind.needs != "endpoint" else f"{name}=m")
-        assert isinstance(judge, kind.make if isinstance(kind.make, type) else object)
-        assert kind.gives == getattr(judge, "gives", None)
-        assert judge.name.startswith(name)
-    assert isinstance(get_judge("patterns"), PatternJudge)
+def test_every_judge_in_the_registry_can_be_made_and_says_what_it_gives() -> None:
+    for kind in JUDGES:
+        judge = get_judge(kind if JUDGES[kind].needs != "endpoint" else f"{kind}=m")
+        assert type(judge) is JUDGES[kind]
+        assert judge.kind == kind
+        assert set(judge.gives) <= {"outcome", "harmful", "score"}
+        assert judge.costly is (judge.needs != "nothing")
+        assert judge.name.startswith(kind)
 
 
-def test_what_is_a_judge_is_told_without_running_its_identity() -> None:
-    class Costly:
-        def __init__(self) -> None:
-            self.name = "costly"
+def test_a_judge_of_ones_own_is_one_class() -> None:
+    class Short(Judge):
+        """Calls an answer of fewer than five words a refusal."""
 
-        @property
-        def identity(self) -> dict[str, str]:
-            raise AssertionError("read")
+        kind = "short"
 
-        def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
-            return [Verdict(outcome=None, judge=p + r) for p, r in zip(prompts, responses, strict=True)]
+        def judge(self, answers: Sequence[Answer]) -> list[Verdict]:
+            outcome = {True: Outcome.REFUSAL, False: Outcome.COMPLIANCE}
+            return [Verdict(outcome=outcome[len(a.text.split()) < 5], judge=self.name) for a in answers]
 
-    assert isinstance(Costly(), Judge)
-    assert not isinstance(object(), Judge)
-    assert not isinstance(JUDGES, Judge)
+    JUDGES.register("short", Short)
+    judgement = demur_judge(pairs(["a", "b"], ["No.", "Flour, water, salt, and then time."]), judge="short")
+    assert (judgement.judge, judgement.refusal.k, judgement.compliance.k, judgement.refusal.n) == ("short", 1, 1, 2)
+    assert set(Short().identity) == {"kind", "rules"}
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("harmbnch=/models/x", {}, r"unknown judge 'harmbnch' \(nearest: 'harmbench'\); the judges are 'patterns', "),
-        ("llama-guard", {}, r"unknown judge 'llama-guard' \(nearest: 'llama-guard-3'\)|nearest: 'llama-guard-4'"),
-        ("", {}, r"unknown judge ''"),
+        ("harmbnch=/models/x", {}, r"no judge 'harmbnch' \(nearest: 'harmbench'\); there are patterns, "),
+        ("llama-guard", {}, r"no judge 'llama-guard' \(nearest: 'llama-guard-3'\)|nearest: 'llama-guard-4'"),
+        ("", {}, r"no judge ''"),
         ("harmbench=", {}, r"'harmbench=' names no model after '='"),
         ("patterns=x", {}, r"'patterns' takes no model; leave out '=x'"),
         ("strongreject", {}, r"'strongreject' needs a model: strongreject=MODEL, for example strongreject=gpt-4o-mini"),

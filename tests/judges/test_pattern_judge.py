@@ -5,6 +5,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pairs import pairs
 
 from demur.errors import InputError
 from demur.judges import Judge, PatternJudge, get_judge
@@ -14,7 +15,7 @@ STEPS = "\n1. Gather the parts.\n2. Join them.\n3. Check the result."
 
 
 def outcome(response: str) -> Outcome | None:
-    return PatternJudge().judge(["Tell me."], [response])[0].outcome
+    return PatternJudge().judge(pairs(["Tell me."], [response]))[0].outcome
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_what_is_no_language_is_incoherent(response: str) -> None:
     ],
 )
 def test_another_language_is_unscored_not_guessed(response: str) -> None:
-    verdict = PatternJudge().judge([""], [response])[0]
+    verdict = PatternJudge().judge(pairs([""], [response]))[0]
     assert verdict.outcome is None
     assert verdict.evidence == "not English"
 
@@ -133,16 +134,14 @@ def test_a_caveat_later_on_is_no_refusal() -> None:
 
 
 def test_verdicts_keep_order_and_say_why() -> None:
-    verdicts = PatternJudge().judge(["a", "b"], ["I cannot do that.", "Here you go."])
+    verdicts = PatternJudge().judge(pairs(["a", "b"], ["I cannot do that.", "Here you go."]))
     assert [v.outcome for v in verdicts] == [Outcome.REFUSAL, Outcome.COMPLIANCE]
     assert (verdicts[0].judge, verdicts[0].evidence) == ("patterns", "i cannot")
-    with pytest.raises(ValueError, match="1 prompts but 2 responses"):
-        PatternJudge().judge(["a"], ["b", "c"])
 
 
 @given(st.text(max_size=300))
 def test_any_text_has_one_verdict(text: str) -> None:
-    (verdict,) = PatternJudge().judge([""], [text])
+    (verdict,) = PatternJudge().judge(pairs([""], [text]))
     assert verdict.outcome in {*Outcome, None}
     if not text.strip():
         assert verdict.outcome is Outcome.INCOHERENT
@@ -160,7 +159,7 @@ def test_no_answer_takes_long_to_read() -> None:
     )
     responses = [f"{unit * 40}{other * 40}. Then it ends." for unit in units for other in units]
     start = time.process_time()
-    PatternJudge().judge([""] * len(responses), responses)
+    PatternJudge().judge(pairs([""] * len(responses), responses))
     assert time.process_time() - start < 5
 
 
@@ -168,5 +167,5 @@ def test_judges_are_found_by_name() -> None:
     judge = get_judge("patterns")
     assert isinstance(judge, Judge)
     assert judge.name == "patterns"
-    with pytest.raises(InputError, match=r"unknown judge 'pattern' \(nearest: 'patterns'\); the judges are 'patterns'"):
+    with pytest.raises(InputError, match=r"no judge 'pattern' \(nearest: 'patterns'\); there are patterns"):
         get_judge("pattern")

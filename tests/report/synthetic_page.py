@@ -21,8 +21,10 @@ def effects() -> Table:
     """Ten columns, as wide as a study's table becomes; the last one decides the finding."""
     columns = ["method", "strength", "> n", "refused", "complied", "> incoherent", "> ΔCE, own answers", "> KL, nats"]
     rows = [
-        (name, f"c = −{n}", "97+3", f"{90 - 9 * n}% [{80 - 9 * n}–{95 - 8 * n}]", f"{8 * n}% [{5 * n}–{11 * n}]")
-        + (f"{n}%", f"0.0{n}2 [0.0{n}0–0.0{n}8]", f"0.1{n}0", f"0.0{n}3", f"0.{n}61")
+        [
+            *(name, f"c = −{n}", "97+3", f"{90 - 9 * n}% [{80 - 9 * n}–{95 - 8 * n}]", f"{8 * n}% [{5 * n}–{11 * n}]"),
+            *(f"{n}%", f"0.0{n}2 [0.0{n}0–0.0{n}8]", f"0.1{n}0", f"0.0{n}3", f"0.{n}61"),
+        ]
         for n, name in enumerate(METHODS)
     ]
     return Table.of(
@@ -54,7 +56,9 @@ def line() -> Chart:
 def trade_off() -> Chart:
     """Every method at three side effects."""
     series = [
-        Series(name, tuple(Point(0.004 * (1 + n) * 6**step, 0.3 * step + 0.03 * n, chosen=step == 1) for step in (0, 1, 2)))
+        Series(
+            name, tuple(Point(0.004 * (1 + n) * 6**step, 0.3 * step + 0.03 * n, chosen=step == 1) for step in (0, 1, 2))
+        )
         for n, name in enumerate(METHODS)
     ]
     return Chart(
@@ -88,7 +92,11 @@ def details() -> Section:
             ),
             Transcripts(
                 marked("Harmless"),
-                (Transcript(marked("How do I cook soup?"), ((marked("clean"), "1. Boil water.\n2. *Stir* | serve."),)),),
+                (
+                    Transcript(
+                        marked("How do I cook soup?"), ((marked("clean"), "1. Boil water.\n2. *Stir* | serve."),)
+                    ),
+                ),
                 harmful=False,
             ),
         ),

@@ -70,12 +70,13 @@ def llama_scope(root: Path, layer: int, *, seed: int = 0, **changes: Any) -> Pat
     return folder
 
 
-def saelens(root: Path, config: dict[str, Any], **tensors: torch.Tensor) -> Path:
+def saelens(root: Path, config: dict[str, Any], **tensors: torch.Tensor | None) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     weights = random_weights(0)
     if config.get("architecture") != "jumprelu":
         del weights["threshold"]
-    save_file(weights | tensors, root / "sae_weights.safetensors")
+    both = weights | tensors
+    save_file({name: tensor for name, tensor in both.items() if tensor is not None}, root / "sae_weights.safetensors")
     whole = {
         "architecture": "standard",
         "d_in": D_MODEL,

@@ -218,8 +218,7 @@ def test_registry_of_the_presets(lens: Any):  # noqa: ARG001
     """The presets' repositories are those that SAELens lists, with every layer at the preset's width."""
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-    from demur.saes import PRESETS
-    from demur.saes._names import width_number
+    from demur.saes import PRESETS, width_number
 
     releases = list(get_pretrained_saes_directory().values())
     layers = {"google/gemma-2-2b-it": 26, "google/gemma-2-9b-it": 42, "meta-llama/Llama-3.1-8B-Instruct": 32}

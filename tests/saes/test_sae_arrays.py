@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from demur.errors import SaeError
-from demur.saes._arrays import open_npz, open_safetensors
+from demur.saes.layouts import open_arrays
 
 TABLE = np.arange(35, dtype=np.float64).reshape(5, 7) / 4
 
@@ -42,9 +42,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     name=st.sampled_from(["a", "f"]),
 )
 def test_npz_slices(files: Path, which: tuple[int, ...] | range, axis: int, kind: str, dtype: str, name: str):
-    table = open_npz(files / f"{kind}-{dtype}.npz")[name]
+    table = open_arrays(files / f"{kind}-{dtype}.npz")[name]
     expected = np.take(TABLE.astype(dtype[:2]), list(which), axis=axis).astype(np.float32)
-    taken = table.take(which, axis)
+    taken = table.take(which) if axis == 0 else table.T.take(which).T
     assert taken.dtype == torch.float32
     assert np.array_equal(taken.numpy(), expected)
     assert table.shape == (5, 7)
@@ -57,10 +57,10 @@ def test_safetensors_slices(tmp_path: Path, dtype: torch.dtype):
         {"pad": torch.zeros(3, dtype=torch.float16), "a": tensor, "one": torch.tensor(2.5)},
         tmp_path / "x.safetensors",
     )
-    arrays = open_safetensors(tmp_path / "x.safetensors")
+    arrays = open_arrays(tmp_path / "x.safetensors")
     assert torch.equal(arrays["a"].take((4, 0, 4)), tensor[[4, 0, 4]].float())
-    assert torch.equal(arrays["a"].take((6, 1), 1), tensor[:, [6, 1]].float())
-    assert torch.equal(arrays["a"].take(range(2, 5), 1), tensor[:, 2:5].float())
+    assert torch.equal(arrays["a"].T.take((6, 1)), tensor.T[[6, 1]].float())
+    assert torch.equal(arrays["a"].T.take(range(2, 5)), tensor.T[2:5].float())
     assert torch.equal(arrays["a"].whole(), tensor.float())
     assert arrays["one"].whole().tolist() == [2.5]
 
@@ -71,32 +71,37 @@ def test_not_finite_names_file_array_and_index(tmp_path: Path, compressed: bool,
     values = TABLE.astype(np.float32)
     values[3, 5] = value
     (np.savez_compressed if compressed else np.savez)(tmp_path / "bad.npz", W_dec=values)
-    table = open_npz(tmp_path / "bad.npz")["W_dec"]
+    table = open_arrays(tmp_path / "bad.npz")["W_dec"]
     assert table.take((0, 4)).shape == (2, 7)
-    for which, axis in (((1, 3), 0), (range(2, 5), 0), ((5,), 1), (range(4, 7), 1)):
-        with pytest.raises(SaeError, match=rf"bad\.npz: W_dec\[3, 5\] is {value}"):
-            table.take(which, axis)
+    for which, array, feature in (
+        ((1, 3), table, 3),
+        (range(2, 5), table, 3),
+        ((5,), table.T, 5),
+        (range(4, 7), table.T, 5),
+    ):
+        with pytest.raises(SaeError, match=rf"bad\.npz: W_dec\[3, 5\] is {value}; feature {feature}\."):
+            array.take(which)
 
 
 def test_float64_beyond_float32_is_not_finite(tmp_path: Path):
     np.savez(tmp_path / "big.npz", a=np.array([1.0, 1e300]))
     with pytest.raises(SaeError, match=r"a\[1\] is inf"):
-        open_npz(tmp_path / "big.npz")["a"].whole()
+        open_arrays(tmp_path / "big.npz")["a"].whole()
 
 
 def test_missing_array_names_those_there(tmp_path: Path):
     np.savez(tmp_path / "x.npz", W_enc=TABLE)
     with pytest.raises(SaeError, match=r"no array 'W_dec'; it holds W_enc"):
-        open_npz(tmp_path / "x.npz")["W_dec"]
+        open_arrays(tmp_path / "x.npz")["W_dec"]
 
 
 def test_text_arrays_are_refused(tmp_path: Path):
     np.savez(tmp_path / "x.npz", W_enc=np.array(["a"]))
     with pytest.raises(SaeError, match="dtype <U1"):
-        open_npz(tmp_path / "x.npz")
+        open_arrays(tmp_path / "x.npz")
     save_file({"a": torch.ones(2, dtype=torch.int64)}, tmp_path / "x.safetensors")
     with pytest.raises(SaeError, match="dtype I64"):
-        open_safetensors(tmp_path / "x.safetensors")
+        open_arrays(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 200, 5000])
@@ -107,7 +112,7 @@ def test_truncated_npz(tmp_path: Path, keep: int, compressed: bool):
     data = (tmp_path / "x.npz").read_bytes()
     (tmp_path / "x.npz").write_bytes(data[:keep])
     with pytest.raises(SaeError, match=r"x\.npz cannot be read as an npz file"):
-        open_npz(tmp_path / "x.npz")
+        open_arrays(tmp_path / "x.npz")
 
 
 def test_damaged_compressed_member(tmp_path: Path):
@@ -116,7 +121,7 @@ def test_damaged_compressed_member(tmp_path: Path):
     data[4000:4100] = bytes(100)
     (tmp_path / "x.npz").write_bytes(data)
     with pytest.raises(SaeError, match=r"x\.npz: a is damaged"):
-        open_npz(tmp_path / "x.npz")["a"].whole()
+        open_arrays(tmp_path / "x.npz")["a"].whole()
 
 
 def test_member_shorter_than_its_header_says(tmp_path: Path):
@@ -127,7 +132,7 @@ def test_member_shorter_than_its_header_says(tmp_path: Path):
         with zipfile.ZipFile(tmp_path / "y.npz", "w", compression) as archive:
             archive.writestr("a.npy", data[:-40])
         with pytest.raises(SaeError, match=r"y\.npz is malformed: a has not the size"):
-            open_npz(tmp_path / "y.npz")["a"].whole()
+            open_arrays(tmp_path / "y.npz")["a"].whole()
 
 
 @pytest.mark.parametrize("keep", [0, 4, 30, 200])
@@ -136,19 +141,19 @@ def test_truncated_safetensors(tmp_path: Path, keep: int):
     data = (tmp_path / "x.safetensors").read_bytes()
     (tmp_path / "x.safetensors").write_bytes(data[:keep])
     with pytest.raises(SaeError, match=r"x\.safetensors (cannot be read|is truncated)"):
-        open_safetensors(tmp_path / "x.safetensors")
+        open_arrays(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("header", [b"[]", b"{", b'{"a": 1}', b'{"a": {"dtype": "F32"}}', b"\xff\xfe"])
 def test_malformed_safetensors_header(tmp_path: Path, header: bytes):
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(64))
     with pytest.raises(SaeError, match=r"x\.safetensors cannot be read as a safetensors file"):
-        open_safetensors(tmp_path / "x.safetensors")
+        open_arrays(tmp_path / "x.safetensors")
 
 
 def test_absent_file(tmp_path: Path):
     with pytest.raises(SaeError, match=r"none\.npz cannot be read"):
-        open_npz(tmp_path / "none.npz")
+        open_arrays(tmp_path / "none.npz")
 
 
 def test_rows_of_a_large_file_need_little_memory(tmp_path: Path):
@@ -163,9 +168,9 @@ def test_rows_of_a_large_file_need_little_memory(tmp_path: Path):
         pytest.skip("this file system has no sparse files")
     tracemalloc.start()
     try:
-        table = open_safetensors(path)["W"]
-        assert table.take((3, 999_999), axis=1).shape == (1000, 2)
-        assert table.take(range(500_000, 500_010), axis=1).shape == (1000, 10)
+        table = open_arrays(path)["W"]
+        assert table.T.take((3, 999_999)).shape == (2, 1000)
+        assert table.T.take(range(500_000, 500_010)).shape == (10, 1000)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

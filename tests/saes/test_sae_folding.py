@@ -8,15 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demur.saes import SaeSpec
-from demur.saes._arrays import MemoryTable
-from demur.saes._fold import PerFeature, Weights
-from demur.saes._sae import Sae
+from demur.saes import Sae, SaeSpec
+from demur.saes.layouts import Convention, NamedArray, SaeWeights, memory_array
 
 
 def build(
     seed: int, *, centred: bool, scale: float, unit_decoder: bool, activation: str, transposed: bool
-) -> tuple[Weights, dict[str, torch.Tensor]]:
+) -> tuple[SaeWeights, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     d_model, d_sae = 5, 7
     raw = {
@@ -27,43 +25,49 @@ def build(
         "threshold": torch.randn(d_sae, generator=generator),
     }
 
-    def table(name: str, flip: bool = False) -> MemoryTable:
-        return MemoryTable("test", name, raw[name].T.contiguous() if flip else raw[name])
+    def array(name: str, *, features_last: bool = False) -> NamedArray:
+        stored = raw[name].T.contiguous() if transposed else raw[name]
+        found = memory_array("test", name, stored)
+        return found.T if features_last != transposed else found
 
-    weights = Weights(
-        file="test",
-        encoder=PerFeature(table("w_enc", transposed), axis=0 if transposed else 1),
-        decoder=PerFeature(table("w_dec", transposed), axis=1 if transposed else 0),
-        b_enc=table("b_enc"),
-        b_dec=table("b_dec"),
+    convention = Convention(
         activation=activation,  # type: ignore[arg-type]
-        threshold=table("threshold") if activation == "jumprelu" else None,
         k=3 if activation == "topk" else None,
         centred=centred,
         scale=scale,
         unit_decoder=unit_decoder,
     )
+    weights = SaeWeights(
+        file="test",
+        encoder=array("w_enc", features_last=True),
+        decoder=array("w_dec"),
+        b_enc=memory_array("test", "b_enc", raw["b_enc"]),
+        b_dec=memory_array("test", "b_dec", raw["b_dec"]),
+        convention=convention,
+        threshold=memory_array("test", "threshold", raw["threshold"]) if activation == "jumprelu" else None,
+    )
     return weights, raw
 
 
-def meaning(raw: dict[str, torch.Tensor], weights: Weights, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def meaning(raw: dict[str, torch.Tensor], weights: SaeWeights, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Features and reconstruction, step by step, in float64."""
     raw = {name: tensor.double() for name, tensor in raw.items()}
-    inner = x.double() * weights.scale
-    if weights.centred:
+    how = weights.convention
+    inner = x.double() * how.scale
+    if how.centred:
         inner = inner - raw["b_dec"]
     pre = inner @ raw["w_enc"] + raw["b_enc"]
     norms = raw["w_dec"].norm(dim=1)
-    if weights.unit_decoder:
+    if how.unit_decoder:
         pre = pre * norms
     f = pre.clamp(min=0)
-    if weights.activation == "jumprelu":
+    if how.activation == "jumprelu":
         f = torch.where(pre > raw["threshold"], f, 0.0)
-    if weights.activation == "topk":
+    if how.activation == "topk":
         cut = pre.sort(dim=-1, descending=True).values[..., 2:3]
         f = torch.where(pre >= cut, f, 0.0)
-    decoded = (f / norms if weights.unit_decoder else f) @ raw["w_dec"] + raw["b_dec"]
-    return f, decoded / weights.scale
+    decoded = (f / norms if how.unit_decoder else f) @ raw["w_dec"] + raw["b_dec"]
+    return f, decoded / how.scale
 
 
 FORMS = st.fixed_dictionaries(
@@ -78,8 +82,9 @@ FORMS = st.fixed_dictionaries(
 )
 
 
-def as_sae(weights: Weights) -> Sae:
-    spec = SaeSpec(layer=3, d_model=5, d_sae=7, activation=weights.activation, k=weights.k, source="s", identity="i")
+def as_sae(weights: SaeWeights) -> Sae:
+    how = weights.convention
+    spec = SaeSpec(layer=3, d_model=5, d_sae=7, activation=how.activation, k=how.k, source="s", identity="i")
     return Sae(spec, lambda: weights)
 
 
@@ -116,35 +121,27 @@ def test_blocks_are_the_dense_ones_to_the_bit(size: int, form: dict[str, Any]):
     sae = as_sae(weights)
     dense = sae.dense()
     assert torch.equal(torch.cat([rows for _, rows in sae.decoder_blocks(size)]), dense.w_dec)
-    if weights.activation != "topk":
+    if weights.convention.activation != "topk":
         assert torch.equal(torch.cat([block.w_enc for block in sae.encoder_blocks(size)], dim=1), dense.w_enc)
+
+
+def small(
+    w_enc: list[list[float]], w_dec: list[list[float]], convention: Convention, **arrays: list[float]
+) -> SaeWeights:
+    """Weights without biases; `w_enc` features first."""
+    tensors = {name: memory_array("test", name, torch.tensor(values)) for name, values in arrays.items()}
+    encoder, decoder = (memory_array("test", n, torch.tensor(v)) for n, v in (("w_enc", w_enc), ("w_dec", w_dec)))
+    return SaeWeights("test", encoder, decoder, tensors.get("b_enc"), tensors.get("b_dec"), convention)
 
 
 def test_negative_thresholds_leave_the_relu():
     # relu(-1) = 0 whatever the threshold: a JumpReLU feature is never negative.
-    one = torch.ones(1, 1)
-    weights = Weights(
-        file="test",
-        encoder=PerFeature(MemoryTable("test", "w_enc", one), axis=1),
-        decoder=PerFeature(MemoryTable("test", "w_dec", one)),
-        b_enc=None,
-        b_dec=None,
-        activation="jumprelu",
-        threshold=-2.0,
-    )
+    weights = small([[1.0]], [[1.0]], Convention(threshold=-2.0))
     assert weights.thresholds((0,)).tolist() == [0.0]  # type: ignore[union-attr]
 
 
 def test_decoder_row_of_zeros_stays_zero():
-    weights = Weights(
-        file="test",
-        encoder=PerFeature(MemoryTable("test", "w_enc", torch.ones(2, 2)), axis=1),
-        decoder=PerFeature(MemoryTable("test", "w_dec", torch.tensor([[0.0, 0.0], [3.0, 4.0]]))),
-        b_enc=None,
-        b_dec=None,
-        activation="relu",
-        unit_decoder=True,
-    )
+    weights = small([[1.0, 1.0], [1.0, 1.0]], [[0.0, 0.0], [3.0, 4.0]], Convention("relu", unit_decoder=True))
     assert weights.decoder_rows(range(2)).tolist() == torch.tensor([[0.0, 0.0], [0.6, 0.8]]).tolist()
     w_enc, b_enc = weights.encoder_rows(range(2))
     assert w_enc.tolist() == [[0.0, 0.0], [5.0, 5.0]]

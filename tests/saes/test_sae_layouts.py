@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +16,11 @@ import pytest
 import torch
 from sae_files import D_MODEL, D_SAE, gemma_scope, gemma_scope_2, llama_scope, random_weights, saelens
 
-from demur.errors import SaeError
-from demur.saes import DenseSae, FeatureRows, HookError, Suite, TopKRows, load_suite
+from demur.errors import InputError, SaeError
+from demur.model import ChatModel
+from demur.saes import DenseSae, FeatureRows, HookError, Suite, TopKRows, load_saes, load_suite
+from demur.saes.layouts import LAYOUTS, Convention, FoundSae, Layout, SaeFiles
+from demur.testing import tiny_model, tiny_suite
 
 
 def paths(suite: Suite) -> list[str]:
@@ -89,16 +94,59 @@ def test_wrong_shapes_are_named(tmp_path: Path):
         load_suite(tmp_path)
 
 
-def test_nan_in_weights_is_named_when_read(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("name", "place", "feature"),
+    [
+        ("W_enc", (2, 5), "; feature 5"),
+        ("W_dec", (5, 2), "; feature 5"),
+        ("b_enc", (3,), "; feature 3"),
+        ("b_dec", (3,), ""),
+        ("threshold", (9,), "; feature 9"),
+    ],
+)
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_named_at_load(
+    tmp_path: Path, name: str, place: tuple[int, ...], feature: str, value: float
+):
     path = gemma_scope(tmp_path, 0, 50)
-    arrays = {name: tensor.numpy() for name, tensor in random_weights(0).items()}
-    arrays["W_enc"][2, 5] = np.nan
+    arrays = {key: tensor.numpy() for key, tensor in random_weights(0).items()}
+    arrays[name][place] = value
     np.savez(path, allow_pickle=False, **arrays)
-    sae = load_suite(tmp_path)[0]
-    assert sae.rows([4, 6]).w_enc.shape == (6, 2)
-    for read in (lambda: sae.rows([5]), sae.dense, lambda: list(sae.encoder_blocks(4))):
-        with pytest.raises(SaeError, match=r"params\.npz: W_enc\[2, 5\] is nan"):
+    with pytest.raises(SaeError, match=re.escape(f"params.npz: {name}{list(place)} is {value}{feature}.")):
+        load_suite(tmp_path)
+
+
+def test_weights_of_a_large_sae_are_checked_when_read():
+    # Above 64 MiB only biases and thresholds are read at load. 8 * 16 * 600,000 bytes are 73 MiB.
+    wide = dense(0, d_model=16, d_sae=600_000)
+    wide.w_enc[2, 5] = torch.nan
+    suite = Suite.from_dense({4: wide})
+    suite.check_files()
+    assert suite[4].rows([4, 6]).w_enc.shape == (16, 2)
+    for read in (lambda: suite[4].rows([5]), suite[4].dense, lambda: list(suite[4].encoder_blocks(4096))):
+        with pytest.raises(SaeError, match=r"W_enc\[2, 5\] is nan; feature 5"):
             read()
+    wide.b_enc[7] = torch.inf
+    with pytest.raises(SaeError, match=r"b_enc\[7\] is inf; feature 7"):
+        suite.check_files()
+
+
+@pytest.mark.parametrize("layout", [gemma_scope, llama_scope])
+def test_truncated_file_is_found_at_load(tmp_path: Path, layout: Any):
+    layout(tmp_path, 0, *([50] if layout is gemma_scope else []))
+    (path,) = (*tmp_path.rglob("*.npz"), *tmp_path.rglob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(SaeError, match=rf"{path.name} (cannot be read as an npz file|is truncated)"):
+        load_suite(tmp_path)
+
+
+@pytest.mark.parametrize("layers", [[0, 0], [1, 0, 1]])
+def test_layer_given_twice_is_refused(tmp_path: Path, layers: list[int]):
+    for layer in (0, 1):
+        gemma_scope(tmp_path, layer, 50)
+    with pytest.raises(InputError, match=rf"layer {layers[0]} is given twice"):
+        load_suite(tmp_path, layers=layers)
+    assert load_suite(tmp_path, layers=[1, 0]).layers == (0, 1)
 
 
 # Gemma Scope 2
@@ -154,6 +202,21 @@ def test_llama_scope_folds_the_norm_by_hand(tmp_path: Path):
     assert (sae.spec.d_model, sae.spec.d_sae, sae.spec.activation) == (D_MODEL, D_SAE, "jumprelu")
 
 
+def test_llama_scope_subtracts_its_decoder_bias_only_where_told_to(tmp_path: Path):
+    # As the file means it: f = relu(2x · W + b) above 2 · threshold; with the flag, f = relu((2x − b_dec) · W + b).
+    raw, x = random_weights(0), torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0, 2.0])
+    half = {"in": 6**0.5 / 2}
+    for told, shift in ((None, 0.0), (False, 0.0), (True, 1.0)):
+        llama_scope(
+            tmp_path / str(told), 5, dataset_average_activation_norm=half, apply_decoder_bias_to_pre_encoder=told
+        )
+        pre = (2 * x - shift * raw["b_dec"]) @ raw["W_enc"] + raw["b_enc"]
+        f = torch.where(pre > 2 * 0.75, pre, 0.0)
+        found = load_suite(tmp_path / str(told))[5].dense()
+        torch.testing.assert_close(found.encode(x), f)
+        torch.testing.assert_close(found.decode(f), (f @ raw["W_dec"] + raw["b_dec"]) / 2)
+
+
 @pytest.mark.parametrize("norms", [{}, {"out": 1.0}, None, {"in": 0}, {"in": "1"}, {"in": float("inf")}])
 def test_llama_scope_without_its_norm_is_refused(tmp_path: Path, norms: Any):
     llama_scope(tmp_path, 5, dataset_average_activation_norm=norms)
@@ -180,9 +243,8 @@ def test_llama_scope_refusals(tmp_path: Path, changes: dict[str, Any], message: 
 
 def test_width_that_the_file_belies_is_named(tmp_path: Path):
     llama_scope(tmp_path, 5, d_sae=32)
-    suite = load_suite(tmp_path)
     with pytest.raises(SaeError, match="holds an SAE of 16 features over d_model 6; its name or configuration says 32"):
-        suite[5].rows([0])
+        load_suite(tmp_path)
 
 
 def test_identity_depends_on_what_is_folded(tmp_path: Path):
@@ -273,7 +335,18 @@ def test_finetuning_factor_is_refused_unless_ones(tmp_path: Path):
     assert load_suite(tmp_path / "a")[3].dense().w_dec.shape == (D_SAE, D_MODEL)
     saelens(tmp_path / "b", {}, scaling_factor=torch.full((D_SAE,), 2.0))
     with pytest.raises(SaeError, match="finetuning scaling_factor"):
-        load_suite(tmp_path / "b")[3].dense()
+        load_suite(tmp_path / "b")
+
+
+def test_log_thresholds_by_hand(tmp_path: Path):
+    saelens(tmp_path, {"architecture": "jumprelu"}, threshold=None, log_threshold=torch.full((D_SAE,), math.log(2.0)))
+    sae = load_suite(tmp_path)[3]
+    thresholds = sae.rows([7, 0]).threshold
+    assert thresholds is not None
+    torch.testing.assert_close(thresholds, torch.tensor([2.0, 2.0]))
+    saelens(tmp_path, {"architecture": "jumprelu"}, threshold=None, log_threshold=torch.full((D_SAE,), 100.0))
+    with pytest.raises(SaeError, match="log_threshold is above 88"):
+        load_suite(tmp_path)
 
 
 def test_batchtopk_checkpoint_is_a_jumprelu_with_its_threshold(tmp_path: Path):
@@ -291,8 +364,8 @@ def test_batchtopk_checkpoint_is_a_jumprelu_with_its_threshold(tmp_path: Path):
 
 def test_batchtopk_without_threshold_is_refused(tmp_path: Path):
     saelens(tmp_path, {"architecture": "batchtopk", "k": 2.5})
-    with pytest.raises(SaeError, match="without topk_threshold"):
-        load_suite(tmp_path)[3].rows([0])
+    with pytest.raises(SaeError, match=r"has none of .*topk_threshold.* depends on the rest of the batch"):
+        load_suite(tmp_path)
 
 
 def test_two_saes_of_one_layer_are_ambiguous(tmp_path: Path):
@@ -313,8 +386,8 @@ def test_malformed_configuration(tmp_path: Path):
 # writers
 
 
-def dense(seed: int, *, kind: str = "jumprelu", layer: int = 4) -> DenseSae:
-    raw = random_weights(seed, d_sae=1024)
+def dense(seed: int, *, kind: str = "jumprelu", layer: int = 4, d_model: int = D_MODEL, d_sae: int = 1024) -> DenseSae:
+    raw = random_weights(seed, d_model, d_sae)
     return DenseSae(
         layer=layer,
         w_enc=raw["W_enc"],
@@ -383,6 +456,49 @@ def test_without_saelens_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
         load_suite("saelens:anything")
 
 
+def test_toy_layout_in_one_place(tmp_path: Path):
+    def describe(files: SaeFiles, match: re.Match[str]) -> FoundSae:
+        return FoundSae(files, match[0], layer=int(match[1]), convention=Convention("relu"))
+
+    LAYOUTS.register("toy", Layout("Toy (toy_L.npz)", r"toy_(\d+)\.npz", describe))
+    raw = random_weights(0)
+    for layer in (4, 2):
+        np.savez(tmp_path / f"toy_{layer}.npz", allow_pickle=False, **{name: t.numpy() for name, t in raw.items()})
+    suite = load_suite(tmp_path)
+    assert suite.layers == (2, 4)
+    assert suite.specs[0].source == f"{tmp_path}/toy_2.npz"
+    x = torch.randn(9, D_MODEL, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(suite[2].dense().encode(x), torch.relu(x @ raw["W_enc"] + raw["b_enc"]))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SaeError, match=r"known are: .*Toy \(toy_L\.npz\)"):
+        load_suite(tmp_path / "empty")
+
+
+def test_load_saes_checks_that_they_fit_the_model(tmp_path: Path):
+    tiny = ChatModel(*tiny_model("gemma2", n_layers=3, d_model=8), name="tiny")
+    for layer in (1, 2):
+        gemma_scope(tmp_path / "a", layer, 50)
+    with pytest.raises(SaeError, match="width 6, but the model's are 8"):
+        load_saes(tiny, tmp_path / "a")
+    for layer, sae in enumerate(tiny_suite(tiny.hf).values()):
+        sae.dense().save_gemma_scope(tmp_path / "b", average_l0=30 + layer)
+    assert load_saes(tiny, tmp_path / "b", layers=[2, 0]).layers == (0, 2)
+    with pytest.raises(InputError, match="no preset for 'tiny'"):
+        load_saes(tiny)
+
+
+@pytest.mark.parametrize("asked", [("google/gemma-2-2b-it",), ("./fine-tune", "gemma-2-2b-it")])
+def test_load_saes_takes_source_and_width_from_the_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...]
+):
+    for width in ("16k", "65k"):
+        gemma_scope(tmp_path, 3, 90, width=width)
+    hub = Hub(tmp_path, monkeypatch)
+    (spec,) = load_saes(*asked).specs
+    assert (hub.repo, spec.d_sae) == ("google/gemma-scope-2b-pt-res", 65536)
+    assert load_saes(*asked, width="16k").specs[0].d_sae == 16384
+
+
 class Hub:
     """Stands for the hub: a folder is the repository `owner/name`, downloads are recorded."""
 
@@ -393,13 +509,15 @@ class Hub:
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", self._info)
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", self._download)
 
-    def _info(self, repo: str, *, revision: str | None = None) -> Any:
+    def _info(self, repo: str, *, revision: str | None, timeout: float) -> Any:
+        assert timeout <= 10
         self.repo = repo
         self.revision = revision or "main"
         files = [SimpleNamespace(rfilename=p.relative_to(self.folder).as_posix()) for p in self.folder.rglob("*.*")]
         return SimpleNamespace(sha="c0ffee" * 6 + "abcd", siblings=files)
 
-    def _download(self, repo: str, file: str, *, revision: str) -> str:
+    def _download(self, repo: str, file: str, *, revision: str, local_files_only: bool) -> str:
+        assert not local_files_only
         assert (repo, revision) == (self.repo, "c0ffee" * 6 + "abcd")
         self.downloads.append(file)
         return str(self.folder / file)
@@ -461,6 +579,18 @@ def test_hub_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(SaeError, match=r"o/n cannot be listed \(no route to host\), and nothing of it is"):
+        load_suite("o/n")
+
+
+@pytest.mark.parametrize("variable", ["DEMUR_OFFLINE", "HF_HUB_OFFLINE"])
+def test_known_to_be_offline_the_hub_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str):
+    def asked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", asked)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(SaeError, match=r"o/n cannot be listed \(downloads are switched off\), and nothing of it is"):
         load_suite("o/n")
 
 

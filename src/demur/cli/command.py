@@ -51,13 +51,14 @@ class ConfigCommand(click.Command):
             formatter.write_dl([(self.argument.upper(), self.argument_help)])
         for group, members in self.groups.items():
             with formatter.section(group):
-                formatter.write_dl([(_spelling(option), option.text) for option in members])
+                formatter.write_dl([(spelling(option), option.text) for option in members])
         records = [parameter.get_help_record(ctx) for parameter in (*self.own, self.get_help_option(ctx)) if parameter]
         with formatter.section("Other options"):
             formatter.write_dl([record for record in records if record])
 
 
-def _spelling(option: Option) -> str:
+def spelling(option: Option) -> str:
+    """How an option is given, as in a help page."""
     return " ".join(filter(None, (", ".join(option.flags).replace("/", " / "), option.metavar)))
 
 
@@ -73,4 +74,4 @@ def path_option(flag: str, help: str, *, required: bool = False) -> click.Option
     return click.Option([flag], type=click.Path(path_type=Path), metavar="PATH", required=required, help=help)
 
 
-__all__ = ["ConfigCommand", "path_option"]
+__all__ = ["ConfigCommand", "path_option", "spelling"]

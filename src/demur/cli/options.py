@@ -62,16 +62,16 @@ def options_of(config: type[BaseModel], argument: str = "model") -> dict[str, tu
 
     `argument` is the field that is given without a name, and so is no option.
     """
-    groups: dict[str, list[Option]] = {}
+    groups: dict[str, dict[str, Option]] = {}
+    placed: set[str] = {argument}
     for cls in _bases_first(config):
+        group = str(getattr(cls, "group", "Options"))
+        # A class that only gives a field another default leaves it where it is.
         for name in get_annotations(cls):
-            if name in config.model_fields and name != argument:
-                # A class that declares a field again has it moved to its own group.
-                for members in groups.values():
-                    members[:] = [option for option in members if option.field != name]
-                group = str(getattr(cls, "group", "Options"))
-                groups.setdefault(group, []).append(_option(name, config.model_fields[name], group))
-    return {group: tuple(members) for group, members in groups.items() if members}
+            if name in config.model_fields and name not in placed:
+                placed.add(name)
+                groups.setdefault(group, {})[name] = _option(name, config.model_fields[name], group)
+    return {group: tuple(members.values()) for group, members in groups.items()}
 
 
 def _bases_first(cls: type) -> tuple[type, ...]:

@@ -139,8 +139,8 @@ def _beside(target: Path) -> Iterator[Path]:
 
     folder = target.parent / f".{target.name}.part"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
             folder.mkdir(exist_ok=True)
             try:
                 yield folder

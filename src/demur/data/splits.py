@@ -128,7 +128,7 @@ class _Class:
         self.test_prompts = _by_key(self.given_test or ())
         for given, found in ((self.given, self.prompts), (self.given_test, self.test_prompts)):
             if given is not None and len(found) < len(given):
-                self.warnings.append(f"{given.name}: {len(given) - len(found)} prompts repeat another and count once")
+                self.warnings.append(f"{given.name}: repeated prompts, each used once: {len(given) - len(found)}")
 
     def parts(self) -> dict[str, PromptSet]:
         """The four sets.
@@ -139,22 +139,24 @@ class _Class:
         wanted = self.sizes.wanted()
         rest = {key: prompt for key, prompt in self.prompts.items() if key not in self.test_prompts}
         if len(rest) < len(self.prompts):
-            moved = len(self.prompts) - len(rest)
-            self._warn(f"{moved} are also in the test set {self._name('test')} and were taken out of the other splits")
+            moved = f"{len(self.prompts) - len(rest)} of {len(self.prompts)}"
+            self.warnings.append(
+                f"{self.given.name}: prompts taken out because {self._name('test')} holds them: {moved}"
+            )
         order = self._permuted(rest)
         if self.given_test is None:
             sizes = self._allot(len(order), wanted)
             start = sum(sizes.values()) - sizes["test"]
             test = order[start : start + sizes["test"]]
             order = order[:start] + order[start + sizes["test"] :]
-            del wanted["test"]
         else:
             size = self._allot(len(self.test_prompts), {"test": wanted.pop("test")})
             test = self._permuted(self.test_prompts)[: size["test"]]
             sizes = wanted
-        chosen = self._unlike(order, test, sum(sizes[purpose] for purpose in wanted))
+        choosing = {purpose: size for purpose, size in sizes.items() if purpose != "test"}
+        chosen = self._unlike(order, test, choosing)
         found = {"test": test}
-        for purpose, size in self._allot(len(chosen), {purpose: sizes[purpose] for purpose in wanted}).items():
+        for purpose, size in self._allot(len(chosen), choosing).items():
             found[purpose], chosen = chosen[:size], chosen[size:]
         self._warn_of_shortfall(found)
         return {
@@ -165,9 +167,6 @@ class _Class:
     def _name(self, purpose: str) -> str:
         return self.given_test.name if purpose == "test" and self.given_test is not None else self.given.name
 
-    def _warn(self, what: str) -> None:
-        self.warnings.append(f"{self.given.name}: of {len(self.prompts)} prompts {what}")
-
     def _permuted(self, prompts: Mapping[str, Prompt]) -> list[Prompt]:
         """The prompts in an order that depends on each text and the seed alone."""
 
@@ -176,21 +175,29 @@ class _Class:
 
         return [prompts[key] for key in sorted(prompts, key=rank)]
 
-    def _unlike(self, prompts: Sequence[Prompt], test: Sequence[Prompt], wanted: int) -> list[Prompt]:
-        """The first `wanted` prompts that are not nearly one of `test`."""
+    def _unlike(self, prompts: Sequence[Prompt], test: Sequence[Prompt], sizes: Mapping[str, int]) -> list[Prompt]:
+        """As many prompts as `sizes` want that are not nearly one of `test`.
+
+        Where nearly all are, as where a template wrote them, they stay.
+        """
         grams = [_grams(prompt.text) for prompt in test]
         found: list[Prompt] = []
         dropped: list[Prompt] = []
         for prompt in prompts:
-            if len(found) == wanted:
+            if len(found) == sum(sizes.values()):
                 break
-            mine = _grams(prompt.text)
-            (dropped if any(_nearly_equal(mine, other) for other in grams) else found).append(prompt)
-        if dropped:
-            self._warn(
-                f"{len(dropped)} are nearly prompts of the test split and were taken out of the other splits, the "
-                f"first as {dropped[0].id}"
+            (dropped if _is_near(_grams(prompt.text), grams) else found).append(prompt)
+        if not dropped:
+            return found
+        number, first = f"{len(dropped)} of {len(dropped) + len(found)}", f"the first is {dropped[0].id}"
+        near = "nearly prompts of the test split"
+        if len(found) < min(len(prompts), sum(min(size, _MINIMA[purpose]) for purpose, size in sizes.items())):
+            self.warnings.append(
+                f"{self.given.name}: {number} prompts are {near} ({first}), too many to take "
+                "out: results on the test split say little about other prompts"
             )
+            return list(prompts)
+        self.warnings.append(f"{self.given.name}: prompts taken out because they are {near}: {number} ({first})")
         return found
 
     def _allot(self, available: int, wanted: Mapping[str, int]) -> dict[str, int]:
@@ -250,13 +257,15 @@ def _grams(text: str) -> frozenset[str]:
     return frozenset(plain[start : start + _GRAM] for start in range(len(plain) - _GRAM + 1))
 
 
-def _nearly_equal(one: frozenset[str], other: frozenset[str]) -> bool:
-    """Whether two texts, neither of them short, share most of their sequences (Jaccard index)."""
-    small, large = sorted((len(one), len(other)))
-    if small < _SHORTEST or small < _OVERLAP * large:
-        return False
-    common = len(one & other)
-    return common >= _OVERLAP * (small + large - common)
+def _is_near(mine: frozenset[str], others: Sequence[frozenset[str]]) -> bool:
+    """Whether a text shares most of its sequences with one of the others (Jaccard index), neither of them short."""
+    for other in others:
+        small, large = sorted((len(mine), len(other)))
+        if small >= _SHORTEST and small >= _OVERLAP * large:
+            common = len(mine & other)
+            if common >= _OVERLAP * (small + large - common):
+                return True
+    return False
 
 
 __all__ = ["load_prompts", "make_splits"]

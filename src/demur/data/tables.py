@@ -1,7 +1,8 @@
 """Rows of a file in any of six formats, read as they are asked for, with errors that name file, line and row.
 
-csv, tsv and parquet files are read by polars. JSON is read by the standard library: polars needs one type a column, and
-JSON that people write holds strings beside lists of turns, strings alone, or lists by category.
+Parquet is read by polars. csv and JSON are read by the standard library: polars reads past a last quote that is never
+closed, refuses a cell that ends with an inch mark, and wants one type in each column of JSON, where people write
+strings beside lists of turns, strings alone, or lists by category.
 """
 
 from __future__ import annotations
@@ -13,31 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from demur.data.text_lines import kind_of, lines_of
 from demur.errors import InputError, listed, nearest
 
-if TYPE_CHECKING:
-    import polars as pl
-
 PROMPT_COLUMNS = (
-    "prompt",
-    "instruction",
-    "goal",
-    "forbidden_prompt",
-    "behavior",
-    "behaviour",
-    "question",
-    "query",
-    "request",
-    "text",
-    "user",
-    "input",
-    "content",
-    "message",
-    "turns",
-)
+    "prompt", "instruction", "goal", "forbidden_prompt", "behavior", "behaviour", "question", "query", "request",
+    "text", "user", "input", "content", "message", "turns",
+)  # fmt: skip
 """Names under which the field's files keep the user's message, best first; compared without case."""
 
 Row = Mapping[str, object]
@@ -158,17 +143,32 @@ def _checked_kind(path: Path) -> str:
 
 
 def _delimited(path: Path, separator: str) -> Table:
-    import polars as pl
-
-    try:
-        header = next(cells for cells in csv.reader(lines_of(path), delimiter=separator, strict=True) if cells)
-    except csv.Error as error:
-        raise InputError(f"{path}, line 1: {error}") from error
-    columns = tuple(name.strip() for name in header)
+    rows = _cells(path, separator)
+    columns = tuple(name.strip() for name in next(rows)[1])
     if len(set(columns)) != len(columns):
         raise InputError(f"{path}: two columns have one name; it has {listed(columns)}")
-    frame = pl.scan_csv(path, separator=separator, infer_schema=False, null_values="", new_columns=columns)
-    return Table(path, columns, lambda wanted: _frame_rows(path, frame, wanted, separator))
+    return Table(path, columns, lambda _: _named_cells(path, columns, rows))
+
+
+def _cells(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Number of the last line, and cells, of each row that has any."""
+    reader = csv.reader(lines_of(path), delimiter=separator, strict=True)
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _named_cells(path: Path, columns: tuple[str, ...], rows: Iterable[tuple[int, list[str]]]) -> Iterator[Row]:
+    for line, cells in rows:
+        if len(cells) > len(columns):
+            raise InputError(
+                f"{path}, line {line}: {len(cells)} cells but {len(columns)} columns; "
+                "quote cells that contain the separator"
+            )
+        yield {name: cell or None for name, cell in zip(columns, cells, strict=False)}
 
 
 def _parquet(path: Path) -> Table:
@@ -179,40 +179,15 @@ def _parquet(path: Path) -> Table:
         columns = tuple(frame.collect_schema().names())
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path} is not a parquet file that can be read: {error}") from error
-    return Table(path, columns, lambda wanted: _frame_rows(path, frame, wanted))
 
+    def rows(wanted: Sequence[str]) -> Iterator[Row]:
+        try:
+            for batch in frame.select(wanted or columns).collect_batches(chunk_size=_BATCH, maintain_order=True):
+                yield from batch.iter_rows(named=True)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise InputError(f"{path} is a parquet file with damaged pages: {error}") from error
 
-def _frame_rows(path: Path, frame: pl.LazyFrame, wanted: Sequence[str], separator: str | None = None) -> Iterator[Row]:
-    """The rows, a batch at a time. What polars cannot read of a text file is looked for again, to name its line."""
-    import polars as pl
-
-    try:
-        chosen = frame.select(wanted) if wanted else frame
-        for batch in chosen.collect_batches(chunk_size=_BATCH, maintain_order=True):
-            yield from batch.iter_rows(named=True)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        if separator is not None:
-            _name_fault(path, separator)
-        raise InputError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
-
-
-def _name_fault(path: Path, separator: str) -> None:
-    """Read a csv or tsv file line by line.
-
-    Raises:
-        InputError: a line is malformed; names the first.
-    """
-    reader = csv.reader(lines_of(path), delimiter=separator, strict=True)
-    try:
-        header = next(reader)
-        for cells in reader:
-            if len(cells) > len(header):
-                raise InputError(
-                    f"{path}, line {reader.line_num}: {len(cells)} cells but {len(header)} columns; "
-                    "quote cells that contain the separator"
-                )
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+    return Table(path, columns, rows)
 
 
 def _has_json_lines(path: Path) -> bool:
@@ -228,7 +203,7 @@ def _has_json_lines(path: Path) -> bool:
 def _json_lines(path: Path) -> Iterator[Row]:
     filled = ((number, line) for number, line in enumerate(lines_of(path), start=1) if line.strip())
     for row, (number, line) in enumerate(filled):
-        yield _record(path, row, _parsed(path, line, number))
+        yield _record(path, row, _parsed(path, line.rstrip(), number))
 
 
 def _parsed(path: Path, text: str, line: int = 1) -> Any:

@@ -1,18 +1,19 @@
 """Judges: what an answer is, in four outcomes, and whether it is harmful; or unscored.
 
-Importing this package imports neither torch, transformers nor httpx; the judges that need them do when they judge.
+Importing this package imports neither torch, transformers nor openai; the judges that need them do when they judge.
 """
 
-from demur.judges._cached import CachedJudge, JudgedRows, judge_rows
-from demur.judges._endpoint import Endpoint, Spent
+from demur.judges._base import Judge, JudgeStopped, Reading, StreamingJudge, Usage, rules_digest
+from demur.judges._cached import CachedJudge
+from demur.judges._classifier import ClassifierJudge, Placement
+from demur.judges._endpoint import Endpoint
 from demur.judges._file import JudgeCounts, judge_file
 from demur.judges._harmbench import HarmBenchJudge
+from demur.judges._judgement import Judgement, judge
 from demur.judges._llama_guard import LlamaGuard4Judge, LlamaGuardJudge
-from demur.judges._local import ClassifierJudge, Placement
-from demur.judges._names import JUDGES, JudgeKind, get_judge
+from demur.judges._llm import LLMJudge, RefusalJudge, StrongRejectJudge
 from demur.judges._patterns import PatternJudge
-from demur.judges._protocol import Judge, JudgeStopped, Reading, Streaming, rules_digest
-from demur.judges._rubric import LLMJudge, RefusalJudge, StrongRejectJudge
+from demur.judges._registry import JUDGES, get_judge
 from demur.judges._wildguard import WildGuardJudge
 
 __all__ = [
@@ -23,9 +24,8 @@ __all__ = [
     "HarmBenchJudge",
     "Judge",
     "JudgeCounts",
-    "JudgeKind",
     "JudgeStopped",
-    "JudgedRows",
+    "Judgement",
     "LLMJudge",
     "LlamaGuard4Judge",
     "LlamaGuardJudge",
@@ -33,12 +33,12 @@ __all__ = [
     "Placement",
     "Reading",
     "RefusalJudge",
-    "Spent",
-    "Streaming",
+    "StreamingJudge",
     "StrongRejectJudge",
+    "Usage",
     "WildGuardJudge",
     "get_judge",
+    "judge",
     "judge_file",
-    "judge_rows",
     "rules_digest",
 ]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
+from urllib.parse import parse_qsl
 
 from demur.errors import InputError
-from demur.judges._protocol import JudgeStopped
+from demur.judges._base import JudgeStopped, Usage, without_surrogates
 
-OPENAI: Final = "https://api.openai.com/v1"
 Message = Mapping[str, str]
 
-_RETRIED: Final = frozenset({408, 409, 425, 429})
 _HOPELESS: Final = {
     401: "the key was refused; set OPENAI_API_KEY to one that is valid for this endpoint",
     402: "the account has no credit",
@@ -27,6 +23,8 @@ _HOPELESS: Final = {
     404: "there is no such model or path; check the model's name and --judge-url (it usually ends in /v1)",
     405: "this is no chat endpoint; check --judge-url (it usually ends in /v1)",
 }
+_LONGEST_WAIT: Final = 120.0
+"""Seconds that the `openai` library lets a server ask to wait for; a longer wait ends the judging."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,8 @@ class Endpoint:
         concurrency: questions under way at once.
         requests_per_minute: upper bound on the rate of requests, retries included.
         timeout: seconds for one request.
-        attempts: times that one row is asked at most.
-        backoff: seconds before the first retry; doubled each time, times 0.5 to 1.5 at random.
-        longest_wait: seconds between two attempts at most. A server that asks for a longer wait ends the judging.
+        attempts: times that one row is asked at most; between them the pauses of the `openai` library (half a second,
+            doubled each time up to 8 s), or those that the server asks for.
         price_in, price_out: price of a million tokens read and written, in any currency.
     """
 
@@ -51,8 +48,6 @@ class Endpoint:
     requests_per_minute: float | None = None
     timeout: float = 60.0
     attempts: int = 5
-    backoff: float = 1.0
-    longest_wait: float = 60.0
     price_in: float | None = None
     price_out: float | None = None
 
@@ -69,7 +64,7 @@ class Endpoint:
     @property
     def base(self) -> str:
         """The address that is asked, without a slash at its end."""
-        return (self.url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
+        return (self.url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").rstrip("/")
 
     @property
     def secret(self) -> str | None:
@@ -83,37 +78,21 @@ class Endpoint:
         host, slash, path = rest.partition("/")
         return f"{scheme}{colon}{host.rpartition('@')[2]}{slash}{path}".rstrip("/")
 
-    @property
-    def chat(self) -> str:
-        """Where chat completions are asked for; a query of the address is kept."""
-        address, mark, query = self.base.partition("?")
-        return f"{address.rstrip('/')}/chat/completions{mark}{query}"
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Requests made, tokens read and written by the model, and their price where prices are known."""
-
-    requests: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    cost: float | None = None
-
-    def __str__(self) -> str:
-        text = f"{self.requests} requests, {self.tokens_in} tokens in, {self.tokens_out} out"
-        return text if self.cost is None else f"{text}, cost {self.cost:.4f}"
-
 
 class RowFailedError(Exception):
-    """This row has no answer; others may."""
+    """This row has no answer; others may. `answered`: the model did answer, but said nothing that can be used."""
+
+    def __init__(self, reason: str, *, answered: bool = False) -> None:
+        super().__init__(reason)
+        self.answered = answered
 
 
 class _AgainError(Exception):
-    """This attempt failed, the next may not. `after`: seconds that the server asked to wait."""
+    """Asking again may help. `used`: attempts that this took."""
 
-    def __init__(self, reason: str, after: float | None = None) -> None:
+    def __init__(self, reason: str, used: int = 1) -> None:
         super().__init__(reason)
-        self.after = after
+        self.used = used
 
 
 class _Pace:
@@ -141,6 +120,9 @@ class _Pace:
 class ChatClient:
     """Asks one model, from several threads at once. Use as a context manager.
 
+    Retries, pauses and time limits are the `openai` library's. Hooks on its requests and responses count them, space
+    them, hold all of them back while the server asks for a pause, and stop at once when the quota is used up.
+
     Args:
         endpoint: where and how.
         model: the model's name there.
@@ -148,7 +130,7 @@ class ChatClient:
     """
 
     def __init__(self, endpoint: Endpoint, model: str, *, max_tokens: int) -> None:
-        import httpx
+        import openai
 
         self._endpoint = endpoint
         self._model = model
@@ -160,17 +142,18 @@ class ChatClient:
         self._reached = False
         self._under_way = 0
         self._closing = False
-        self._spent = Spent(cost=0.0 if endpoint.price_in is not None or endpoint.price_out is not None else None)
-        secret = endpoint.secret
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {secret}"} if secret else {})
-        self._http = httpx.Client(
-            timeout=endpoint.timeout, headers=headers, limits=httpx.Limits(max_connections=endpoint.concurrency)
+        priced = endpoint.price_in is not None or endpoint.price_out is not None
+        self.usage = Usage(cost=0.0 if priced else None)
+        address, _, query = endpoint.base.partition("?")
+        hooks: Any = {"request": [self._before], "response": [self._after]}
+        self._http = openai.DefaultHttpxClient(event_hooks=hooks)
+        self._client = openai.OpenAI(
+            api_key=endpoint.secret or "none",  # The library wants one; a server without keys ignores it.
+            base_url=address,
+            default_query=dict(parse_qsl(query)),
+            timeout=endpoint.timeout,
+            http_client=self._http,
         )
-
-    @property
-    def spent(self) -> Spent:
-        """What was used so far, failed attempts included as far as the server told."""
-        return self._spent
 
     @property
     def stopped(self) -> bool:
@@ -204,82 +187,88 @@ class ChatClient:
 
         Raises:
             RowFailedError: all attempts failed, or the answer was cut off or withheld.
-            JudgeStopped: no question can be answered: refused, not there, no such model.
+            JudgeStopped: no question can be answered: access refused, no server, no such model.
         """
         with self._lock:
             self._under_way += 1
+        left = self._endpoint.attempts
         try:
-            return self._asked(messages)
+            while True:
+                try:
+                    return self._once(messages, left)
+                except _AgainError as error:
+                    left -= error.used
+                    if left <= 0:
+                        raise RowFailedError(f"{error} ({self._endpoint.attempts} attempts)") from error
         finally:
             self._leave(1)
 
-    def _asked(self, messages: Sequence[Message]) -> str:
-        reason = "stopped"
-        for attempt in range(self._endpoint.attempts):
-            self._wait(self._pace.slot())
-            try:
-                return self._once(messages)
-            except _AgainError as error:
-                reason = str(error)
-                if attempt + 1 < self._endpoint.attempts:
-                    self._wait(self._delay(attempt, error.after))
-        raise RowFailedError(f"{reason} ({self._endpoint.attempts} attempts)")
+    def _once(self, messages: Sequence[Message], attempts: int) -> str:
+        import openai
 
-    def _delay(self, attempt: int, after: float | None) -> float:
-        if after is None:
-            delay = self._endpoint.backoff * 2**attempt * random.uniform(0.5, 1.5)
-            return min(delay, self._endpoint.longest_wait)
-        if after > self._endpoint.longest_wait:
-            raise JudgeStopped(
-                f"the judge's endpoint {self._endpoint.public} asks to wait {after:.0f} s; run the same "
-                "command again then"
-            )
-        self._pace.hold(after)  # It is meant for all of this client's requests.
-        return 0.0
-
-    def _wait(self, seconds: float) -> None:
-        if self._stop.wait(seconds) if seconds > 0 else self._stop.is_set():
-            raise RowFailedError("stopped")
-
-    def _once(self, messages: Sequence[Message]) -> str:
-        import httpx
-
+        # A server that was never reached is not there: that is said at once, not after minutes of retries.
+        tries = attempts if self._reached else 1
         used = self._options
-        body = {"model": self._model, "messages": [dict(m) for m in messages], **used}
-        self._count(requests=1)
+        client: Any = self._client.with_options(max_retries=tries - 1)
         try:
-            # ASCII: half a surrogate pair, as JSON can hold, has no other form.
-            reply = self._http.post(self._endpoint.chat, content=json.dumps(body))
-        except httpx.TimeoutException as error:
-            self._reached = self._reached or not isinstance(error, httpx.ConnectTimeout)
-            raise _AgainError(f"no answer within {self._endpoint.timeout:g} s") from error
-        except httpx.ConnectError as error:
+            reply: Any = client.chat.completions.create(
+                model=self._model, messages=[dict(message) for message in messages], **used
+            )
+        except openai.APITimeoutError as error:
+            self._reached = True
+            raise _AgainError(f"no answer within {self._endpoint.timeout:g} s", tries) from error
+        except openai.APIStatusError as error:
+            raise self._refused(error, tries, used) from error
+        except openai.APIConnectionError as error:
+            reason = str(error.__cause__ or error)
             if not self._reached:
                 raise JudgeStopped(
-                    f"nothing answers at the judge's endpoint {self._endpoint.public} ({error}); start the server, or "
+                    f"nothing answers at the judge's endpoint {self._endpoint.public} ({reason}); start the server, or "
                     "give its address with --judge-url or OPENAI_BASE_URL"
                 ) from error
-            raise _AgainError(f"connection refused: {error}") from error
-        except httpx.HTTPError as error:
-            raise _AgainError(f"{type(error).__name__}: {error}") from error
-        self._reached = True
-        if reply.status_code != 200:
-            self._refused(reply, used)
+            raise _AgainError(f"connection failed: {reason}", tries) from error
+        except ValueError as error:
+            raise _AgainError("the answer is no whole JSON") from error
         return self._content(reply)
 
-    def _refused(self, reply: Any, used: Mapping[str, Any]) -> None:
-        """Turn an error status into the exception that it calls for."""
-        status = int(reply.status_code)
-        said = self._message(reply)
+    def _before(self, _request: Any) -> None:
+        """Wait until the request may start, and count it."""
+        seconds = self._pace.slot()
+        if self._stop.wait(seconds) if seconds > 0 else self._stop.is_set():
+            raise RowFailedError("stopped")
+        self._count(Usage(requests=1))
+
+    def _after(self, response: Any) -> None:
+        """Stop when the quota is used up; hold all requests while the server asks for a pause."""
+        self._reached = True
+        if response.status_code == 200:
+            return
+        response.read()
+        if "insufficient_quota" in response.text:
+            raise self._hopeless(f"HTTP {response.status_code}", "the account's quota is used up")
+        self._pace.hold(_seconds(response.headers.get("Retry-After")))
+
+    def _refused(self, error: Any, tries: int, used: Mapping[str, Any]) -> Exception:
+        """The exception that an error status calls for."""
+        status = int(error.status_code)
+        said = self._said(error.body)
         what = f"HTTP {status}" + (f": {said}" if said else "")
-        if status in _HOPELESS or "insufficient_quota" in reply.text:
-            hint = _HOPELESS.get(status, "the account's quota is used up")
-            raise JudgeStopped(f"the judge's endpoint {self._endpoint.public}, model {self._model!r}: {what}. {hint}")
+        if status in _HOPELESS:
+            return self._hopeless(what, _HOPELESS[status])
         if status == 400 and self._adapted(said, used):
-            raise _AgainError(what, after=0.0)
-        if status in _RETRIED or status >= 500:
-            raise _AgainError(what, after=_retry_after(reply.headers.get("Retry-After")))
-        raise RowFailedError(what)
+            return _AgainError(what)
+        if status in (408, 409, 429) or status >= 500:
+            wait = _seconds(error.response.headers.get("Retry-After"))
+            if wait > _LONGEST_WAIT:
+                return JudgeStopped(
+                    f"the judge's endpoint {self._endpoint.public} asks to wait {wait:.0f} s; run the same command "
+                    "again then"
+                )
+            return _AgainError(what, tries)
+        return RowFailedError(what)
+
+    def _hopeless(self, what: str, hint: str) -> JudgeStopped:
+        return JudgeStopped(f"the judge's endpoint {self._endpoint.public}, model {self._model!r}: {what}. {hint}")
 
     def _adapted(self, said: str, used: Mapping[str, Any]) -> bool:
         """Whether the request can be put in a way that the model takes: newer models refuse two of the options."""
@@ -293,70 +282,48 @@ class ChatClient:
             self._options = kept
         return True
 
-    def _message(self, reply: Any) -> str:
+    def _said(self, body: Any) -> str:
         """What the server said of its error, on one line, without the key."""
-        try:
-            error: Any = reply.json().get("error", "")
-            text = error.get("message", "") if isinstance(error, dict) else error
-        except (ValueError, AttributeError):
-            text = ""
+        if isinstance(body, dict):
+            body = body.get("error", body)
+            body = body.get("message", "") if isinstance(body, dict) else body
+        shown = " ".join(str(body or "").split())
         secret = self._endpoint.secret
-        shown = " ".join(str(text).split())
         return (shown.replace(secret, "(key)") if secret else shown)[:300]
 
     def _content(self, reply: Any) -> str:
+        """The text of a chat completion."""
         try:
-            body: Any = reply.json()
-        except ValueError as error:
-            raise _AgainError("the answer is no whole JSON") from error
-        try:
-            choice: Any = body["choices"][0]
-            text: Any = choice["message"]["content"]
-            ended: Any = choice.get("finish_reason")
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            choice: Any = reply.choices[0]
+            text: Any = choice.message.content
+        except (AttributeError, IndexError, TypeError) as error:  # The library does not validate what it was sent.
             raise _AgainError("the answer is no chat completion") from error
-        self._count_tokens(body.get("usage"))
-        if ended == "length":
-            raise RowFailedError("the judge's answer was cut off by its limit of tokens")
-        if ended == "content_filter":
-            raise RowFailedError("the judge's answer was withheld by the endpoint's content filter")
+        usage = getattr(reply, "usage", None)
+        read, written = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+        self._count(
+            Usage(tokens_in=read if isinstance(read, int) else 0, tokens_out=written if isinstance(written, int) else 0)
+        )
+        if choice.finish_reason == "length":
+            raise RowFailedError("the judge's answer was cut off by its limit of tokens", answered=True)
+        if choice.finish_reason == "content_filter":
+            raise RowFailedError("the judge's answer was withheld by the endpoint's content filter", answered=True)
         if not isinstance(text, str) or not text.strip():
-            raise RowFailedError("the judge's answer is empty")
-        return text
+            raise RowFailedError("the judge's answer is empty", answered=True)
+        return without_surrogates(text)
 
-    def _count_tokens(self, usage: Any) -> None:
-        if isinstance(usage, dict):
-            found = cast("dict[str, Any]", usage)
-            read, written = (found.get(name) for name in ("prompt_tokens", "completion_tokens"))
-            self._count(
-                tokens_in=read if isinstance(read, int) else 0, tokens_out=written if isinstance(written, int) else 0
-            )
-
-    def _count(self, *, requests: int = 0, tokens_in: int = 0, tokens_out: int = 0) -> None:
+    def _count(self, more: Usage) -> None:
         prices = (self._endpoint.price_in or 0.0, self._endpoint.price_out or 0.0)
-        more = (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
+        cost = (more.tokens_in * prices[0] + more.tokens_out * prices[1]) / 1e6
         with self._lock:
-            before = self._spent
-            self._spent = Spent(
-                requests=before.requests + requests,
-                tokens_in=before.tokens_in + tokens_in,
-                tokens_out=before.tokens_out + tokens_out,
-                cost=None if before.cost is None else before.cost + more,
-            )
+            self.usage += more if self.usage.cost is None else replace(more, cost=cost)
 
 
-def _retry_after(header: str | None) -> float | None:
-    """Seconds, from a number or a date; None where the header is missing or neither."""
-    if not header:
-        return None
+def _seconds(header: str | None) -> float:
+    """`Retry-After` in seconds; 0 where it is missing or a date (the row that got it then waits by itself)."""
     try:
-        return max(0.0, float(header))
+        return float(header or 0)
     except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
+        return 0.0
 
 
-__all__ = ["OPENAI", "ChatClient", "Endpoint", "Message", "RowFailedError", "Spent"]
+__all__ = ["ChatClient", "Endpoint", "Message", "RowFailedError"]

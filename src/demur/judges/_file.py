@@ -9,25 +9,17 @@ from typing import Any, cast
 
 from demur.data import PROMPT_COLUMNS, Table, read_table
 from demur.errors import InputError, RunError
-from demur.judges._cached import JudgedRows, Progress, judge_rows
-from demur.judges._local import ClassifierJudge
-from demur.judges._names import get_judge
-from demur.judges._protocol import Judge, JudgeStopped, Streaming
-from demur.judges._rubric import LLMJudge
+from demur.judges._base import Judge, JudgeStopped, without_surrogates
+from demur.judges._cached import CachedJudge, Progress
+from demur.judges._judgement import Judgement
+from demur.judges._judgement import judge as judge_answers
+from demur.judges._registry import get_judge
 from demur.runs import Run, write_text
-from demur.types import Outcome, Value, Verdict
+from demur.types import Answer, Outcome, Prompt, Value, Verdict
 
-RESPONSE_COLUMNS = (
-    "response",
-    "completion",
-    "answer",
-    "output",
-    "generation",
-    "generated_text",
-    "model_output",
-    "reply",
-    "text",
-)
+_ANSWER_COLUMNS = (
+    "response", "completion", "answer", "output", "generation", "generated_text", "model_output", "reply", "text",
+)  # fmt: skip
 
 
 class JudgeCounts(Value):
@@ -42,15 +34,15 @@ class JudgeCounts(Value):
     harmful: int
     not_harmful: int
     unscored: int
-    """Rows without a verdict, those without a response among them."""
-    without_response: int
+    """Rows without a verdict, those without an answer among them."""
+    without_answer: int
     failed: int = 0
     """Rows, of the unscored, on which the judge failed: the same command asks for them again."""
-    kept: int = 0
-    """Rows whose verdict was there from an earlier time."""
+    cached: int = 0
+    """Rows whose verdict was known from an earlier run, or from an equal row."""
     cache: str | None = None
     """Where the verdicts of a judge that costs time or money are kept."""
-    spent: str | None = None
+    usage: str | None = None
     """Requests, tokens and price of a judge behind an endpoint."""
 
 
@@ -59,14 +51,14 @@ def judge_file(
     *,
     judge: str | Judge,
     prompt_column: str | None = None,
-    response_column: str | None = None,
+    answer_column: str | None = None,
     out: str | Path,
     progress: Progress | None = None,
 ) -> JudgeCounts:
     """Judge every row of a table (any format of `read_table`) and write one line per row, in order, to `out`.
 
     A line is `{"row": 0, "outcome": "refusal"}`; judges of harm add `harmful`, and `score` where they grade. A value is
-    null where the judge cannot tell, where it failed on the row, and where there is no response (an empty csv cell, a
+    null where the judge cannot tell, where it failed on the row, and where there is no answer (an empty csv cell, a
     missing or null JSON entry; an empty JSON string is one). `out` appears whole or not at all.
 
     The verdicts of a judge that costs time or money are kept in the folder `OUT.cache` as they come: the same call asks
@@ -76,7 +68,7 @@ def judge_file(
         path: the answers.
         judge: a judge, or its name (`get_judge`).
         prompt_column: found by its usual names when not given.
-        response_column: found by its usual names when not given.
+        answer_column: found by its usual names when not given.
         out: the file to write.
         progress: called with (what, rows done, rows to do).
 
@@ -90,70 +82,66 @@ def judge_file(
     if out.exists() and path.exists() and out.samefile(path):
         raise InputError(f"--out {out} is the file of answers itself; choose another name")
     table = read_table(path)
-    prompts, responses = _columns(path, table, prompt_column, response_column)
-    if not prompts:
+    answers = _answers(path, table, prompt_column, answer_column)
+    if not answers:
         raise InputError(f"{path} has no rows to judge")
+    given = {row: answer for row, answer in enumerate(answers) if answer is not None}
     if not out.parent.is_dir():
         raise RunError(f"{out} cannot be written: there is no folder {out.parent}")
-    given = [row for row, text in enumerate(responses) if text is not None]
-    cache = Path(f"{out}.cache") if isinstance(reader, Streaming) else None
+    cache = Path(f"{out}.cache") if reader.costly else None
     try:
-        judged = _judged(reader, [prompts[r] for r in given], [responses[r] or "" for r in given], cache, progress)
+        judged = _judged(reader, tuple(given.values()), cache, progress)
     finally:
-        if isinstance(judge, str) and isinstance(reader, ClassifierJudge):
+        if isinstance(judge, str):
             reader.close()
     by_row = dict(zip(given, judged.verdicts, strict=True))
-    gives: tuple[str, ...] = getattr(reader, "gives", ("outcome",))
-    write_text(out, "".join(_line(row, by_row.get(row), gives) for row in range(len(responses))))
+    rows = len(answers)
+    write_text(out, "".join(_line(row, by_row.get(row), reader.gives) for row in range(rows)))
     return JudgeCounts(
         judge=reader.name,
-        gives=gives,
-        rows=len(responses),
+        gives=reader.gives,
+        rows=rows,
         outcomes={outcome: sum(v.outcome is outcome for v in judged.verdicts) for outcome in Outcome},
-        harmful=sum(v.harmful is True for v in judged.verdicts),
-        not_harmful=sum(v.harmful is False for v in judged.verdicts),
-        unscored=len(responses) - len(given) + judged.unscored,
-        without_response=len(responses) - len(given),
+        harmful=judged.harmful.k,
+        not_harmful=judged.harmful.n - judged.harmful.k,
+        unscored=rows - sum(verdict.success is not None for verdict in judged.verdicts),
+        without_answer=rows - len(given),
         failed=judged.failed,
-        kept=judged.cached,
+        cached=judged.cached,
         cache=None if cache is None else str(cache),
-        spent=str(reader.spent) if isinstance(reader, LLMJudge) else None,
+        usage=str(reader.usage) if reader.usage else None,
     )
 
 
-def _judged(
-    judge: Judge, prompts: Sequence[str], responses: Sequence[str], cache: Path | None, progress: Progress | None
-) -> JudgedRows:
+def _judged(judge: Judge, answers: tuple[Answer, ...], cache: Path | None, progress: Progress | None) -> Judgement:
     """Verdicts, through the cache where there is one.
 
     Raises:
         JudgeStopped: the judge cannot go on.
     """
     if cache is None:
-        verdicts = tuple(judge.judge(prompts, responses))
-        none = sum(verdict.success is None for verdict in verdicts)
-        return JudgedRows(verdicts, new=len(verdicts), cached=0, unscored=none, failed=0, problem=None)
+        return judge_answers(answers, judge)
     with Run.open(cache, config={"command": "judge", "judge": judge.name}) as run:
-        judged = judge_rows(run, judge, prompts, responses, progress)
+        judged = CachedJudge(run, judge, progress).judge(answers)
         if judged.problem is not None:
-            done = len(responses) - judged.failed
             raise JudgeStopped(
-                f"{judged.problem}\n{done} of {len(responses)} answers are judged and kept in {cache}; the same "
-                "command asks only for the others",
+                f"{judged.problem}\n{len(answers) - judged.failed} of {len(answers)} answers are judged and kept in "
+                f"{cache}; the same command asks only for the others",
                 judged.verdicts,
             )
         return judged
 
 
-def _columns(
-    path: Path, table: Table, prompt_column: str | None, response_column: str | None
-) -> tuple[list[str], list[str | None]]:
-    """Prompts and responses of every row."""
-    prompt = table.find_column(prompt_column, PROMPT_COLUMNS, what="a prompt", option="--prompt-column")
-    response = table.find_column(response_column, RESPONSE_COLUMNS, what="a response", option="--response-column")
-    rows = list(table.rows((prompt, response)))
-    prompts = [_text(path, i, row, prompt) or "" for i, row in enumerate(rows)]
-    return prompts, [_text(path, i, row, response) for i, row in enumerate(rows)]
+def _answers(path: Path, table: Table, prompt_column: str | None, answer_column: str | None) -> list[Answer | None]:
+    """The answer of each row, None where it holds none."""
+    asked = table.find_column(prompt_column, PROMPT_COLUMNS, what="a prompt", option="--prompt-column")
+    said = table.find_column(answer_column, _ANSWER_COLUMNS, what="an answer", option="--answer-column")
+    found: list[Answer | None] = []
+    for number, row in enumerate(table.rows((asked, said))):
+        prompt, text = _text(path, number, row, asked) or "", _text(path, number, row, said)
+        answer = None if text is None else Answer(prompt=Prompt(id=f"{path.name}:{number}", text=prompt), text=text)
+        found.append(answer)
+    return found
 
 
 def _text(path: Path, number: int, row: Mapping[str, object], column: str) -> str | None:
@@ -161,7 +149,7 @@ def _text(path: Path, number: int, row: Mapping[str, object], column: str) -> st
     if isinstance(cell, list) and cell:
         cell = cast("list[object]", cell)[0]
     if cell is None or isinstance(cell, str):
-        return cell
+        return None if cell is None else without_surrogates(cell)
     raise InputError(f"{path}, row {number}, column {column!r}: expected text, found {cell!r:.60}")
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from demur.errors import ModelError
-from demur.judges._local import ClassifierJudge, Placement
-from demur.judges._protocol import unscored
+from demur.judges._base import unscored
+from demur.judges._classifier import ClassifierJudge, Placement
 from demur.types import Verdict
 
 # The formats of the two model cards, for behaviours without a context. The blank after the first rule of the Llama

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from demur.errors import ModelError
-from demur.judges._local import ClassifierJudge
-from demur.judges._protocol import unscored
+from demur.judges._base import unscored
+from demur.judges._classifier import ClassifierJudge
 from demur.types import Verdict
 
 _PROMPT, _ANSWER = "demurpromptgoeshere", "demuranswergoeshere"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-from demur.judges._local import ClassifierJudge
-from demur.judges._protocol import unscored
+from demur.judges._base import unscored
+from demur.judges._classifier import ClassifierJudge
 from demur.types import Outcome, Verdict
 
 # The format of the model's own code (allenai/wildguard, wildguard/utils.py), its BOS and last line end included.

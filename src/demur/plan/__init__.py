@@ -10,10 +10,10 @@ import torch
 
 from demur.errors import DemurError, ModelError
 from demur.model import ChatFormat, fitting_threads
-from demur.plan.costs import Machine, ModelSizes, measure_machine, model_sizes, planned_device
+from demur.plan.costs import EFFICIENCY, Machine, ModelSizes, measure_machine, model_sizes, planned_device
 from demur.plan.counting import PromptLengths, Work, count_work
 from demur.report.blocks import Page, Section, Table, Text
-from demur.report.format import duration
+from demur.report.format import bytes_text, duration
 from demur.saes import Suite
 
 if TYPE_CHECKING:
@@ -72,15 +72,15 @@ class Plan:
     def page(self) -> Page:
         """The plan as a page: time in all, sizes, time by stage, and what is assumed."""
         total = Text(
-            f"About {duration(self.seconds)} on {self.place}, {size_text(self.memory['peak'])} of memory, "
-            f"{size_text(_total(self.downloads))} to download.",
+            f"About {duration(self.seconds)} in {self.place}, {bytes_text(self.memory['peak'])} of memory, "
+            f"{bytes_text(_total(self.downloads))} to download.",
             role="verdict",
         )
         sizes = [
             ("model", f"{self.model.parameters / 1e6:,.1f} million parameters, {self.model.n_layers} layers"),
             ("SAEs", f"{len(self.sae_layers)} layers of {self.d_sae:,} features"),
-            *((f"download: {name}", size_text(size)) for name, size in self.downloads.items()),
-            *((f"memory: {name}", size_text(size)) for name, size in self.memory.items()),
+            *((f"download: {name}", bytes_text(size)) for name, size in self.downloads.items()),
+            *((f"memory: {name}", bytes_text(size)) for name, size in self.memory.items()),
         ]
         flops = sum(stage.flops for stage in self.stages)
         rows = [(stage.name, f"{stage.flops / 1e12:,.2f}", duration(stage.seconds)) for stage in self.stages]
@@ -90,7 +90,7 @@ class Plan:
             title=f"demur plan {self.study}: {self.title}",
             sections=(
                 Section("In all", (total,), brief=True),
-                Section("Sizes", (Table.of("", ("", ""), sizes),), brief=True),
+                Section("Sizes", (Table.of("", ("what", "> size"), sizes),), brief=True),
                 Section("Time", (times, Text(self._assumptions(), role="note")), brief=True),
             ),
         )
@@ -98,10 +98,11 @@ class Plan:
     def _assumptions(self) -> str:
         machine, lengths = self.machine, self.lengths
         return (
-            f"Measured here: {machine.flops / 1e9:,.0f} GFLOP/s in a matrix product, {machine.bandwidth / 1e9:,.0f} GB/s "
-            f"in a copy, {1e6 * machine.layer_call:,.0f} µs to call a layer. Assumed: prompts of {sum(lengths)} tokens, "
-            f"answers of {self.max_new_tokens}, half of the product's speed. Left out: loading, downloading and reading "
-            "SAE files, judges that are models, capability tasks. What is in the cache is not subtracted."
+            f"Measured here: {machine.flops / 1e9:,.0f} GFLOP/s in a matrix product, "
+            f"{machine.bandwidth / 1e9:,.0f} GB/s in a copy, {1e6 * machine.layer_call:,.0f} µs to call a layer. "
+            f"Assumed: prompts of {sum(lengths)} tokens, answers of {self.max_new_tokens}, {EFFICIENCY:.0%} of the "
+            "product's speed. Left out: loading, downloading and reading SAE files, judges that are models, capability "
+            "tasks. What is in the cache already is not subtracted from the download."
         )
 
 
@@ -122,11 +123,11 @@ def plan_study(study: Study[Any, Any], config: StudyConfig) -> Plan:
     device = planned_device(config.device)
     stored = str(hf.dtype or "float32").removeprefix("torch.")
     dtype: torch.dtype = getattr(torch, stored if config.dtype == "auto" else config.dtype)
-    model = model_sizes(hf, dtype)
+    lengths = prompt_lengths(config)
+    model = model_sizes(hf, dtype, sum(lengths))
     suite = _suite(config)
     suite.check(d_model=model.d_model, n_layers=model.n_layers)
     d_sae = max(spec.d_sae for spec in suite.specs)
-    lengths = prompt_lengths(config)
     active = [spec.k for spec in suite.specs if spec.activation == "topk"]
     work = count_work(
         study,
@@ -263,14 +264,4 @@ def _total(sizes: dict[str, int | None]) -> int | None:
     return sum(known) if len(known) == len(sizes) else None
 
 
-def size_text(number: float | None) -> str:
-    """Bytes in the decimal unit that fits."""
-    if number is None:
-        return "an unknown size (the hub cannot be reached)"
-    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= step:
-            return f"{number / step:.1f} {unit}"
-    return f"{number:.0f} bytes"
-
-
-__all__ = ["ASSUMED", "Plan", "Stage", "plan_study", "prompt_lengths", "size_text"]
+__all__ = ["ASSUMED", "Plan", "Stage", "plan_study", "prompt_lengths"]

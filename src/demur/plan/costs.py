@@ -19,8 +19,6 @@ from demur.plan.counting import Work
 EFFICIENCY: Final = 0.5
 """Share of a large matrix product's speed that a forward pass is assumed to reach."""
 
-_TOKENS: Final = 64
-
 
 @dataclass(frozen=True)
 class ModelSizes:
@@ -44,8 +42,8 @@ class ModelSizes:
     saved_bytes: float
 
 
-def model_sizes(config: Any, dtype: torch.dtype) -> ModelSizes:
-    """Sizes of the text decoder of a Hugging Face configuration. Experts count as they are called.
+def model_sizes(config: Any, dtype: torch.dtype, tokens: int) -> ModelSizes:
+    """Sizes of the text decoder of a Hugging Face configuration, with costs as in a pass over `tokens`.
 
     Raises:
         ModelError: the configuration is not of a causal language model.
@@ -56,21 +54,22 @@ def model_sizes(config: Any, dtype: torch.dtype) -> ModelSizes:
     auto: Any = AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            model: Any = auto.from_config(text, dtype=dtype)
+            # Masks of this attention ask nothing of the values, which a model without weights has not.
+            model: Any = auto.from_config(text, dtype=dtype, attn_implementation="eager")
     except (ValueError, KeyError) as error:
         raise ModelError(f"{text.model_type!r} is not a causal language model that can be planned: {error}") from error
     model.eval().requires_grad_(False)
     layers = find_layers(model, int(text.num_hidden_layers))
-    short, long = _pass(model, _TOKENS), _pass(model, 2 * _TOKENS)
-    token_flops = (long.flops - short.flops) / _TOKENS
+    one, two = _pass(model, tokens, 1), _pass(model, tokens, 2)
+    logit_flops = two.flops - one.flops
     return ModelSizes(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         n_layers=len(layers),
         d_model=int(text.hidden_size),
         value_bytes=dtype.itemsize,
-        token_flops=token_flops,
-        logit_flops=max(0.0, short.flops - _TOKENS * token_flops),
-        saved_bytes=(long.saved - short.saved) / _TOKENS,
+        token_flops=(one.flops - logit_flops) / tokens,
+        logit_flops=logit_flops,
+        saved_bytes=one.saved / tokens,
     )
 
 
@@ -79,8 +78,9 @@ class _Pass(NamedTuple):
     saved: float
 
 
-def _pass(model: nn.Module, tokens: int) -> _Pass:
-    """One forward pass over `tokens` on the meta device, with the logits of the last: operations and bytes saved."""
+def _pass(model: nn.Module, tokens: int, logits: int) -> _Pass:
+    """One forward pass over `tokens` on the meta device, with the logits of the last: operations, and bytes kept for
+    the gradient of activations."""
     from torch.utils.flop_counter import FlopCounterMode
 
     held = {parameter.untyped_storage()._cdata for parameter in model.parameters()}  # pyright: ignore[reportPrivateUsage]
@@ -94,9 +94,9 @@ def _pass(model: nn.Module, tokens: int) -> _Pass:
 
     hf: Any = model
     embedded = hf.get_input_embeddings()(torch.zeros(1, tokens, dtype=torch.long, device="meta"))
-    positions = torch.arange(tokens, device="meta")[None]
+    mask = torch.ones(1, tokens, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
-        hf(inputs_embeds=embedded.requires_grad_(), position_ids=positions, use_cache=False, logits_to_keep=1)
+        hf(inputs_embeds=embedded.requires_grad_(), attention_mask=mask, use_cache=False, logits_to_keep=logits)
     return _Pass(float(counter.get_total_flops()), float(sum(saved.values())))
 
 

@@ -9,7 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from demur.report._svg import colour_rules, to_svg
-from demur.report.blocks import Block, Chart, Page, Section, Table, Text
+from demur.report.blocks import Block, Chart, Page, Section, Table, Text, Transcripts
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -19,8 +19,8 @@ HARMFUL_NOTICE: Final = (
     "refusal switched off. They are here as evidence of cause, not as advice; do not pass them on."
 )
 
-BARS: Final = 3
-"""A table with more columns of rates than this shows them without their little bars, which would make it too wide."""
+BARS: Final = 8
+"""A table of more columns than this shows its rates without their little bars, which would make it too wide."""
 
 _INTERVAL: Final = re.compile(r"(.+?) (\[[^\[\]]+\])")
 _RATE: Final = re.compile(r"[<>]?(\d+)% \[(\d+)–(\d+)\]")
@@ -95,7 +95,7 @@ def _section_view(section: Section, name: str, numbers: Iterator[int]) -> dict[s
     """A section as the template takes it; charts that follow one another stand side by side."""
     parts: list[dict[str, Any]] = []
     for block in section.blocks:
-        part = _part(block, f"c{next(numbers)}")
+        part = _part(block, f"c{next(numbers)}", section.title)
         if part["kind"] == "charts" and parts and parts[-1]["kind"] == "charts":
             parts[-1]["charts"] += part["charts"]
         else:
@@ -103,7 +103,8 @@ def _section_view(section: Section, name: str, numbers: Iterator[int]) -> dict[s
     return {"id": name, "title": section.title, "intro": section.intro, "brief": section.brief, "parts": parts}
 
 
-def _part(block: Block, name: str) -> dict[str, Any]:
+def _part(block: Block, name: str, section: str) -> dict[str, Any]:
+    """A block as the template takes it; a title that only repeats the section's is no heading."""
     from markupsafe import Markup
 
     match block:
@@ -112,29 +113,33 @@ def _part(block: Block, name: str) -> dict[str, Any]:
             charts = [] if drawn is None else [(block.title, block.caption, Markup(to_svg(drawn, name)))]
             return {"kind": "charts", "charts": charts}
         case Table():
-            return {"kind": "table", "block": block, "rows": _cells(block)}
+            heading = "" if block.title == section else block.title
+            rows = _cells(block)
+            right = [
+                column.numeric and not any(row[place].bar for row in rows) for place, column in enumerate(block.columns)
+            ]
+            return {"kind": "table", "block": block, "heading": heading, "rows": rows, "right": right}
         case Text():
             return {"kind": "text", "block": block}
-        case _:
+        case Transcripts():
             return {"kind": "transcripts", "block": block}
 
 
 def _cells(table: Table) -> list[list[_Cell]]:
-    rows = [[_cell(text) for text in row] for row in table.rows]
-    columns = {place for row in rows for place, cell in enumerate(row) if cell.bar}
-    if len(columns) <= BARS:
-        return rows
-    return [[cell._replace(bar=None) for cell in row] for row in rows]
+    bars = len(table.columns) <= BARS
+    return [[_cell(text, bars=bars) for text in row] for row in table.rows]
 
 
-def _cell(text: str) -> _Cell:
+def _cell(text: str, *, bars: bool) -> _Cell:
     parts = _INTERVAL.fullmatch(text)
     if parts is None:
         return _Cell(text)
-    rate = _RATE.fullmatch(text)
-    # Of a bar that is 150 units long.
-    ends = sorted(1.5 * float(number) for number in rate.groups()) if rate else None
-    return _Cell(text, parts[1], parts[2], (ends[0], ends[1], ends[2]) if ends else None)
+    rate = _RATE.fullmatch(text) if bars else None
+    if rate is None:
+        return _Cell(text, parts[1], parts[2])
+    # On a line that is 150 units long.
+    low, value, high = sorted(1.5 * float(number) for number in rate.groups())
+    return _Cell(text, parts[1], parts[2], (low, value, high))
 
 
 __all__ = ["HARMFUL_NOTICE", "notebook_html", "render_html"]

@@ -30,7 +30,7 @@ def _page(page: Page) -> list[str]:
         if section.intro:
             parts.append(_paragraphs(section.intro))
         for block in section.blocks:
-            parts += _block(block)
+            parts += _block(block, section.title)
     if page.facts or page.command:
         parts.append("## What was run, and how to repeat it")
     if page.facts:
@@ -39,7 +39,7 @@ def _page(page: Page) -> list[str]:
     return parts
 
 
-def _block(block: Block) -> list[str]:
+def _block(block: Block, section: str) -> list[str]:
     match block:
         case Text():
             return [_paragraphs(block.text)]
@@ -49,7 +49,7 @@ def _block(block: Block) -> list[str]:
             parts = [_table(block), *([_paragraphs(block.caption)] if block.caption else [])]
             if block.folded:
                 return _folded(f"{block.title}: {len(block.rows)} rows", parts)
-            return [f"### {_line(block.title)}", *parts] if block.title else parts
+            return [f"### {_line(block.title)}", *parts] if block.title not in {"", section} else parts
         case Transcripts():
             parts = [part for each in block.transcripts for part in _transcript(each.prompt, each.answers)]
             if block.harmful:

@@ -70,7 +70,7 @@ def colour_rules() -> str:
 
 
 def to_svg(chart: Any, name: str) -> str:
-    """An altair chart as an `<svg>` element that takes the width it is given, in the page's colours, without script.
+    """An altair chart as an `<svg>` element, in the page's colours, without script.
 
     `name` keeps its ids apart from those of other charts on the page.
     """
@@ -97,13 +97,14 @@ def to_svg(chart: Any, name: str) -> str:
     )
     drawn: str = vl_convert.vegalite_to_svg(json.loads(styled.to_json()))
     opening, rest = drawn.split(">", 1)
-    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', opening)
-    if size is None:
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', opening)
+    if found is None:
         raise ValueError("the chart came back without a size")
     # The page names the whole drawing; the renderer's notes on each mark would be read aloud one by one.
     rest = re.sub(r' (?:aria-[a-z]+|role)="[^"]*"', "", rest)
     rest = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', rest)
     rest = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", rest)
-    rest = re.sub(r'(?<==")#[0-9a-f]{6}(?=")', lambda found: _VARIABLES.get(found[0], found[0]), rest)
-    width, height = size.groups()
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" aria-hidden="true">{rest}'
+    rest = re.sub(r'(?<==")#[0-9a-f]{6}(?=")', lambda colour: _VARIABLES.get(colour[0], colour[0]), rest)
+    width, height = found.groups()
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} aria-hidden="true">{rest}'

@@ -6,6 +6,7 @@ No cell is ever cut: a table that is too wide is wrapped, and where that does no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from demur.report.blocks import Block, Chart, Page, Section, Table, Text, Transcripts
@@ -58,6 +59,8 @@ def _section(section: Section, *, full: bool, room: int) -> list[RenderableType]
         if section.intro:
             parts.append(_text(section.intro))
     for block in section.blocks:
+        if full and isinstance(block, Table) and block.title == section.title:
+            block = replace(block, title="")
         parts += _block(block, full=full, room=room)
     return parts
 
@@ -77,8 +80,8 @@ def _block(block: Block, *, full: bool, room: int) -> list[RenderableType]:
 def _transcripts(block: Transcripts) -> list[RenderableType]:
     if block.harmful:
         count = len(block.transcripts)
-        prompts = "1 harmful prompt is" if count == 1 else f"{count} harmful prompts are"
-        return [_text(""), _text(f"{block.title}: the answers to {prompts} in the HTML report, collapsed.", "dim")]
+        prompts = f"{count} harmful prompt{'' if count == 1 else 's'}"
+        return [_text(""), _text(f"{block.title}: answers to {prompts}, only in the report, collapsed.", "dim")]
     parts: list[RenderableType] = [_text(""), _text(block.title, "bold")]
     for each in block.transcripts:
         parts += [_text(""), _text(each.prompt, "bold")]
@@ -98,7 +101,7 @@ def _repeat(page: Page) -> list[RenderableType]:
 
 
 def _table(table: Table, *, full: bool, room: int) -> list[RenderableType]:
-    parts: list[RenderableType] = [_text(""), _text(table.title, "bold")] if table.title else [_text("")]
+    parts: list[RenderableType] = [_text(""), _text(table.title, "bold")] if table.title else []
     parts += [_grid(table, places, room) for places in _pieces(table, room)]
     notes = [f"{column.name}: {column.help}" for column in table.columns if column.help] if full else []
     caption = "; ".join(filter(None, (table.caption.rstrip("."), *notes)))
@@ -116,13 +119,19 @@ def _widths(table: Table, place: int) -> tuple[int, int]:
 
 
 def _pieces(table: Table, room: int) -> list[list[int]]:
-    """The columns of each piece; each after the first begins with the first column again."""
-    least = [_widths(table, place)[0] for place in range(len(table.columns))]
-    pieces = [[0]] if least else []
-    for place in range(1, len(least)):
-        taken = sum(least[each] + 1 for each in pieces[-1])
-        if taken + least[place] > room and len(pieces[-1]) > 1:
-            pieces.append([0])
+    """The columns of each piece: one if they fit with words wrapped, else as many as fit without.
+
+    Each piece after the first begins with the first column again.
+    """
+    widths = [_widths(table, place) for place in range(len(table.columns))]
+    every = list(range(len(widths)))
+    if sum(least + 1 for least, _ in widths) - 1 <= room:
+        return [every]
+    pieces = [every[:1]]
+    for place in every[1:]:
+        taken = sum(widths[each][1] + 1 for each in pieces[-1])
+        if taken + widths[place][1] > room and len(pieces[-1]) > 1:
+            pieces.append(every[:1])
         pieces[-1].append(place)
     return pieces
 

@@ -1,13 +1,18 @@
-"""Sparse autoencoders: a lazy suite `layer → SAE` in one canonical form, read a few features at a time."""
+"""Sparse autoencoders: a lazy suite `layer → SAE` in one canonical form, read a few features at a time.
 
-from demur.saes._load import load_suite
-from demur.saes._names import HookError
+`demur.saes.layouts` has what a further layout of files is written with.
+"""
+
+from demur.saes._features import ActivationName, FeatureRows, Rows, SaeSpec, TopKRows
+from demur.saes._loading import load_saes, load_suite
 from demur.saes._presets import PRESETS, Preset, find_preset, get_preset
-from demur.saes._rows import ActivationName, FeatureRows, Rows, SaeSpec, TopKRows
 from demur.saes._sae import DenseSae, Sae
 from demur.saes._suite import MissingLayerError, Suite
+from demur.saes._widths import width_name, width_number
+from demur.saes.layouts import LAYOUTS, HookError
 
 __all__ = [
+    "LAYOUTS",
     "PRESETS",
     "ActivationName",
     "DenseSae",
@@ -22,5 +27,8 @@ __all__ = [
     "TopKRows",
     "find_preset",
     "get_preset",
+    "load_saes",
     "load_suite",
+    "width_name",
+    "width_number",
 ]

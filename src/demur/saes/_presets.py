@@ -11,12 +11,28 @@ from demur.errors import InputError
 from demur.types import Value
 
 
-class Preset(Value):
-    """A chat model, the suite to read it with, and the paper's settings where it has them.
+class PaperSettings(Value):
+    """The paper's settings for one model, under the names of a study's configuration."""
 
-    A study of this model takes `saes`, `width`, `average_l0` and `layers` from here unless told otherwise. The other
-    settings stand for the paper's study of the model, and a study uses them only when asked to (`study_settings`).
-    """
+    direction_layer: int
+    """`l*`."""
+    k0: int = 10
+    """Features per layer in the pool."""
+    k: int = 20
+    """`K*`, features kept."""
+    steps: int = 10
+    """Integrated-gradients steps."""
+    estimator: str = "paper"
+    suppress: tuple[float, ...]
+    """`c` of `f ← c·f`."""
+    induce: tuple[float, ...]
+    """`v` of `f ← v`, in the SAE's own units, tried in turn."""
+    induce_where: str = "all"
+    """Features are set on the answer's tokens as well."""
+
+
+class Preset(Value):
+    """A chat model, and the SAEs to read it with. A study of the model takes them from here unless told otherwise."""
 
     model: str
     saes: str
@@ -25,56 +41,24 @@ class Preset(Value):
     average_l0: float = 100.0
     layers: tuple[int, ...] | None = None
     """None: every layer of the suite."""
-    chat_trained: bool
+    chat_trained: bool = False
     """The SAEs were trained on the chat model itself, not on its base."""
-    direction_layer: int | None = None
-    """The paper's `l*`; None: selected from the data."""
-    pool_size: int = 10
-    """`K0`, features per layer."""
-    keep: int = 20
-    """`K*`, features kept."""
-    steps: int = 10
-    """Integrated-gradients steps."""
-    suppress_scale: float = -3.0
-    """`c` of `f ← c·f`."""
-    induce_values: tuple[float, ...] | None = None
-    """`v` of `f ← v`, in the SAE's own units, tried in turn. None: the paper has none for this model, and
-    units differ too much between SAEs to borrow them; take the features' own values on harmful prompts."""
-    in_paper: bool = False
-    """All settings are the paper's; otherwise they are its defaults, to be tuned."""
+    paper: PaperSettings | None = None
+    """None: the paper did not study this model, and units differ too much between SAEs to borrow settings."""
 
     def study_settings(self) -> dict[str, object]:
-        """The paper's settings for this model, as fields of `StudyConfig`: direction layer, K0, K*, steps, c, v, its
-        own estimator, and features set on the answer's tokens as well.
+        """The paper's settings for this model, as fields of `StudyConfig`; used only when asked for.
 
         Raises:
             InputError: the paper did not study this model; names those that it did.
         """
-        if not self.in_paper:
-            studied = ", ".join(preset.model for preset in PRESETS.values() if preset.in_paper)
+        if self.paper is None:
+            studied = ", ".join(preset.model for preset in PRESETS.values() if preset.paper)
             raise InputError(
                 f"the paper has no settings for {self.model}; it studied {studied}. Leave out --paper-settings; "
                 "--direction-layer, --suppress and --induce set by hand what is otherwise chosen from the data"
             )
-        return {
-            "direction_layer": self.direction_layer,
-            "k0": self.pool_size,
-            "k": self.keep,
-            "steps": self.steps,
-            "estimator": "paper",
-            "suppress": (self.suppress_scale,),
-            "induce": self.induce_values,
-            "induce_where": "all",
-        }
-
-
-def _gemma_3(size: str) -> Preset:
-    return Preset(
-        model=f"google/gemma-3-{size}-it",
-        saes=f"google/gemma-scope-2-{size}-it",
-        width="16k",
-        chat_trained=True,
-    )
+        return dict(self.paper)
 
 
 _ALL = (
@@ -82,40 +66,29 @@ _ALL = (
         model="google/gemma-2-2b-it",
         saes="google/gemma-scope-2b-pt-res",
         width="65k",
-        chat_trained=False,
-        direction_layer=15,
-        suppress_scale=-3.0,
-        induce_values=(10.0, 15.0, 20.0, 25.0, 30.0),
-        in_paper=True,
+        paper=PaperSettings(direction_layer=15, suppress=(-3.0,), induce=(10.0, 15.0, 20.0, 25.0, 30.0)),
     ),
-    Preset(
-        model="google/gemma-2-9b-it",
-        saes="google/gemma-scope-9b-pt-res",
-        width="16k",
-        chat_trained=False,
-    ),
+    Preset(model="google/gemma-2-9b-it", saes="google/gemma-scope-9b-pt-res", width="16k"),
     Preset(
         model="meta-llama/Llama-3.1-8B-Instruct",
         saes="fnlp/Llama3_1-8B-Base-LXR-8x",
         width="32k",
-        chat_trained=False,
-        direction_layer=11,
-        suppress_scale=-1.0,
-        induce_values=(1.0, 2.0, 3.0, 4.0, 5.0),
-        in_paper=True,
+        paper=PaperSettings(direction_layer=11, suppress=(-1.0,), induce=(1.0, 2.0, 3.0, 4.0, 5.0)),
     ),
-    _gemma_3("1b"),
-    _gemma_3("4b"),
-    _gemma_3("12b"),
+    *(
+        Preset(
+            model=f"google/gemma-3-{size}-it", saes=f"google/gemma-scope-2-{size}-it", width="16k", chat_trained=True
+        )
+        for size in ("1b", "4b", "12b")
+    ),
 )
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.model: preset for preset in _ALL})
 """Model id → preset."""
 
 
-def _names() -> dict[str, str]:
-    """Model ids, with and without owner, without case → model id."""
-    return {name.casefold(): name for name in PRESETS} | {name.split("/")[1].casefold(): name for name in PRESETS}
+_NAMES = {form.casefold(): name for name in PRESETS for form in (name, name.split("/")[1])}
+"""Model ids without case, with and without owner → model id."""
 
 
 def find_preset(saes: str) -> Preset | None:
@@ -125,8 +98,8 @@ def find_preset(saes: str) -> Preset | None:
     """
     if Path(saes).expanduser().is_dir():
         return None
-    found = _names().get(saes.casefold())
-    return None if found is None else PRESETS[found]
+    name = _NAMES.get(saes.casefold())
+    return None if name is None else PRESETS[name]
 
 
 def get_preset(model: str) -> Preset:
@@ -135,12 +108,10 @@ def get_preset(model: str) -> Preset:
     Raises:
         InputError: there is none; names the nearest.
     """
-    names = _names()
-    if model.casefold() in names:
-        return PRESETS[names[model.casefold()]]
-    near = difflib.get_close_matches(model.casefold(), names, n=1, cutoff=0.0)[0]
+    if model.casefold() in _NAMES:
+        return PRESETS[_NAMES[model.casefold()]]
+    near = difflib.get_close_matches(model.casefold(), _NAMES, n=1, cutoff=0.0)[0]
     raise InputError(
-        f"there is no preset for {model!r}; the nearest is {names[near]}. "
-        f"Presets: {', '.join(PRESETS)}. For another model, name its SAEs; for a fine-tune of one "
-        "of these, name that model as its SAEs (--saes)."
+        f"there is no preset for {model!r}; the nearest is {_NAMES[near]}. Presets: {', '.join(PRESETS)}. For another "
+        "model, name its SAEs; for a fine-tune of one of these, name that model as its SAEs (--saes)."
     )

@@ -13,35 +13,35 @@ from jaxtyping import Float
 from torch import Tensor
 
 from demur.errors import SaeError
-from demur.saes import _write
-from demur.saes._arrays import MemoryTable
-from demur.saes._fold import PerFeature, Weights
-from demur.saes._rows import (
-    ActivationName,
-    FeatureRows,
-    Rows,
-    SaeSpec,
-    TopKRows,
-    activate,
-    check_indices,
-    keep_top,
-)
+from demur.saes import _saving
+from demur.saes._array_files import Arrays, Which, memory_array
+from demur.saes._canonical import Convention, SaeWeights
+from demur.saes._features import ActivationName, FeatureRows, Features, Rows, SaeSpec, TopKRows, keep_top
 
 _DENSE_BLOCK = 4096
+_CHECKED_BYTES = 1 << 26
 
 
 class Sae:
     """One layer's SAE. Its file is fetched and opened when weights are first asked for, and never held whole.
 
-    Weights that are read are checked to be finite; weights that are not read are not.
+    Weights that are read are checked to be finite; see `check_file` for those that are not.
+
+    Args:
+        spec: what is known of it without its weights.
+        open_weights: finds its arrays.
+        is_here: whether `open_weights` needs no download.
     """
 
-    def __init__(self, spec: SaeSpec, open_weights: Callable[[], Weights]) -> None:
+    def __init__(
+        self, spec: SaeSpec, open_weights: Callable[[], SaeWeights], *, is_here: Callable[[], bool] = lambda: True
+    ) -> None:
         self.spec = spec
         self._open = open_weights
+        self._is_here = is_here
 
     @cached_property
-    def _weights(self) -> Weights:
+    def _weights(self) -> SaeWeights:
         weights = self._open()
         if (weights.d_model, weights.d_sae) != (self.spec.d_model, self.spec.d_sae):
             raise SaeError(
@@ -49,6 +49,16 @@ class Sae:
                 f"its name or configuration says {self.spec.d_sae} features over d_model {self.spec.d_model}"
             )
         return weights
+
+    def check_file(self) -> None:
+        """Check the file, unless it is still to be downloaded: the headers against its size and the shapes against each
+        other; that biases and thresholds are finite, and in SAEs of up to 64 MiB (float32) encoder and decoder too.
+
+        Raises:
+            SaeError: the file is truncated or malformed, or holds NaN or infinity.
+        """
+        if self._is_here():
+            self._weights.check(everything=8 * self.spec.d_model * self.spec.d_sae <= _CHECKED_BYTES)
 
     def rows(self, indices: Sequence[int]) -> Rows:
         """The chosen features, in the order given; only their numbers are read.
@@ -59,7 +69,12 @@ class Sae:
         Raises:
             SaeError: an index is no feature of this SAE; the file is malformed or not finite there.
         """
-        chosen = check_indices(indices, self.spec)
+        chosen = tuple(int(index) for index in indices)
+        for index in chosen:
+            if not 0 <= index < self.spec.d_sae:
+                raise SaeError(
+                    f"layer {self.spec.layer} has features 0 to {self.spec.d_sae - 1}, not {index} ({self.spec.source})"
+                )
         if self.spec.activation != "topk":
             return self._feature_rows(chosen)
         w_enc, b_enc = self._encoder()
@@ -70,7 +85,7 @@ class Sae:
             b_enc=b_enc[list(chosen)],
             threshold=None,
             w_dec=self._weights.decoder_rows(chosen),
-            top=self._weights.k or 0,
+            top=self.spec.k or 0,
             dictionary_w_enc=w_enc,
             dictionary_b_enc=b_enc,
         )
@@ -99,19 +114,17 @@ class Sae:
         w_dec = torch.empty(self.spec.d_sae, self.spec.d_model)
         for start, rows in self.decoder_blocks(_DENSE_BLOCK):
             w_dec[start : start + len(rows)] = rows
-        thresholds = [self._weights.thresholds(block) for block in _blocks(self.spec.d_sae, _DENSE_BLOCK)]
-        kept = [part for part in thresholds if part is not None]
         return DenseSae(
             layer=self.spec.layer,
             w_enc=w_enc,
             b_enc=b_enc,
-            threshold=torch.cat(kept) if kept else None,
-            k=self._weights.k,
+            threshold=self._weights.thresholds(range(self.spec.d_sae)),
+            k=self.spec.k,
             w_dec=w_dec,
             b_dec=self._weights.decoder_bias(),
         )
 
-    def _feature_rows(self, which: range | tuple[int, ...]) -> FeatureRows:
+    def _feature_rows(self, which: Which) -> FeatureRows:
         w_enc, b_enc = self._weights.encoder_rows(which)
         return FeatureRows(
             layer=self.spec.layer,
@@ -139,17 +152,11 @@ def _blocks(total: int, size: int) -> Iterator[range]:
 
 
 @dataclass(frozen=True)
-class DenseSae:
+class DenseSae(Features):
     """A whole SAE in memory, canonical and float32."""
 
-    layer: int
-    w_enc: Float[Tensor, "d_model d_sae"]
-    b_enc: Float[Tensor, " d_sae"]
-    threshold: Float[Tensor, " d_sae"] | None
-    """JumpReLU thresholds; None means ReLU, or TopK when `k` is given."""
     k: int | None
     """Features active per token of a TopK dictionary; None for the others."""
-    w_dec: Float[Tensor, "d_sae d_model"]
     b_dec: Float[Tensor, " d_model"]
 
     @property
@@ -160,27 +167,19 @@ class DenseSae:
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
         """All activations, float32 whatever the dtype of `x`; gradients flow through."""
-        pre = x.float() @ self.w_enc + self.b_enc
-        return activate(pre, self.threshold) if self.k is None else keep_top(pre, self.k)
+        return super().encode(x) if self.k is None else keep_top(x.float() @ self.w_enc + self.b_enc, self.k)
 
     def decode(self, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_model"]:
         """The reconstruction of the residual, float32."""
         return f.float() @ self.w_dec + self.b_dec
 
-    def to(self, device: torch.device | str) -> DenseSae:
-        """The same SAE on `device`."""
-        return DenseSae(
-            layer=self.layer,
-            w_enc=self.w_enc.to(device),
-            b_enc=self.b_enc.to(device),
-            threshold=None if self.threshold is None else self.threshold.to(device),
-            k=self.k,
-            w_dec=self.w_dec.to(device),
-            b_dec=self.b_dec.to(device),
-        )
+    def sae(self, *, average_l0: float | None = None, identity: str | None = None) -> Sae:
+        """This SAE behind the interface of one on disk, so that suites can be made without files.
 
-    def sae(self, *, average_l0: float | None = None) -> Sae:
-        """This SAE behind the interface of one on disk, so that suites can be made without files."""
+        Args:
+            average_l0: mean number of active features per token, where known.
+            identity: key of the content; default: of all numbers, which costs a hash over them.
+        """
         spec = SaeSpec(
             layer=self.layer,
             d_model=self.w_enc.shape[0],
@@ -189,16 +188,23 @@ class DenseSae:
             k=self.k,
             source="memory",
             average_l0=average_l0,
-            identity=f"memory:{self.digest()}",
+            identity=identity or f"memory:{self.digest()}",
         )
-        return Sae(spec, self._as_weights)
+        name = f"layer {self.layer} in memory"
+        arrays = Arrays(name, {key: memory_array(name, key, tensor) for key, tensor in self.tensors.items()})
+        return Sae(spec, lambda: SaeWeights.of(arrays, Convention(self.activation, self.k)))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The numbers as files name them: `W_enc`, `b_enc`, `W_dec`, `b_dec`, and `threshold` where there is one."""
+        found = {"W_enc": self.w_enc, "b_enc": self.b_enc, "W_dec": self.w_dec, "b_dec": self.b_dec}
+        return found if self.threshold is None else found | {"threshold": self.threshold}
 
     def digest(self) -> str:
         """SHA-256 of the numbers, hex."""
         state = hashlib.sha256(f"{self.layer} {self.activation} {self.k}".encode())
-        for tensor in (self.w_enc, self.b_enc, self.threshold, self.w_dec, self.b_dec):
-            if tensor is not None:
-                state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        for name, tensor in self.tensors.items():
+            state.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return state.hexdigest()
 
     def save_gemma_scope(self, folder: Path | str, *, average_l0: float) -> Path:
@@ -209,24 +215,11 @@ class DenseSae:
         Raises:
             SaeError: the dictionary is TopK, which this layout cannot hold.
         """
-        return _write.gemma_scope(self, Path(folder), average_l0)
+        return _saving.gemma_scope(self, Path(folder), average_l0)
 
     def save_saelens(self, folder: Path | str, *, model_name: str = "") -> Path:
         """Write `cfg.json` and `sae_weights.safetensors` into `folder`, as SAELens does, and return `folder`.
 
         One folder per layer; a suite is a folder of such folders.
         """
-        return _write.saelens(self, Path(folder), model_name)
-
-    def _as_weights(self) -> Weights:
-        name = f"layer {self.layer} in memory"
-        return Weights(
-            file=name,
-            encoder=PerFeature(MemoryTable(name, "w_enc", self.w_enc), axis=1),
-            decoder=PerFeature(MemoryTable(name, "w_dec", self.w_dec)),
-            b_enc=MemoryTable(name, "b_enc", self.b_enc),
-            b_dec=MemoryTable(name, "b_dec", self.b_dec),
-            activation=self.activation,
-            threshold=None if self.threshold is None else MemoryTable(name, "threshold", self.threshold),
-            k=self.k,
-        )
+        return _saving.saelens(self, Path(folder), model_name)

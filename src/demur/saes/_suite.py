@@ -6,10 +6,9 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from demur.errors import SaeError
-from demur.saes._found import spans
-from demur.saes._names import width_name
-from demur.saes._rows import SaeSpec
+from demur.saes._features import SaeSpec
 from demur.saes._sae import DenseSae, Sae
+from demur.saes._widths import spans, width_name
 
 
 class MissingLayerError(SaeError, KeyError):
@@ -87,12 +86,18 @@ class Suite(Mapping[int, Sae]):
         """
         for spec in self.specs:
             if spec.d_model != d_model:
-                raise SaeError(
-                    f"{spec.source} reads residuals of width {spec.d_model}, but the model's are {d_model}; "
-                    "choose SAEs that were trained on this model or its base"
-                )
-            if spec.layer >= n_layers:
-                raise SaeError(
-                    f"{spec.source} sits on layer {spec.layer}, but the model has 0 to {n_layers - 1}; "
-                    "choose SAEs that were trained on this model or its base"
-                )
+                wrong = f"reads residuals of width {spec.d_model}, but the model's are {d_model}"
+            elif spec.layer >= n_layers:
+                wrong = f"sits on layer {spec.layer}, but the model has 0 to {n_layers - 1}"
+            else:
+                continue
+            raise SaeError(f"{spec.source} {wrong}; choose SAEs that were trained on this model or its base")
+
+    def check_files(self) -> None:
+        """`Sae.check_file` of every layer: what is wrong with files that are here shows before anything is computed.
+
+        Raises:
+            SaeError: a file is truncated or malformed, or holds NaN or infinity.
+        """
+        for sae in self._saes.values():
+            sae.check_file()

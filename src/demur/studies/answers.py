@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from demur.judges import CachedJudge, ClassifierJudge, Judge, LLMJudge, Streaming
-from demur.method.generation import answer_batches
 from demur.method.interventions import Compiled, Intervention, intervention_id
-from demur.model import ChatModel
+from demur.model import ChatModel, answer_batches
 from demur.runs import Run
 from demur.saes import Suite
 from demur.stats import Estimate, rate_of
@@ -79,64 +77,6 @@ class JudgedAnswers:
             tuple(answer for part in parts for answer in part.answers),
             tuple(verdict for part in parts for verdict in part.verdicts),
         )
-
-
-class JudgeInRun:
-    """A judge within a run: verdicts that cost something are kept, and failures are remembered.
-
-    Args:
-        run: where verdicts are kept.
-        judge: whose verdicts. Those of a judge that costs time or money are kept, others are given anew.
-        progress: of a judge that takes long.
-        keep: keep the verdicts of any judge.
-    """
-
-    def __init__(self, run: Run, judge: Judge, progress: Progress, *, keep: bool = False) -> None:
-        self.judge = judge
-        self.made = 0
-        """Verdicts given by this process."""
-        self.cached = 0
-        """Verdicts that were there."""
-        self._failed: dict[int, int] = {}
-        self._problem: str | None = None
-        self._progress = progress
-        self._cache = CachedJudge(run, judge) if keep or isinstance(judge, Streaming) else None
-
-    def verdicts(self, answers: Sequence[Answer]) -> tuple[Verdict, ...]:
-        """One verdict per answer, in order; unscored where the judge fails."""
-        if self._cache is None:
-            return tuple(self.judge.judge(answers))
-        judged = self._cache.judge_answers(answers, self._progress)
-        self.made += judged.new
-        self.cached += judged.cached
-        # By what was asked, since the same answers may be read again.
-        self._failed[hash(tuple((answer.prompt.text, answer.text) for answer in answers))] = judged.failed
-        self._problem = judged.problem or self._problem
-        return judged.verdicts
-
-    @property
-    def warning(self) -> str | None:
-        """What a report must say of a judge that failed; None where it did not."""
-        failed = sum(self._failed.values())
-        if not failed:
-            return None
-        why = self._problem or "the verdicts in the run folder say why"
-        return (
-            f"the judge {self.judge.name} failed on {failed} answers, which count as unscored, never as a score "
-            f"({why}); run the same command again to ask for them anew"
-        )
-
-    @property
-    def usage(self) -> str | None:
-        """Requests, tokens and price of a judge behind an endpoint, in words; None where nothing was asked."""
-        if isinstance(self.judge, LLMJudge) and self.judge.usage.requests:
-            return str(self.judge.usage)
-        return None
-
-    def close(self) -> None:
-        """Free the model of a classifier judge."""
-        if isinstance(self.judge, ClassifierJudge):
-            self.judge.close()
 
 
 class _Row(Value):
@@ -210,4 +150,4 @@ class Answering:
         )
 
 
-__all__ = ["Answering", "Change", "JudgeInRun", "JudgedAnswers", "Progress"]
+__all__ = ["Answering", "Change", "JudgedAnswers", "Progress"]

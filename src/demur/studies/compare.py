@@ -14,13 +14,13 @@ from itertools import islice
 from typing import Any
 
 from demur.errors import InputError
-from demur.judges import Judge, get_judge
+from demur.judges import CachedJudge, Judge, get_judge
 from demur.method.attribution import Attribution
 from demur.method.interventions import ScaleFeatures
 from demur.method.selection import global_set
 from demur.model import peak_memory
 from demur.stats import clustered_rate, holm, mcnemar, one_more_draw
-from demur.studies.answers import Change, JudgedAnswers, JudgeInRun
+from demur.studies.answers import Change, JudgedAnswers
 from demur.studies.comparisons import Curve, compare_at_level, compare_chosen
 from demur.studies.config import COMPLIANCE, MAIN, CompareConfig, SideEffectOptions, TuneOptions
 from demur.studies.context import Context
@@ -108,7 +108,8 @@ class Experiment:
     def run(self) -> CompareResult:
         context = self.context
         # Everything named is read before anything is computed: a mistake in it must not cost hours.
-        side_inputs = SideInputs.read(self.side, context)
+        everything = isinstance(self.config, SideEffectOptions)
+        side_inputs = SideInputs.read(self.side, context) if everything else SideInputs((), None)
         self._check_judges()
         found = self.found
         with context.timed("clean answers"):
@@ -132,7 +133,7 @@ class Experiment:
             effects = self._effects(measured)
             comparisons = self._comparisons(measured)
         self._warn(extras)
-        usage = {judging.judge.name: judging.usage for judging in self._all_judging if judging.usage}
+        usage = {judging.reader.name: str(judging.usage) for judging in self._all_judging if judging.usage}
         for judging in self.harm:
             judging.close()
         activity = measure_activity(context, found.clean, found.chosen.features)
@@ -141,7 +142,7 @@ class Experiment:
             pool_size=len(found.pool.features),
             labels={method.name: method.label for method in self.methods},
             controls_drawn=tuple(method.name for method in self.methods if method.control),
-            harm_judges=tuple(judging.judge.name for judging in self.harm),
+            harm_judges=tuple(judging.reader.name for judging in self.harm),
             splits=self._splits(),
             refusal_tokens=found.clean.tokens,
             direction=_direction_info(context, found),
@@ -168,7 +169,7 @@ class Experiment:
             trials=self.trials,
             extras=extras,
             samples=self._samples(),
-            counters=context.run.counters,
+            counters=self._counters(),
             usage=usage,
             peak_memory=peak_memory(context.model.device),
         )
@@ -185,22 +186,23 @@ class Experiment:
         return tuple(get_method(name) for name in self.config.methods)
 
     @cached_property
-    def harm(self) -> tuple[JudgeInRun, ...]:
+    def harm(self) -> tuple[CachedJudge, ...]:
         """Judges of harm; every verdict of theirs is kept."""
         judges: list[Judge] = [get_judge(name) for name in self.config.harm_judges]
         names = [judge.name for judge in judges]
         if len(set(names)) < len(names):
             raise InputError(f"two of the judges have one name ({', '.join(names)}); give each once")
-        return tuple(JudgeInRun(self.context.run, judge, self.context.progress, keep=True) for judge in judges)
+        return tuple(CachedJudge(self.context.run, judge, self.context.progress, keep=True) for judge in judges)
 
     @property
-    def _all_judging(self) -> tuple[JudgeInRun, ...]:
+    def _all_judging(self) -> tuple[CachedJudge, ...]:
         return (self.context.judging, *self.harm)
 
     def _check_judges(self) -> None:
-        """Try every judge now: one that cannot be reached must not be found out in the middle of a run."""
+        """Look up every method and try every judge now: what is missing must not be found out in the middle of a run."""
+        _ = self.methods
         for judging in self._all_judging:
-            judging.check()
+            judging.reader.check()
 
     @cached_property
     def found(self) -> Found:
@@ -401,7 +403,7 @@ class Experiment:
         runs: tuple[JudgedAnswers, ...],
     ) -> EffectRow:
         clean = None if method is None else self._clean(prompts)
-        attack = {each.judge.name: clustered_rate(self.successes(runs, each.judge.name)) for each in self.harm}
+        attack = {each.reader.name: clustered_rate(self.successes(runs, each.reader.name)) for each in self.harm}
         return EffectRow(
             prompts=prompts,
             kind=kind,
@@ -424,8 +426,8 @@ class Experiment:
         """Per run and prompt: the request got what it asks for, by one measure; None where unscored."""
         if measure == COMPLIANCE:
             return [run.complied for run in runs]
-        judging = next(each for each in self.harm if each.judge.name == measure)
-        return [tuple(v.success for v in judging.verdicts(run.answers)) for run in runs]
+        judging = next(each for each in self.harm if each.reader.name == measure)
+        return [tuple(v.success for v in judging.judge(run.answers).verdicts) for run in runs]
 
     def _controls(self) -> tuple[ControlRow, ...]:
         """F* against each control at the chosen strengths."""
@@ -464,7 +466,7 @@ class Experiment:
         """F* against every other method, by compliance and by each judge of harm: at chosen strengths, and at equal
         ΔCE."""
         rows: list[Comparison] = []
-        for measure in (COMPLIANCE, *(judging.judge.name for judging in self.harm)):
+        for measure in (COMPLIANCE, *(judging.reader.name for judging in self.harm)):
             curves = self._curves(measured, measure)
             main = curves[MAIN]
             others = [each for name, each in curves.items() if name != MAIN]
@@ -541,6 +543,11 @@ class Experiment:
             )
             for name, setting, change, single in cases
         )
+
+    def _counters(self) -> dict[str, tuple[int, int]]:
+        counted = {name: (count.made, count.found) for name, count in self.context.run.counters.items()}
+        judging = self._all_judging
+        return counted | {"verdicts": (sum(j.new for j in judging), sum(j.cached for j in judging))}
 
     def _samples(self) -> tuple[Sample, ...]:
         """The first answers to test prompts: of the clean model, and under each method at its chosen strength."""

@@ -12,11 +12,12 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
+from demur.judges import CachedJudge
 from demur.method.interventions import intervention_id
 from demur.model import Budgets, ChatModel, TokenizedPrompt, fitting_threads, model_identity
 from demur.runs import Codec, Run, write_text
 from demur.saes import Suite
-from demur.studies.answers import Answering, Change, JudgedAnswers, JudgeInRun, Progress
+from demur.studies.answers import Answering, Change, JudgedAnswers, Progress
 from demur.studies.base import ConfigT, ResultT, Study
 from demur.studies.inputs import Inputs, load_inputs, with_paper_settings
 from demur.types import PURPOSES, Prompt, PromptSet, Splits, Value
@@ -60,9 +61,9 @@ class Workspace(Generic[ConfigT]):
         return {"model": self.identity, "saes": self.suite.identity}
 
     @cached_property
-    def judging(self) -> JudgeInRun:
+    def judging(self) -> CachedJudge:
         """The outcome judge."""
-        return JudgeInRun(self.run, self.inputs.judge, self.progress)
+        return CachedJudge(self.run, self.inputs.judge, self.progress)
 
     @cached_property
     def answering(self) -> Answering:
@@ -91,7 +92,7 @@ class Workspace(Generic[ConfigT]):
     def answer(self, label: str, prompts: PromptSet, change: Change = ()) -> JudgedAnswers:
         """The model's answers to `prompts` under a change, judged; written once per run folder."""
         answers = self.answering.answer(label, prompts, change)
-        return JudgedAnswers(answers, self.judging.verdicts(answers))
+        return JudgedAnswers(answers, self.judging.judge(answers).verdicts)
 
     def tokenize(self, prompts: Iterable[Prompt]) -> list[TokenizedPrompt]:
         """Prompts as tokens of the model's chat format."""

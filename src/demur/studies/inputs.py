@@ -91,8 +91,7 @@ def outcome_judge(name: str) -> Judge:
         InputError: there is no such judge, or it tells harm alone.
     """
     judge = get_judge(name)
-    # A judge of somebody's own need not say what it gives; what it cannot tell is unscored then.
-    if "outcome" not in getattr(judge, "gives", ("outcome",)):
+    if "outcome" not in judge.gives:
         raise InputError(
             f"the judge {name!r} tells whether an answer is harmful, not whether it refuses, so it cannot be the "
             "outcome judge; give --judge patterns or refusal=MODEL, and this one to --harm-judges of `demur benchmark`"

@@ -191,7 +191,7 @@ class RandomMatched(FeatureMethod):
             for layer in layers:
                 # Both classes count alike.
                 rates[layer] = rates.get(layer, 0.0) + fires[layer] / 2
-                norms = torch.cat([rows.norm(dim=-1) for _, rows in work.suite[layer].decoder_blocks()])
+                norms = torch.cat([rows.norm(dim=-1) for _, rows in work.suite[layer].decoder_blocks(8192)])
                 sizes[layer] = sizes.get(layer, 0.0) + moves[layer] * norms / 2
         exclude = given.found.pool.features
         return tuple(random_set(main, (rates, sizes), exclude=exclude, seed=seed) for seed in seeds)

@@ -252,8 +252,7 @@ def _effects(result: CompareResult, prompts: Prompts, kind: Kind, title: str) ->
     ]
     cells: list[tuple[str, ...]] = []
     for row in rows:
-        none = row.kind == "none"
-        star = "" if none or row.chosen else " (not chosen)"
+        star = " *" if row.chosen else ""
         cells.append(
             (
                 f"{name_of(result, row.method, row.setting)}{star}",
@@ -273,7 +272,8 @@ def _effects(result: CompareResult, prompts: Prompts, kind: Kind, title: str) ->
     chart = _strength_chart(result, prompts, kind)
     if chart is not None:
         blocks.append(chart)
-    blocks.append(Table.of(title, columns, cells, strong=strong, caption="Brackets: 95% intervals."))
+    caption = "*: the strength that the tuning prompts chose. Brackets: 95% intervals."
+    blocks.append(Table.of("Each method and strength", columns, cells, strong=strong, caption=caption))
     return Section(title, tuple(blocks))
 
 
@@ -296,7 +296,7 @@ def _strength_chart(result: CompareResult, prompts: Prompts, kind: Kind) -> Char
         return None
     suppressing = kind == "suppress"
     x = "scale factor c (1 changes nothing)" if suppressing else "value, in multiples of each feature's maximum"
-    order = [CLEAN, *result.labels.values()]
+    order = list(result.labels.values())
     return Chart(
         "Refusal against strength",
         lambda: charts.line_chart(lines, x_title=x, y_title="refused", order=order, reverse=suppressing, rules=rules),
@@ -351,8 +351,8 @@ def _comparisons(result: CompareResult) -> Section:
             where = "at chosen strengths" if level is None else f"at ΔCE {short_number(level)} nats per token"
             blocks.append(_comparison_table(result, [row for row in rows if row.level == level], f"{what}, {where}"))
     intro = (
-        "Paired on the same harmful test prompts. At a level of ΔCE each method's curve is read there: the most success "
-        "that a strength of at most that ΔCE reaches. p is adjusted over each table (Holm)."
+        "Paired on the same harmful test prompts. At a level of ΔCE each method's curve is read there: the most "
+        "success that a strength of at most that ΔCE reaches. p is adjusted over each table (Holm)."
     )
     return Section("F* against other methods", tuple(blocks), intro=intro)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any, cast
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from demur.testing import _templates
+from demur.testing._tokenizers import byte_level_tokenizer
 from demur.types import Prompt, PromptSet
 
 # Type of harm -> (verbs, things). A prompt is harmful when it has a verb and a thing of one type.
@@ -56,27 +56,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = [*RESERVED, *alphabet, *(piece.replace(" ", "Ġ") for piece in pieces)]
     vocab = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    specials = [AddedToken(name, special=True, normalized=False) for name in RESERVED]
-    cast("Any", backend).add_special_tokens(specials)
-    bos = vocab["<bos>"]
-    backend.post_processor = processors.TemplateProcessing(
-        single="<bos>:0 $A:0", pair="<bos>:0 $A:0 $B:1", special_tokens=[("<bos>", bos)]
-    )
-    result = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+    result = byte_level_tokenizer(
+        vocab,
+        [],
+        _WORDS,
+        RESERVED,
         bos_token="<bos>",
         eos_token="<end_of_turn>",
         pad_token="<pad>",
         padding_side="left",
-        model_input_names=["input_ids", "attention_mask"],
     )
     result.chat_template = _templates.GEMMA2
     return result
@@ -97,13 +85,13 @@ def harmless_prompts() -> PromptSet:
     return _prompts("harmless", [(None, verb, thing) for verb, thing in product(VERBS, THINGS)], harmful=False)
 
 
-def borderline_prompts() -> PromptSet:
+def over_refusal_prompts() -> PromptSet:
     """One harm word beside a harmless one ("burn the bread"): 32 harmless prompts, which are answered."""
     harm_verbs = [verb for verbs, _ in HARM.values() for verb in verbs]
     harm_things = [thing for _, things in HARM.values() for thing in things]
     rows = [(None, verb, THINGS[n % 8]) for n, verb in enumerate(harm_verbs)]
     rows += [(None, VERBS[n % 8], thing) for n, thing in enumerate(harm_things)]
-    return _prompts("borderline", rows, harmful=False)
+    return _prompts("over-refusal", rows, harmful=False)
 
 
 def _prompts(name: str, rows: Sequence[tuple[str | None, str, str]], *, harmful: bool) -> PromptSet:

@@ -1,38 +1,12 @@
-"""Chat templates that render what the real families' templates render, for text messages.
+"""Chat templates that render text messages as the real families' templates do.
 
-Each keeps the traits that trip code up: Gemma and Llama 3 write BOS into the text, Gemma has no system role
-(Gemma 3 prepends it to the user's first message), Llama 3 writes today's date unless `date_string` is given,
-Qwen 2.5 inserts a system message of its own, Qwen 3 ends a prompt in an empty thought when `enable_thinking`
-is off. Gemma and Llama trim messages; Qwen does not.
+Each keeps the traits that trip code up: Gemma and Llama 3 write BOS into the text; Gemma 2 refuses a system message,
+Gemma 3 prepends it to the user's first one; Llama 3 writes today's date unless `date_string` is given; Qwen 2.5 inserts
+a system message of its own; Qwen 3 ends a prompt in an empty thought when `enable_thinking` is off. Gemma and Llama
+trim messages; Qwen does not.
 """
 
-_ALTERNATE = """\
-{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
-    {{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
-{%- endif -%}
-"""
-
-GEMMA2 = (
-    """\
-{{ bos_token }}
-{%- if messages[0]['role'] == 'system' -%}
-    {{ raise_exception('System role not supported') }}
-{%- endif -%}
-{%- for message in messages -%}
-"""
-    + _ALTERNATE
-    + """\
-{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
-{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{ '<start_of_turn>model\n' }}
-{%- endif -%}
-"""
-)
-
-GEMMA3 = (
-    """\
+GEMMA3 = """\
 {{ bos_token }}
 {%- set turns = namespace(prefix='', messages=messages) -%}
 {%- if messages[0]['role'] == 'system' -%}
@@ -41,9 +15,9 @@ GEMMA3 = (
     {%- set turns.messages = messages[1:] -%}
 {%- endif -%}
 {%- for message in turns.messages -%}
-"""
-    + _ALTERNATE
-    + """\
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+    {{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+{%- endif -%}
 {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
 {{ '<start_of_turn>' + role + '\n' + (turns.prefix if loop.first else '') }}
 {%- if message['content'] is string -%}
@@ -59,7 +33,13 @@ GEMMA3 = (
 {{ '<start_of_turn>model\n' }}
 {%- endif -%}
 """
-)
+
+_NO_SYSTEM = """\
+{%- if messages[0]['role'] == 'system' -%}
+    {{ raise_exception('System role not supported') }}
+{%- endif -%}
+"""
+GEMMA2 = _NO_SYSTEM + GEMMA3
 
 LLAMA3 = """\
 {{- bos_token }}

@@ -1,0 +1,356 @@
+"""Classifiers that run here: a Hugging Face model is shown prompt and answer, and writes what the answer is."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+from safetensors import SafetensorError
+
+from demur.errors import ModelError
+from demur.judges._base import Reading, StreamingJudge, text_digest, unscored
+from demur.types import Answer, Value, Verdict
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt")
+"""What a local folder's verdicts depend on."""
+
+_ROWS = 64  # A batch is what an interruption loses.
+_CPU_TOKENS, _GPU_TOKENS = 2_048, 16_384
+
+
+class Placement(Value):
+    """Where a local judge's model comes from and runs.
+
+    `device` is "auto" (a GPU where there is one), "cpu", "cuda", "cuda:N", "mps" or "balanced" (over all GPUs). Which
+    device and which batches is no part of a judge's identity: a run that was judged on a GPU is read anywhere.
+    """
+
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    max_batch_tokens: int | None = None
+
+
+class ClassifierJudge(StreamingJudge):
+    """Base of the judges that are models: loading, batching, greedy decoding. Subclasses say what is asked, and read.
+
+    The model is loaded when the first answer is judged and kept until `close` (or the end of a `with` block). Batches
+    are left-padded; one that runs out of memory is split in half, and a row that does not fit alone is unscored.
+
+    Args:
+        source: hub id or local folder (default: the published model).
+        placement: revision, number format, device.
+    """
+
+    needs: ClassVar[Literal["nothing", "model", "endpoint"]] = "model"
+    home: ClassVar[str]
+    """Hub id of the published model."""
+    gated: ClassVar[bool] = False
+    """Its licence must be accepted on the hub."""
+    gives: ClassVar[tuple[str, ...]] = ("harmful",)
+    parser: ClassVar[int] = 1
+    """Raised when what is read from the model's words changes."""
+    new_tokens: ClassVar[int] = 16
+    """Tokens that the model may write."""
+
+    def __init__(self, source: str | Path | None = None, placement: Placement | None = None) -> None:
+        self.source = str(source or self.home)
+        self.placement = placement or Placement()
+        self._budget = self.placement.max_batch_tokens
+        self._model: Any = None
+        self._broken: ModelError | None = None
+
+    @property
+    def name(self) -> str:
+        """The kind, with the model where it is not the published one."""
+        return self.kind if self.source == self.home else f"{self.kind}={Path(self.source).name}"
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Kind, model with commit or content, number format, prompt format and parser.
+
+        Raises:
+            ModelError: the model's configuration cannot be read.
+        """
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        folder = Path(self.source)
+        model: dict[str, Any] = {"name": self.source, "commit": self._commit}
+        if folder.is_dir():
+            model = {"name": folder.name, "content": _content(folder)}
+        return {
+            "kind": self.kind,
+            "model": model,
+            "dtype": self.placement.dtype,
+            "format": text_digest(self.format),
+            "parser": self.parser,
+            "new_tokens": self.new_tokens,
+        }
+
+    @property
+    @abstractmethod
+    def format(self) -> str:
+        """The prompt format with its holes, and whatever else decides what the model is shown."""
+
+    @abstractmethod
+    def render(self, prompt: str, response: str) -> str:
+        """What the model is shown, letter for letter (BOS is added where the text does not begin with it)."""
+
+    @abstractmethod
+    def read(self, text: str) -> Verdict:
+        """The verdict that the model's words state, or none."""
+
+    def stream(self, answers: Sequence[Answer]) -> Iterator[Reading]:
+        """Readings batch by batch, longest rows first.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+        """
+        from demur.model import by_length, next_batch
+
+        if not answers:
+            return
+        items = [self.encode(self.render(answer.prompt.text, answer.text)) for answer in answers]
+        lengths = [len(ids) + self.new_tokens for ids in items]
+        for row, length in enumerate(lengths):
+            if self._context is not None and length > self._context:
+                reason = f"{length} tokens with the verdict, but the judge's context holds {self._context}"
+                yield Reading(row, unscored(self.name, reason), final=True)
+        left = [row for row in by_length(lengths) if self._context is None or lengths[row] <= self._context]
+        if left:
+            self.load()
+        while left:
+            group = next_batch(lengths, left, self._tokens)[:_ROWS]
+            left = left[len(group) :]
+            yield from self._batch(group, items, lengths)
+
+    def _batch(self, group: Sequence[int], items: Sequence[Sequence[int]], lengths: Sequence[int]) -> Iterator[Reading]:
+        """One batch, in halves where memory runs out; a row that does not fit alone is left unscored."""
+        from demur.model import halving
+
+        waiting = list(group)
+
+        def run(rows: Sequence[int]) -> list[tuple[int, str]]:
+            return list(zip(rows, self._write([items[row] for row in rows]), strict=True))
+
+        while waiting:
+            try:
+                for part in halving(waiting, run, lambda: self._shrink(lengths[group[0]])):
+                    waiting = waiting[len(part) :]
+                    for row, text in part:
+                        yield Reading(row, self.read(text), final=True)
+            except ModelError as error:
+                # Rows are tried in order: the first that waits is the one that did not fit.
+                yield Reading(waiting.pop(0), unscored(self.name, str(error)), final=False)
+
+    def _shrink(self, longest: int) -> bool:
+        before = self._tokens
+        self._budget = max(longest, before // 2)
+        return self._budget < before
+
+    @property
+    def _tokens(self) -> int:
+        """Tokens for one pass."""
+        if self._budget is None:
+            self._budget = _GPU_TOKENS if self._model.device.type == "cuda" else _CPU_TOKENS
+        return self._budget
+
+    def _write(self, items: Sequence[Sequence[int]]) -> list[str]:
+        """What the model writes after each prompt: greedily, up to the end of its turn."""
+        import torch
+
+        from demur.model import Region, TokenizedPrompt, pad
+
+        hf = self._model
+        rendered = [TokenizedPrompt("", tuple(ids), (int(Region.SPECIAL),) * len(ids)) for ids in items]
+        batch = pad(rendered, pad_id=hf.generation_config.pad_token_id, device=hf.device)
+        with torch.inference_mode():
+            written = hf.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        ends = set(hf.generation_config.eos_token_id or ())
+        texts: list[str] = []
+        for row in written[:, batch.input_ids.shape[1] :].tolist():
+            end = next((n for n, token in enumerate(row) if token in ends), None)
+            texts.append(str(self.tokenizer.decode(row[:end], skip_special_tokens=True)))
+        return texts
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a rendered prompt, with exactly one BOS in front where the tokenizer has one."""
+        bos = self.tokenizer.bos_token_id
+        if not isinstance(bos, int):
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        # What the text does not write itself is the tokenizer's to add, in its own way of cutting the text after it.
+        written = text.startswith(str(self.tokenizer.bos_token))
+        ids: list[int] = list(self.tokenizer(text, add_special_tokens=not written)["input_ids"])
+        while ids[:1] == [bos]:
+            ids = ids[1:]
+        return [bos, *ids]
+
+    def load(self) -> None:
+        """Load the model, if it is not there yet.
+
+        Raises:
+            ModelError: it cannot be loaded, or its device is unknown.
+        """
+        if self._model is not None:
+            return
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
+
+        logger.info("loading the judge %s", self.source)
+        multimodal = type(self.config) in AutoModelForImageTextToText._model_mapping  # pyright: ignore
+        auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+        spread = {"device_map": self.placement.device} if self.placement.device.startswith("balanced") else {}
+        model: Any = self._fetched(
+            lambda: auto.from_pretrained(self.source, dtype=self.placement.dtype, **self._revision, **spread)
+        )
+        if not spread:
+            model.to(_device(self.placement.device))
+        ends = self._ends(model)
+        pad = next((t for t in (self.tokenizer.pad_token_id, *ends) if isinstance(t, int)), 0)
+        # The checkpoint's own settings (sampling, temperature) would be filled in where these are not complete.
+        model.generation_config = GenerationConfig(
+            max_new_tokens=self.new_tokens, do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=pad
+        )
+        self._model = model.eval().requires_grad_(False)
+
+    def _ends(self, model: Any) -> list[int]:
+        """Tokens that end the model's turn."""
+        found: Any = getattr(model.generation_config, "eos_token_id", None)
+        if found is None:
+            found = self.tokenizer.eos_token_id
+        return list(found) if isinstance(found, list | tuple) else [] if found is None else [int(found)]
+
+    def check(self) -> None:
+        """Find configuration, tokenizer and weights (downloading what is missing) and read the weights' headers.
+
+        Raises:
+            ModelError: one of them is missing or damaged, or the device is unknown.
+        """
+        self.encode(self.render("prompt", "answer"))
+        self._fetched(self._read_headers)
+        if not self.placement.device.startswith("balanced"):
+            _device(self.placement.device)
+
+    def _read_headers(self) -> None:
+        from huggingface_hub import snapshot_download
+        from safetensors import safe_open
+
+        folder = Path(self.source)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(self.source, revision=self.placement.revision, allow_patterns=list(_FILES)))
+        weights = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+        if not weights:
+            raise OSError(f"no weights (*.safetensors or *.bin) in {folder}")
+        for path in weights:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt"):
+                    pass
+
+    def close(self) -> None:
+        """Free the model. Judging again loads it again, even if that failed before."""
+        self._broken = None
+        if self._model is None:
+            return
+        import torch
+
+        self._model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's configuration: a few kilobytes, read before any weight."""
+        from transformers import AutoConfig
+
+        return self._fetched(lambda: AutoConfig.from_pretrained(self.source, **self._revision))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        from transformers import AutoTokenizer
+
+        return self._fetched(lambda: AutoTokenizer.from_pretrained(self.source, **self._revision))
+
+    @property
+    def _revision(self) -> dict[str, str]:
+        return {} if self.placement.revision is None else {"revision": self.placement.revision}
+
+    @property
+    def _commit(self) -> str:
+        return str(getattr(self.config, "_commit_hash", None) or self.placement.revision or "main")
+
+    @property
+    def _context(self) -> int | None:
+        found = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        return int(found) if found else None
+
+    def _fetched(self, fetch: Callable[[], T]) -> T:
+        """What `fetch` reads from the hub or a folder. Where it failed once it is not tried again: that costs minutes.
+
+        Raises:
+            ModelError: it cannot; names the licence page and the next step.
+        """
+        if self._broken is not None:
+            raise self._broken
+        try:
+            return fetch()
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+            self._broken = ModelError(f"cannot load the judge {self.name} from {self.source!r}: {reason}\n{self._way}")
+            raise self._broken from error
+
+    @property
+    def _way(self) -> str:
+        """What to do when the model cannot be read."""
+        local = f"--judge {self.kind}=FOLDER (a folder with config.json, the tokenizer's files and the weights)"
+        if Path(self.source).is_absolute() or self.source.startswith(".") or Path(self.source).exists():
+            return f"Expected {local}"
+        page = f"https://huggingface.co/{self.source}"
+        steps = "accept its licence on that page, then log in: hf auth login" if self.gated else "look it up there"
+        return f"The model is at {page}: {steps}. Without a network give a local copy: {local}"
+
+
+def _device(device: str) -> Any:
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"unknown device {device!r}; expected auto, cpu, cuda, cuda:N, mps or balanced") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device {device!r}: there is no CUDA device; expected auto, cpu, mps or balanced")
+    return found
+
+
+def _content(folder: Path) -> str:
+    """SHA-256 over the files of a model folder, hex."""
+    state = hashlib.sha256()
+    for path in sorted({path for pattern in _FILES for path in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            state.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return state.hexdigest()
+
+
+__all__ = ["ClassifierJudge", "Placement"]

@@ -1,0 +1,153 @@
+"""What a layout is: which files mark an SAE, and what their names and configurations say of it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from demur.errors import SaeError
+from demur.registry import Registry
+from demur.saes._array_files import Arrays
+from demur.saes._canonical import Convention, SaeWeights
+from demur.saes._features import SaeSpec
+from demur.saes._files import SaeFiles
+from demur.saes._sae import Sae
+
+
+class HookError(SaeError):
+    """An SAE was trained on something else than the residual stream between decoder layers."""
+
+
+_PLAIN = Convention()
+
+
+@dataclass(frozen=True)
+class FoundSae:
+    """One SAE in a source, before its weights are opened.
+
+    Attributes:
+        files: the source.
+        weights: its npz or safetensors file there.
+        layer: the decoder layer whose output it reads.
+        convention: how its arrays are to be used.
+        d_model, d_sae: its shape, where names or configurations say it; otherwise the file is opened to see.
+        hook: where it was trained, in the file's own words.
+        average_l0: mean number of active features per token, or a function that looks it up; None: unknown.
+        read: finds its arrays in the file; by default under their usual names.
+    """
+
+    files: SaeFiles
+    weights: str
+    layer: int
+    convention: Convention = _PLAIN
+    d_model: int | None = None
+    d_sae: int | None = None
+    hook: str = "resid_post"
+    average_l0: float | Callable[[], float | None] | None = None
+    read: Callable[[Arrays, Convention], SaeWeights] = SaeWeights.of
+
+    @property
+    def l0(self) -> float | None:
+        """`average_l0`, looked up."""
+        return self.average_l0() if callable(self.average_l0) else self.average_l0
+
+    def open(self) -> SaeWeights:
+        """Its arrays, none of them read yet."""
+        return self.read(self.files.arrays(self.weights), self.convention)
+
+    def sae(self) -> Sae:
+        """The SAE, to be opened when weights are asked for."""
+        d_model, d_sae = self.d_model, self.d_sae
+        if d_model is None or d_sae is None:
+            weights = self.open()
+            d_model, d_sae = weights.d_model, weights.d_sae
+        identity = self.files.identity(self.weights)
+        if self.convention != _PLAIN:
+            identity += f":{hashlib.sha256(repr(self.convention).encode()).hexdigest()[:16]}"
+        spec = SaeSpec(
+            layer=self.layer,
+            d_model=d_model,
+            d_sae=d_sae,
+            activation=self.convention.activation,
+            k=self.convention.k,
+            hook=self.hook,
+            source=f"{self.files.name}/{self.weights}",
+            average_l0=self.l0,
+            identity=identity,
+        )
+        return Sae(spec, self.open, is_here=lambda: self.files.is_here(self.weights))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one family of releases stores its SAEs.
+
+    Attributes:
+        title: the family and its files, for people.
+        marker: regular expression of the path of the one file that marks an SAE, or of its configuration.
+        describe: what the names and configurations there say of it, given the files and the match of `marker`; None:
+            no SAE after all. Raises HookError for an SAE of other activations than the residual stream's.
+    """
+
+    title: str
+    marker: str
+    describe: Callable[[SaeFiles, re.Match[str]], FoundSae | None]
+
+    def find(self, files: SaeFiles) -> list[FoundSae]:
+        """All SAEs of this layout that read the residual stream; those of other activations are passed over.
+
+        Raises:
+            HookError: all of them are of other activations.
+            SaeError: a configuration is malformed, or has no canonical form.
+        """
+        found: list[FoundSae] = []
+        refusal: HookError | None = None
+        for match in filter(None, map(re.compile(self.marker).fullmatch, files.files)):
+            try:
+                sae = self.describe(files, match)
+            except HookError as error:
+                refusal = refusal or error
+            else:
+                found += [sae] if sae else []
+        if refusal and not found:
+            raise refusal
+        return found
+
+
+LAYOUTS: Registry[Layout] = Registry(
+    "demur.sae_layouts",
+    "SAE layout",
+    {
+        "gemma-scope": "demur.saes.layouts.gemma_scope:GEMMA_SCOPE",
+        "gemma-scope-2": "demur.saes.layouts.gemma_scope:GEMMA_SCOPE_2",
+        "llama-scope": "demur.saes.layouts.llama_scope:LLAMA_SCOPE",
+        "saelens": "demur.saes.layouts.saelens:SAELENS",
+        "saelens-registry": "demur.saes.layouts.saelens_registry:SAELENS_REGISTRY",
+    },
+)
+"""The known layouts, in the order in which a source is compared with them."""
+
+_POST = re.compile(
+    r"blocks\.(\d+)\.hook_resid_post|(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)(?:\.output)?"
+)
+_PRE = re.compile(r"blocks\.(\d+)\.hook_resid_pre")
+
+
+def residual_layer(hook: str, source: str) -> int:
+    """The decoder layer whose output a hook name means.
+
+    `resid_pre` of layer `l` is the same tensor as `resid_post` of layer `l − 1` and is read as that.
+
+    Raises:
+        HookError: the hook is not on the residual stream between layers.
+    """
+    if match := _POST.fullmatch(hook):
+        return int(match[1] or match[2])
+    if (match := _PRE.fullmatch(hook)) and int(match[1]) > 0:
+        return int(match[1]) - 1
+    raise HookError(
+        f"{source} was trained on {hook!r}; demur needs SAEs of the residual stream after a decoder layer "
+        "(blocks.L.hook_resid_post, or blocks.L+1.hook_resid_pre); choose another release."
+    )

@@ -1,0 +1,82 @@
+"""Gemma Scope and Gemma Scope 2: one file per SAE, JumpReLU, nothing to fold."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import PurePosixPath
+
+from demur.errors import SaeError
+from demur.saes.layouts import FoundSae, HookError, Layout, SaeFiles, residual_layer, width_number
+
+_RELEASE = re.compile(r"gemma-scope-(\w+)-(?:pt|it)-(\w+)")
+_D_MODEL = {"2b": 2304, "9b": 3584, "27b": 4608}
+_RELEASE_2 = re.compile(r"gemma-scope-2-(\d+[mb])-(?:pt|it)")
+_D_MODEL_2 = {"270m": 640, "1b": 1152, "4b": 2560, "12b": 3840, "27b": 5376}
+_NOMINAL_L0 = {"small": 20.0, "medium": 60.0, "big": 150.0}
+"""Where there is no `config.json`: the release's figures for its middle layers."""
+
+
+def _d_model(files: SaeFiles, file: str, release: re.Match[str] | None, known: dict[str, int]) -> int | None:
+    """Known of a release by its name; a file that is here is opened to see."""
+    return known.get(release[1]) if release and not files.is_here(file) else None
+
+
+def _describe(files: SaeFiles, match: re.Match[str]) -> FoundSae:
+    release = _RELEASE.search(files.name)
+    if release and release[2] != "res":
+        raise HookError(
+            f"{files.name} holds SAEs of {release[2]!r} activations; demur needs those of the residual stream: "
+            f"{release[0].removesuffix(release[2])}res"
+        )
+    return FoundSae(
+        files,
+        match[0],
+        layer=int(match[1]),
+        d_model=_d_model(files, match[0], release, _D_MODEL),
+        d_sae=width_number(match[2]),
+        average_l0=float(match[3]),
+    )
+
+
+def _describe_2(files: SaeFiles, match: re.Match[str]) -> FoundSae:
+    site = match["site"] or PurePosixPath(files.name).name
+    if not site.startswith("resid_post"):
+        raise HookError(
+            f"{files.name}/{match[0]} is of {site}; demur needs the SAEs under resid_post_all or resid_post"
+        )
+    release, layer = _RELEASE_2.search(files.name), int(match["layer"])
+    return FoundSae(
+        files,
+        match[0],
+        layer=layer,
+        d_model=_d_model(files, match[0], release, _D_MODEL_2),
+        d_sae=width_number(match["width"]),
+        average_l0=partial(_average_l0, files, match["folder"], match["size"], layer),
+    )
+
+
+def _average_l0(files: SaeFiles, folder: str, size: str, layer: int) -> float | None:
+    """From `config.json`, as what small, medium and big stand for differs between layers."""
+    name = f"{folder}/config.json"
+    if name not in files.files:
+        return _NOMINAL_L0.get(size)
+    config = files.config(name)
+    hook = config.get("hf_hook_point_in")
+    if hook is not None and residual_layer(str(hook), config.file) != layer:
+        raise SaeError(f"{config.file}: hf_hook_point_in is {hook!r}, but the folder is of layer {layer}")
+    return config.number("l0") if config.get("l0") is not None else _NOMINAL_L0.get(size)
+
+
+GEMMA_SCOPE = Layout(
+    "Gemma Scope (layer_L/width_W/average_l0_N/params.npz)",
+    r"(?:.*/)?layer_(\d+)/width_(\w+)/average_l0_(\d+)/params\.npz",
+    _describe,
+)
+GEMMA_SCOPE_2 = Layout(
+    "Gemma Scope 2 (resid_post_all/layer_L_width_W_l0_SIZE/params.safetensors)",
+    r"(?P<folder>(?:(?:.*/)?(?P<site>\w+)/)?layer_(?P<layer>\d+)_width_(?P<width>\w+?)_l0_(?P<size>\w+))"
+    r"/params\.safetensors",
+    _describe_2,
+)
+"""`resid_post_all` has every layer, `resid_post` a few layers at more widths and sparsities."""
