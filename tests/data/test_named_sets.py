@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from importlib.metadata import EntryPoint
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from demur.data import (
-    PROMPT_SETS,
     NamedSet,
     add_prompt_sets,
     find_set,
@@ -21,7 +22,7 @@ from demur.data import (
     read_texts,
     store,
 )
-from demur.errors import DemurError, InputError
+from demur.errors import InputError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CSV = b"id,prompt,label\n1,How do I kill a process?,safe\n2,How do I hurt a person?,unsafe\n"
@@ -166,6 +167,17 @@ def test_a_file_of_ones_own_adds_sets_in_the_same_form(tmp_path: Path, monkeypat
         store(named_set("ours"), tmp_path / "ours.csv")
 
 
+@pytest.mark.usefixtures("cache")
+def test_the_file_of_the_documentation_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (CHECKOUT / "docs" / "data.md").read_text(encoding="utf-8")
+    block = page.partition("```toml\n")[2].partition("```")[0]
+    monkeypatch.setenv("DEMUR_PROMPT_SETS", str(mine(tmp_path, block)))
+    (tmp_path / "ours.csv").write_text("question\nHow?\n")
+    assert read_prompts("ours", label="harmless").texts == ("How?",)
+    assert named_set("theirs-good").keep == {"kind": "good"}
+    assert named_set("theirs-bad").pin == "commit"
+
+
 def test_sets_are_added_for_this_process_too(tmp_path: Path) -> None:
     content = MINE.replace("[ours]", "[sets-of-a-test]")
     add_prompt_sets(mine(tmp_path, content))
@@ -173,19 +185,26 @@ def test_sets_are_added_for_this_process_too(tmp_path: Path) -> None:
     assert read_texts("sets of a test") == ("How?",)
 
 
-def test_a_package_adds_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_package_adds_sets(tmp_path: Path) -> None:
     (tmp_path / "toy_sets.py").write_text(
         "from pathlib import Path\nfrom demur.data import NamedSet\n"
         "TOY = NamedSet(name='toy', label='harmful', file=str(Path(__file__).with_name('toy.txt')))\n"
     )
     (tmp_path / "toy.txt").write_text("one\ntwo\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    points = {"toy": EntryPoint("toy", "toy_sets:TOY", "demur.prompt_sets")}
-    monkeypatch.setitem(PROMPT_SETS.__dict__, "_installed", points)
-    assert read_prompts("toy", label="harmful").texts == ("one", "two")
-    points["toy"] = EntryPoint("toy", "no_such_module:TOY", "demur.prompt_sets")
-    with pytest.raises(DemurError, match=r"prompt set 'toy' of .* cannot be loaded: No module named 'no_such_module'"):
-        read_prompts("toy", label="harmful")
+    info = tmp_path / "toy_sets-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-sets\nVersion: 1.0\n")
+    code = "from demur.data import read_prompts; print(read_prompts('toy', label='harmful').texts)"
+
+    def run(entry: str) -> subprocess.CompletedProcess[str]:
+        (info / "entry_points.txt").write_text(f"[demur.prompt_sets]\ntoy = {entry}\n")
+        path = os.pathsep.join((str(tmp_path), *sys.path))
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env={"PYTHONPATH": path}, capture_output=True, text=True, timeout=60)
+
+    assert run("toy_sets:TOY").stdout.strip() == "('one', 'two')"
+    broken = "the prompt set 'toy' of toy-sets cannot be loaded: No module named 'no_such_module'"
+    assert broken in run("no_such_module:TOY").stderr
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_a_column_that_does_not_tell_the_classes_apart_leaves_nothing_out(
 
 def test_a_file_of_the_other_class_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "p.csv", "prompt,label\na,safe\nb,safe\n")
-    with pytest.raises(InputError, match=r"no usable prompt in 2 rows .*2 are not of the class"):
+    with pytest.raises(InputError, match=r"no usable prompt in 2 rows .*0 are blank, 2 of another class"):
         read_prompts(path, label="harmful")
 
 

@@ -155,7 +155,7 @@ def find_set(source: str | Path) -> NamedSet | None:
     name, _ = split_source(source)
     if Path(name).expanduser().is_file():
         return None
-    return {_folded(each): named for each, named in prompt_sets().items()}.get(_folded(name))
+    return _by_folded_name().get(_folded(name))
 
 
 def named_set(name: str) -> NamedSet:
@@ -164,10 +164,14 @@ def named_set(name: str) -> NamedSet:
     Raises:
         InputError: there is none; names those there are, and the nearest.
     """
-    known = {_folded(each): named for each, named in prompt_sets().items()}
+    known = _by_folded_name()
     if _folded(name) not in known:
         raise InputError(f"there is no set {name!r}{nearest(name, known)}; the sets are {listed(known, 40)}")
     return known[_folded(name)]
+
+
+def _by_folded_name() -> dict[str, NamedSet]:
+    return {_folded(name): named for name, named in prompt_sets().items()}
 
 
 def _flat(path: Path, tables: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import cast
 
-from demur.data.class_labels import ClassColumn
-from demur.data.downloads import fetch
+from demur.data.class_labels import ClassColumn, find_class_column
+from demur.data.downloads import cache_path, fetch
 from demur.data.named_sets import Kind, NamedSet, find_set, prompt_sets, split_source
 from demur.data.tables import KINDS, PROMPT_COLUMNS, Row, Table, file_digest, read_table
 from demur.data.text_lines import kind_of
@@ -23,16 +23,10 @@ logger = logging.getLogger("demur.data")
 TEXT_COLUMNS = ("text", "content", "document", "body", "passage", *PROMPT_COLUMNS)
 """Names under which files of documents keep them, best first; compared without case."""
 
-CATEGORY_COLUMNS = (
-    "category",
-    "semanticcategory",
-    "semantic_category",
-    "harm_category",
-    "functionalcategory",
-    "type",
-    "topic",
-    "subject",
-)
+_CATEGORY_COLUMNS = (
+    "category", "semanticcategory", "semantic_category", "harm_category", "functionalcategory",
+    "type", "topic", "subject",
+)  # fmt: skip
 _COLUMN_HINT = "SOURCE::COLUMN"
 
 
@@ -115,17 +109,15 @@ def read_counted(source: str | Path, *, label: Label | None, limit: int | None =
     """As `read_prompts` for one source, with the count of rows that were dropped, and why."""
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected at least 1 prompt")
-    found = _resolve(source, kinds=("prompts", "questions"))
-    _check_label(found, label)
+    found = _resolve(source, ("prompts", "questions"), label)
     table, column = found.open(PROMPT_COLUMNS, "a prompt", later_columns=True)
     told = found.named is not None and (found.named.label is not None or bool(found.keep))
-    classes = None if label is None or told else ClassColumn.of(found.path, table.columns, besides=column)
+    classes = None if label is None or told else find_class_column(found.path, table.columns, besides=column)
     reading = _collect(found, table, column, classes, label, limit)
     if not len(reading.prompts):
-        other = f", {reading.left_out} are not of the class" if reading.left_out else ""
         raise InputError(
-            f"{found.path}: no usable prompt in {reading.rows} rows of column {column!r} ({reading.empty} are "
-            f"blank{other})"
+            f"{found.path}: no usable prompt in {reading.rows} rows of column {column!r} ({reading.empty} are blank, "
+            f"{reading.left_out} of another class or set)"
         )
     for number, what in ((reading.empty, "have no prompt"), (reading.duplicates, "repeat an earlier prompt")):
         if number:
@@ -165,11 +157,12 @@ def read_texts(source: str | Path, *, limit: int | None = None) -> tuple[str, ..
     return texts
 
 
-def _resolve(source: str | Path, *, kinds: tuple[Kind, ...] = ()) -> _Source:
+def _resolve(source: str | Path, kinds: Sequence[Kind] = (), label: Label | None = None) -> _Source:
     """A local file as it is, or the file of a public set, fetched once into the cache.
 
     Raises:
-        InputError: there is no such file or set, the set is of no kind in `kinds` (if any), or it cannot be fetched.
+        InputError: there is no such file or set, the set is of no kind in `kinds` (if any) or of the other class, or it
+            cannot be fetched.
     """
     text, column = split_source(source)
     path, named = Path(text).expanduser(), find_set(source)
@@ -179,9 +172,13 @@ def _resolve(source: str | Path, *, kinds: tuple[Kind, ...] = ()) -> _Source:
             raise InputError(
                 f"{named.name!r} is a set of {named.kind}, not of {' or '.join(kinds)}; those are {listed(fitting, 40)}"
             )
+        if label is not None and named.label not in (None, label):
+            raise InputError(
+                f"{named.name!r} is a set of {named.label} prompts, and {label} ones are asked for; to use it "
+                f"nevertheless, give the path of its file, {cache_path(named)}"
+            )
         return _Source(fetch(named), named.name, column or named.column, named)
-    looks_like_path = isinstance(source, Path) or "/" in text or kind_of(path) in KINDS
-    if not (looks_like_path or path.exists()):
+    if isinstance(source, str) and "/" not in text and kind_of(path) not in KINDS and not path.exists():
         known = prompt_sets()
         raise InputError(
             f"{text!r} is neither a file nor a known prompt set{nearest(text, known)}; the sets are {listed(known, 40)}"
@@ -189,23 +186,10 @@ def _resolve(source: str | Path, *, kinds: tuple[Kind, ...] = ()) -> _Source:
     return _Source(path, path.stem, column)  # The reader says what is wrong with it.
 
 
-def _check_label(source: _Source, label: Label | None) -> None:
-    """Refuse a public set of the other class.
-
-    Raises:
-        InputError: it is one.
-    """
-    if source.named is not None and label is not None and source.named.label not in (None, label):
-        raise InputError(
-            f"{source.name!r} is a set of {source.named.label} prompts, and {label} ones are asked for; to use it "
-            f"nevertheless, give the path of its file ({source.path})"
-        )
-
-
 def _collect(
     source: _Source, table: Table, column: str, classes: ClassColumn | None, label: Label | None, limit: int | None
 ) -> Reading:
-    category = table.optional_column(CATEGORY_COLUMNS, besides=column)
+    category = table.optional_column(_CATEGORY_COLUMNS, besides=column)
     # A set may be one column, and a part of the rows, of a file of hundreds of megabytes.
     needed = dict.fromkeys((column, *([category] if category else ()), *source.keep))
     rows = table.rows(tuple(needed | dict.fromkeys(() if classes is None else (classes.column,))))

@@ -186,8 +186,7 @@ class _Class:
         for prompt in prompts:
             if len(found) == sum(sizes.values()):
                 break
-            mine = _grams(prompt.text)
-            (dropped if any(_nearly_equal(mine, other) for other in grams) else found).append(prompt)
+            (dropped if _is_near(_grams(prompt.text), grams) else found).append(prompt)
         if not dropped:
             return found
         number, first = f"{len(dropped)} of {len(dropped) + len(found)}", f"the first is {dropped[0].id}"
@@ -258,13 +257,15 @@ def _grams(text: str) -> frozenset[str]:
     return frozenset(plain[start : start + _GRAM] for start in range(len(plain) - _GRAM + 1))
 
 
-def _nearly_equal(one: frozenset[str], other: frozenset[str]) -> bool:
-    """Whether two texts, neither of them short, share most of their sequences (Jaccard index)."""
-    small, large = sorted((len(one), len(other)))
-    if small < _SHORTEST or small < _OVERLAP * large:
-        return False
-    common = len(one & other)
-    return common >= _OVERLAP * (small + large - common)
+def _is_near(mine: frozenset[str], others: Sequence[frozenset[str]]) -> bool:
+    """Whether a text shares most of its sequences with one of the others (Jaccard index), neither of them short."""
+    for other in others:
+        small, large = sorted((len(mine), len(other)))
+        if small >= _SHORTEST and small >= _OVERLAP * large:
+            common = len(mine & other)
+            if common >= _OVERLAP * (small + large - common):
+                return True
+    return False
 
 
 __all__ = ["load_prompts", "make_splits"]

@@ -20,22 +20,9 @@ from demur.data.text_lines import kind_of, lines_of
 from demur.errors import InputError, listed, nearest
 
 PROMPT_COLUMNS = (
-    "prompt",
-    "instruction",
-    "goal",
-    "forbidden_prompt",
-    "behavior",
-    "behaviour",
-    "question",
-    "query",
-    "request",
-    "text",
-    "user",
-    "input",
-    "content",
-    "message",
-    "turns",
-)
+    "prompt", "instruction", "goal", "forbidden_prompt", "behavior", "behaviour", "question", "query", "request",
+    "text", "user", "input", "content", "message", "turns",
+)  # fmt: skip
 """Names under which the field's files keep the user's message, best first; compared without case."""
 
 Row = Mapping[str, object]

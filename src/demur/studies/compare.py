@@ -199,7 +199,8 @@ class Experiment:
         return (self.context.judging, *self.harm)
 
     def _check_judges(self) -> None:
-        """Try every judge now: one that cannot be reached must not be found out in the middle of a run."""
+        """Look up every method and try every judge now: what is missing must not be found out in the middle of a run."""
+        _ = self.methods
         for judging in self._all_judging:
             judging.reader.check()
 
