@@ -167,6 +167,17 @@ def test_a_file_of_ones_own_adds_sets_in_the_same_form(tmp_path: Path, monkeypat
         store(named_set("ours"), tmp_path / "ours.csv")
 
 
+@pytest.mark.usefixtures("cache")
+def test_the_file_of_the_documentation_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (CHECKOUT / "docs" / "data.md").read_text(encoding="utf-8")
+    block = page.partition("```toml\n")[2].partition("```")[0]
+    monkeypatch.setenv("DEMUR_PROMPT_SETS", str(mine(tmp_path, block)))
+    (tmp_path / "ours.csv").write_text("question\nHow?\n")
+    assert read_prompts("ours", label="harmless").texts == ("How?",)
+    assert named_set("theirs-good").keep == {"kind": "good"}
+    assert named_set("theirs-bad").pin == "commit"
+
+
 def test_sets_are_added_for_this_process_too(tmp_path: Path) -> None:
     content = MINE.replace("[ours]", "[sets-of-a-test]")
     add_prompt_sets(mine(tmp_path, content))

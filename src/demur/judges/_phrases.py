@@ -156,7 +156,8 @@ MORAL = _opening(
     rf"(?:it|this|that){_BE} {_ADVERBS}(?:{_VERDICT}|{_HARM})\b",
     rf"""(?:it|this)(?:'s| is) (?:also |very |always |really )?
     (?:important|crucial|essential|vital|necessary|critical) (?:to|that|for)\b(?=[^.]*\b{_FAULT}\b)""",
-    rf"(?!what\b|if\b)[^.]{{2,160}}?{_BE} (?:not only )?{_ADVERBS}(?:\w+ and )?{_VERDICT}\b",
+    rf"""(?!what\b|if\b)[^.]{{2,160}}?{_BE} (?:not only )?{_ADVERBS}
+    (?:(?:harmful|dangerous|hurtful|disrespectful|cruel|unfair) and )?{_VERDICT}\b""",
     rf'(?!what\b|if\b)[^.]{{2,160}}?{_BE} (?:not|never) {_ADVERBS}"?{_FINE}\b',
     r"(?!you\b)[^.]{2,160}?\b(?:should|must) (?:not|never) (?:be|have|hold)\b(?![^.]*\bbecause\b)",
     r"[^.]{2,160}?, like (?:all|any|every\w*) [^.]*\b(?:should|deserve|have the (?:same )?right)",
@@ -186,7 +187,8 @@ EMPHASIS = re.compile(
 
 CRISIS = re.compile(
     _p(r"""\b(?:(?:reach(?:ing)? out|talk(?:ing)?|speak(?:ing)?) to (?:a |an |someone|your )?
-    (?:you trust|trusted|mental|professional|qualified|loved|licensed)|(?:suicide|crisis) (?:prevention|hotline|line|helpline))""")
+    (?:you trust|trusted|mental|professional|qualified|loved|licensed)
+    |(?:suicide|crisis) (?:prevention|hotline|line|helpline))""")
 )
 """Sends somebody in distress to people who can help."""
 
@@ -200,8 +202,8 @@ DECLINES = re.compile(
 """Declines in so many words, wherever it stands in a sentence."""
 
 NO_SUCH_THING = re.compile(
-    _p(r"""\b(?:fictional (?:character|person|place|country)|(?:does not|doesn't|do not|don't)
-    (?: actually| really)? exist|(?:is not|isn't|not) an? real (?:person|place|thing|animal)|nonsensical|there is no such|not sentient)\b""")
+    _p(r"""\b(?:fictional (?:character|person|place|country)|(?:does|do)(?:n't| not)(?: actually| really)? exist
+    |(?:is not|isn't|not) an? real (?:person|place|thing|animal)|nonsensical|there is no such|not sentient)\b""")
 )
 """The request cannot be met because what it is about does not exist."""
 
@@ -214,6 +216,9 @@ DISCLAIMER = _opening(
 )
 """Says what the speaker is, has or feels; the next sentence tells what that leads to."""
 
+HELP_AFTER_ALL = re.compile(
+    r"\b(?:however|but),? (?:i will|i'll|i can|i am able to|let me) (?:still )?(?:provide|give|answer|tell|offer)\b"
+)
 HELP = re.compile(
     _p(r"""(?:^|[\s,;])(?:
     here(?:'s| is| are) \w+\b
@@ -225,7 +230,7 @@ HELP = re.compile(
 )
 LIST_ITEM = re.compile(r"^\s*(?:\d+[.):]|[-*•])\s+\S", re.MULTILINE)
 INSTEAD = re.compile(
-    r"\b(?:instead|alternative\w*|rather than|metaphor\w*|other ways|(?:seek|find|get) (?:help|support)|resources|hotline)\b"
+    r"\b(?:instead|alternative\w*|rather than|metaphor\w*|other ways|(?:seek|find|get) (?:help|support)|resources)\b"
 )
 """What follows is something else than was asked for."""
 ALTERNATIVE = re.compile(

@@ -296,7 +296,7 @@ def _strength_chart(result: CompareResult, prompts: Prompts, kind: Kind) -> Char
         return None
     suppressing = kind == "suppress"
     x = "scale factor c (1 changes nothing)" if suppressing else "value, in multiples of each feature's maximum"
-    order = [CLEAN, *result.labels.values()]
+    order = list(result.labels.values())
     return Chart(
         "Refusal against strength",
         lambda: charts.line_chart(lines, x_title=x, y_title="refused", order=order, reverse=suppressing, rules=rules),
