@@ -8,9 +8,8 @@ from typing import Final
 
 from demur.bundled import BundledJudge
 from demur.method.direction import find_refusal_tokens
-from demur.method.generation import generate
 from demur.method.interventions import Compiled, Intervention
-from demur.model import ChatModel
+from demur.model import ChatModel, generate
 from demur.saes import Suite
 from demur.stats import rate_of, wilson
 from demur.types import REFUSALS, Answer, Outcome, Prompt, Rate, Verdict

@@ -24,9 +24,8 @@ from demur.capability import (
     task_identity,
 )
 from demur.errors import InputError, ModelError
-from demur.method.generation import generate
 from demur.method.interventions import AblateDirection, Compiled, Intervention, PerPrompt, ScaleFeatures, SetFeatures
-from demur.model import PINNED_DATE, ChatModel, Region, TokenizedPrompt, count_hooks
+from demur.model import PINNED_DATE, ChatModel, Region, TokenizedPrompt, count_hooks, generate
 from demur.saes import load_suite
 from demur.testing import FAMILIES, Family, save_tiny, tiny_suite
 from demur.types import FeatureId, Prompt
@@ -249,7 +248,7 @@ def test_answers_are_written_under_the_intervention(family: Family, folder: Path
 
 
 def chat_answers_are_demurs_own(model: ChatModel, compiled: Compiled, texts: Sequence[str], new: int, at: Path) -> None:
-    """In the chat template the harness writes, under the intervention, what `demur.method.generation` writes."""
+    """In the chat template the harness writes, under the intervention, what `demur.model.generate` writes."""
     prompts = [Prompt(id=str(n), text=text, label="harmless") for n, text in enumerate(texts)]
     changed = [answer.text for answer in generate(model, prompts, compiled, max_new_tokens=new)]
     plain = [answer.text for answer in generate(model, prompts, max_new_tokens=new)]

@@ -1,8 +1,8 @@
 """Tiny random models of the real classes, with tokenizers of the families' kinds, made offline at once.
 
-Nothing about their answers means anything. What is real is everything around the arithmetic: the classes and
-their configurations (soft-capping, sliding windows, grouped heads, tied embeddings, rotary variants), where
-the decoder layers sit, special tokens, templates, padding sides, generation defaults.
+Their answers mean nothing. What is real is everything around the arithmetic: the classes and their configurations
+(soft-capping, sliding windows, grouped heads, tied embeddings, rotary variants), where the decoder layers sit, special
+tokens, templates, padding sides, generation defaults.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from transformers import (
 )
 
 from demur.errors import InputError
-from demur.testing._suite import tiny_suite
+from demur.testing._tokenizers import PICTURES
 from demur.testing._tokenizers import tokenizer as _tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["FAMILIES", "SLIDING_WINDOW", "Family", "save_tiny", "tiny_model", "tiny_suite"]
-
 Family = Literal["gemma2", "gemma3", "gemma3_multimodal", "llama3", "qwen2.5", "qwen3"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 SLIDING_WINDOW = 16
-"""Tokens a sliding-window layer of the tiny Gemmas sees: fewer than most rendered prompts have."""
+"""Tokens that a sliding-window layer of the tiny Gemmas sees: fewer than most prompts have in their template."""
+
+# Head width is not d_model / heads in Gemma.
+_GEMMA: dict[str, Any] = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": SLIDING_WINDOW}
 
 _FINAL_GAIN = 6.0  # spread of the logits: the final norm's weight is about this
 
@@ -52,15 +53,15 @@ def tiny_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A random model of `family` and its tokenizer, in float32 on the CPU, in evaluation mode.
 
-    Weights are scaled so that every block matters and different prompts get different next tokens. Equal
-    arguments give equal weights; the global random state is left alone.
+    Weights are scaled so that every block matters and different prompts get different next tokens. Equal arguments give
+    equal weights; the global random state is left alone.
 
     Args:
-        family: Which real family to imitate.
-        seed: Seed of the weights.
-        n_layers: Decoder layers.
-        d_model: Width of the residual stream, a multiple of 8.
-        context: Longest sequence the configuration admits, tokens.
+        family: the real family to imitate.
+        seed: of the weights.
+        n_layers: decoder layers.
+        d_model: width of the residual stream, a multiple of 8.
+        context: longest sequence that the configuration admits, tokens.
 
     Raises:
         InputError: unknown family, or `d_model` is not a multiple of 8.
@@ -81,23 +82,10 @@ def tiny_model(
     return model.eval(), tokenizer
 
 
-def save_tiny(
-    family: Family,
-    folder: str | Path,
-    *,
-    seed: int = 0,
-    n_layers: int = 4,
-    d_model: int = 32,
-    context: int = 512,
-) -> Path:
-    """Write `tiny_model(family, ...)` as a folder for `AutoModelForCausalLM` and `AutoTokenizer`.
-
-    Returns:
-        The folder.
-    """
-    model, tokenizer = tiny_model(family, seed=seed, n_layers=n_layers, d_model=d_model, context=context)
-    cast("Any", model).save_pretrained(folder)
-    cast("Any", tokenizer).save_pretrained(folder)
+def save_tiny(family: Family, folder: str | Path, **options: int) -> Path:
+    """Write `tiny_model(family, **options)` as a folder for `AutoModelForCausalLM` and `AutoTokenizer`; returns it."""
+    for part in tiny_model(family, **options):
+        cast("Any", part).save_pretrained(folder)
     return Path(folder)
 
 
@@ -118,9 +106,8 @@ def _build(
     }
     match family:
         case "gemma2":
-            # Head width is not d_model / heads in Gemma; eager is the attention that applies the soft cap.
-            gemma2 = Gemma2Config(**shape, head_dim=16, query_pre_attn_scalar=16, sliding_window=SLIDING_WINDOW)
-            cast("Any", gemma2)._attn_implementation = "eager"
+            gemma2 = Gemma2Config(**shape, **_GEMMA)
+            cast("Any", gemma2)._attn_implementation = "eager"  # the attention that applies the soft cap
             return Gemma2ForCausalLM(gemma2)
         case "gemma3":
             return Gemma3ForCausalLM(Gemma3TextConfig(**_gemma3_text(shape)))
@@ -145,12 +132,7 @@ def _build(
 def _gemma3_text(shape: dict[str, Any]) -> dict[str, Any]:
     """Sliding windows in all layers but the last (the real pattern is five to one)."""
     sliding = ["sliding_attention"] * (shape["num_hidden_layers"] - 1)
-    return shape | {
-        "head_dim": 16,
-        "query_pre_attn_scalar": 16,
-        "sliding_window": SLIDING_WINDOW,
-        "layer_types": [*sliding, "full_attention"],
-    }
+    return shape | _GEMMA | {"layer_types": [*sliding, "full_attention"]}
 
 
 def _gemma3_multimodal(shape: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Gemma3Config:
@@ -163,8 +145,7 @@ def _gemma3_multimodal(shape: dict[str, Any], tokenizer: PreTrainedTokenizerBase
         patch_size=7,
         vision_use_head=False,
     )
-    pictures = ("<start_of_image>", "<end_of_image>", "<image_soft_token>")
-    begin, end, soft = cast("list[int]", tokenizer.convert_tokens_to_ids(list(pictures)))
+    begin, end, soft = cast("list[int]", tokenizer.convert_tokens_to_ids(PICTURES))
     return Gemma3Config(
         text_config=_gemma3_text(shape),
         vision_config=vision,
@@ -176,10 +157,9 @@ def _gemma3_multimodal(shape: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 
 
 def _qwen(shape: dict[str, Any]) -> dict[str, Any]:
-    """Qwen's embedding is longer than its vocabulary; its configuration names a BOS its tokenizer lacks."""
-    padded = -(-shape["vocab_size"] // 64) * 64
+    """Qwen's embedding is longer than its vocabulary; its configuration names a BOS that its tokenizer lacks."""
     return shape | {
-        "vocab_size": padded,
+        "vocab_size": -(-shape["vocab_size"] // 64) * 64,
         "bos_token_id": shape["pad_token_id"],
         "tie_word_embeddings": True,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
@@ -207,28 +187,27 @@ def _randomise(model: PreTrainedModel, *, seed: int, zero_centred_norms: bool) -
     cast("Any", model.get_decoder()).norm.weight.add_(_FINAL_GAIN - 1.0)
 
 
+_SAMPLING: dict[Family, dict[str, Any]] = {
+    "gemma2": {},
+    "gemma3": {"do_sample": True, "top_k": 64, "top_p": 0.95},
+    "gemma3_multimodal": {"do_sample": True, "top_k": 64, "top_p": 0.95},
+    "llama3": {"do_sample": True, "temperature": 0.6, "top_p": 0.9},
+    "qwen2.5": {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05},
+    "qwen3": {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20},
+}
+_ENDS = {
+    "llama3": ["<|eot_id|>", "<|end_of_text|>"],
+    "qwen2.5": ["<|im_end|>", "<|endoftext|>"],
+    "qwen3": ["<|im_end|>", "<|endoftext|>"],
+}
+"""Of a turn and of a text; the Gemmas have `<end_of_turn>` and `<eos>`."""
+
+
 def _generation_defaults(family: Family, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """As in the real checkpoints: all but Gemma 2 sample by default, Qwen 2.5 penalises repeats as well."""
-    end_of_text = {"llama3": "<|end_of_text|>", "qwen2.5": "<|endoftext|>", "qwen3": "<|endoftext|>"}
-    end_of_turn = {"llama3": "<|eot_id|>", "qwen2.5": "<|im_end|>", "qwen3": "<|im_end|>"}
-    names = [end_of_turn.get(family, "<end_of_turn>"), end_of_text.get(family, "<eos>")]
-    sampling: dict[Family, dict[str, Any]] = {
-        "gemma2": {},
-        "gemma3": {"do_sample": True, "top_k": 64, "top_p": 0.95},
-        "gemma3_multimodal": {"do_sample": True, "top_k": 64, "top_p": 0.95},
-        "llama3": {"do_sample": True, "temperature": 0.6, "top_p": 0.9},
-        "qwen2.5": {
-            "do_sample": True,
-            "temperature": 0.7,
-            "top_p": 0.8,
-            "top_k": 20,
-            "repetition_penalty": 1.05,
-        },
-        "qwen3": {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20},
-    }
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.convert_tokens_to_ids(names),
-        **sampling[family],
+        eos_token_id=tokenizer.convert_tokens_to_ids(_ENDS.get(family, ["<end_of_turn>", "<eos>"])),
+        **_SAMPLING[family],
     )

@@ -1,4 +1,4 @@
-"""How many tokens fit one forward pass, and what to do when it was one too many."""
+"""Memory and threads: how many tokens fit one pass, what to do when they did not, and how many threads help."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import gc
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Final, NamedTuple, TypeVar
 
 import torch
 
@@ -18,6 +19,16 @@ logger = logging.getLogger(__name__)
 # On a CPU larger batches stop paying long before memory ends; on a GPU they fill it.
 _CPU_TOKENS = 2048
 _GPU_SHARE = 0.5
+
+SMALL_MODEL: Final = 20_000_000
+"""Parameters up to which a model gains nothing from threads."""
+
+
+class Budgets(NamedTuple):
+    """Tokens that one pass may hold, and one that keeps activations for a backward pass."""
+
+    plain: int
+    gradients: int
 
 
 def token_budget(device: torch.device, bytes_per_token: int) -> int:
@@ -99,3 +110,22 @@ def halving(items: Sequence[int], run: Callable[[Sequence[int]], T], shrink: Cal
         for part in (items[:middle], items[middle:]):
             if part:
                 yield from halving(part, run, shrink)
+
+
+@contextmanager
+def fitting_threads(device: torch.device, parameters: int) -> Iterator[None]:
+    """One thread for a small model on a CPU while the context is open; otherwise as many as torch would use.
+
+    A step of a small model is done before its work is handed out, and threads that wait for the next by spinning take
+    the cores from everything else, from each other first: beside one other busy process, two threads were some fifty
+    times slower than one. Sums are then also taken in the same order on every machine.
+    """
+    before = torch.get_num_threads()
+    small = device.type == "cpu" and parameters <= SMALL_MODEL
+    try:
+        if small:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        if small:
+            torch.set_num_threads(before)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from demur.saes import DenseSae, Suite
+from demur.model import capture
+from demur.saes import ActivationName, DenseSae, Suite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,49 +18,36 @@ _RATE = 0.1  # fraction of tokens at which a feature fires
 _TOKENS = (16, 32)  # sequences, and tokens of each, that the thresholds are set on
 
 
+@torch.no_grad()
 def tiny_suite(
-    model: PreTrainedModel,
-    *,
-    d_sae: int = 64,
-    seed: int = 0,
-    activation: Literal["jumprelu", "relu", "topk"] = "jumprelu",
+    model: PreTrainedModel, *, d_sae: int = 64, seed: int = 0, activation: ActivationName = "jumprelu"
 ) -> Suite:
     """A random SAE for every decoder layer of `model`, whose features fire at about one token in ten.
 
-    Thresholds (or biases) are set on the model's own residuals over random tokens. Decoder rows are unit
-    vectors near their encoder columns, so that scaling a feature changes what it reads, as in trained SAEs.
+    Thresholds (or biases) are set on the model's own residuals over random tokens, the first of each sequence left
+    out. Decoder rows are unit vectors near their encoder columns, so that scaling a feature changes what it reads, as
+    in trained SAEs.
+
+    Args:
+        model: the model.
+        d_sae: features of each SAE.
+        seed: of the tokens and the weights.
+        activation: of the features.
     """
     generator = torch.Generator().manual_seed(seed)
-    residuals = _residuals(model, generator)
-    saes = {layer: _sae(layer, flat, d_sae, activation, generator) for layer, flat in enumerate(residuals)}
-    return Suite.from_dense(saes)
-
-
-def _residuals(model: PreTrainedModel, generator: torch.Generator) -> list[Float[Tensor, "token d_model"]]:
-    """Output of every decoder layer over random tokens, the first token of each sequence left out."""
     vocab: int = cast("Any", model.config).get_text_config().vocab_size
     ids = torch.randint(vocab, _TOKENS, generator=generator).to(model.device)
-    caught: list[Tensor] = []
-
-    def keep(_module: object, _inputs: object, output: Any) -> None:
-        caught.append(cast("Tensor", output[0] if isinstance(output, tuple) else output))
-
-    layers: Any = cast("Any", model.get_decoder()).layers
-    hooks = [layer.register_forward_hook(keep) for layer in layers]
-    try:
-        with torch.no_grad():
-            model(input_ids=ids, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [residual[:, 1:].flatten(0, 1).float().cpu() for residual in caught]
+    with capture(tuple(cast("Any", model.get_decoder()).layers)) as residuals:
+        model(input_ids=ids, use_cache=False)
+    flat = {layer: residuals[layer][:, 1:].flatten(0, 1).float().cpu() for layer in sorted(residuals.residuals)}
+    return Suite.from_dense({layer: _sae(layer, x, d_sae, activation, generator) for layer, x in flat.items()})
 
 
 def _sae(
     layer: int,
     residual: Float[Tensor, "token d_model"],
     d_sae: int,
-    activation: Literal["jumprelu", "relu", "topk"],
+    activation: ActivationName,
     generator: torch.Generator,
 ) -> DenseSae:
     mean = residual.mean(0)

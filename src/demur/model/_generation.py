@@ -1,18 +1,21 @@
-"""Batched answers, with or without an intervention."""
+"""Batched answers of a chat model, with or without an intervention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from demur.method.interventions import Compiled
-from demur.model import Batch, ChatModel
-from demur.types import Answer, Prompt
+from demur.model._chat_format import Batch
+from demur.model._hooks import BoundIntervention
+from demur.types import Answer, Answers, Prompt, as_prompts
+
+if TYPE_CHECKING:
+    from demur.model._chat_model import ChatModel
 
 
 def _config(model: ChatModel, max_new_tokens: int, temperature: float | None) -> Any:
@@ -53,8 +56,8 @@ def _answer(model: ChatModel, tokens: Int[Tensor, " new"]) -> tuple[str, bool]:
 
 def answer_batches(
     model: ChatModel,
-    prompts: Sequence[Prompt],
-    intervention: Compiled | None = None,
+    prompts: Iterable[Prompt | str],
+    intervention: BoundIntervention | None = None,
     *,
     max_new_tokens: int = 64,
     temperature: float | None = None,
@@ -64,50 +67,60 @@ def answer_batches(
     """Answer prompts batch by batch, as `generate` does, and yield each batch's answers as soon as they are there.
 
     Args:
+        model: the chat model.
+        prompts: what to answer; batched by length.
+        intervention: what to do to the model meanwhile, beside the interventions that are open already.
+        max_new_tokens: limit on an answer's length.
+        temperature: None for greedy decoding; sampling is from the whole distribution and repeatable by `seed`.
+        seed: of sampling; has no effect on greedy decoding.
         done: ids of prompts already answered: a batch that holds only such prompts is left out, other batches are
             answered whole, so that a resumed job yields what a clean one would.
     """
-    by_id = {prompt.id: prompt for prompt in prompts}
+    prompts = as_prompts(prompts)
     items = model.tokenize(prompts, new_tokens=max_new_tokens)
     config = _config(model, max_new_tokens, temperature)
-    name = "none" if intervention is None else intervention.id
+    compiled = [] if intervention is None else [intervention.compile(model)]
+    devices = [model.device] if model.device.type == "cuda" else []
 
-    def run(batch: Batch) -> list[Answer]:
-        edited = nullcontext() if intervention is None else intervention.on(batch)
-        devices = [model.device] if model.device.type == "cuda" else []
+    def run(batch: Batch) -> tuple[str, list[tuple[str, bool]]]:
         seeded = torch.random.fork_rng(devices, enabled=temperature is not None)
-        with seeded, torch.inference_mode(), _own_defaults(model, config), edited:
+        with (
+            seeded,
+            torch.inference_mode(),
+            _own_defaults(model, config),
+            model.installed(compiled),
+            model.serving(batch),
+        ):
             if temperature is not None:
                 torch.manual_seed(seed)
             tokens: Tensor = cast("Any", model.hf).generate(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config
             )
-        answers = [_answer(model, row[batch.input_ids.shape[1] :]) for row in tokens]
-        return [
-            Answer(prompt=by_id[prompt], text=text, intervention=name, finished=finished)
-            for prompt, (text, finished) in zip(batch.prompt_ids, answers, strict=True)
-        ]
+            return model.intervention_id, [_answer(model, row[batch.input_ids.shape[1] :]) for row in tokens]
 
-    for _, answers in model.over_batches(items, run, extra_tokens=max_new_tokens, done=done):
-        yield answers
+    for places, (name, answers) in model.over_batches(items, run, extra_tokens=max_new_tokens, done=done):
+        yield [
+            Answer(prompt=prompts[place], text=text, intervention=name, finished=finished)
+            for place, (text, finished) in zip(places, answers, strict=True)
+        ]
 
 
 def generate(
     model: ChatModel,
-    prompts: Sequence[Prompt],
-    intervention: Compiled | None = None,
+    prompts: Iterable[Prompt | str],
+    intervention: BoundIntervention | None = None,
     *,
     max_new_tokens: int = 64,
     temperature: float | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Answer]:
+) -> Answers:
     """Answer prompts, in their order.
 
     Args:
         model: the chat model.
         prompts: what to answer; batched by length.
-        intervention: what to do to the model meanwhile (`demur.method.interventions.Compiled`).
+        intervention: what to do to the model meanwhile, beside the interventions that are open already.
         max_new_tokens: limit on an answer's length.
         temperature: None for greedy decoding; sampling is from the whole distribution and repeatable by `seed`.
         seed: of sampling; has no effect on greedy decoding.
@@ -116,12 +129,12 @@ def generate(
     Raises:
         InputError: a prompt does not fit the context together with `max_new_tokens`.
     """
+    prompts = as_prompts(prompts)
     answers: dict[str, Answer] = {}
-    batches = answer_batches(
+    for batch in answer_batches(
         model, prompts, intervention, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-    )
-    for batch in batches:
+    ):
         answers |= {answer.prompt.id: answer for answer in batch}
         if progress is not None:
             progress(len(answers), len(prompts))
-    return [answers[prompt.id] for prompt in prompts]
+    return Answers(answers[prompt.id] for prompt in prompts)

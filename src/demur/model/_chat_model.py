@@ -4,56 +4,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from demur.errors import ModelError
 from demur.model import _hooks
-from demur.model._chat import Batch, ChatFormat, TokenizedPrompt, check_length, pad
-from demur.model._memory import by_length, halving, next_batch, token_budget
-from demur.types import Prompt, as_prompts
+from demur.model._chat_format import Batch, ChatFormat, TokenizedPrompt, check_length, pad
+from demur.model._generation import generate
+from demur.model._loading import find_layers, load_checkpoint, refuse_unfit
+from demur.model._resources import Budgets, by_length, halving, next_batch, token_budget
+from demur.types import Answers, Prompt, as_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
-
-_OTHER_MODALITIES = ("vision", "audio", "image", "visual", "encoder")
-
-
-def find_layers(model: nn.Module, n_layers: int) -> nn.ModuleList:
-    """The text decoder's layers: the outermost `ModuleList` of `n_layers` outside vision and audio towers.
-
-    Raises:
-        ModelError: there is no such list, or more than one.
-    """
-    found: dict[str, nn.ModuleList] = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len(module) != n_layers:
-            continue
-        if any(word in part for part in name.split(".") for word in _OTHER_MODALITIES):
-            continue
-        if not any(name.startswith(outer + ".") for outer in found):
-            found[name] = module
-    if len(found) != 1:
-        raise ModelError(
-            f"expected one list of {n_layers} decoder layers in {type(model).__name__}, found "
-            f"{', '.join(found) or 'none'}; only decoder-only causal language models are supported"
-        )
-    return next(iter(found.values()))
-
-
-class Budgets(NamedTuple):
-    """Tokens that one pass may hold, and one that keeps activations for a backward pass."""
-
-    plain: int
-    gradients: int
 
 
 class ChatModel:
@@ -92,9 +62,11 @@ class ChatModel:
         context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
         self.max_context = int(context) if context else None
         self.max_batch_tokens = max_batch_tokens
+        self._serving: Batch | None = None
+        self._open: tuple[str, ...] = ()
         self._intermediate = int(getattr(config, "intermediate_size", 4 * self.d_model))
         self._keeps_logits = "logits_to_keep" in inspect.signature(hf.forward).parameters
-        _refuse_unfit(hf, name)
+        refuse_unfit(hf, name)
         hf.eval()
         hf.requires_grad_(False)
 
@@ -121,28 +93,13 @@ class ChatModel:
             max_batch_tokens: upper bound on tokens in one pass (default: from free memory).
 
         Raises:
-            ModelError: the model or its tokenizer cannot be loaded, or its weights hold NaN or infinity.
+            ModelError: the model or its tokenizer cannot be loaded or needs code of its own, the device is not there,
+                or weights are missing, of another shape, NaN or infinite.
         """
-        from transformers import AutoConfig, AutoTokenizer
-
         name = str(source)
-        options: dict[str, Any] = {} if revision is None else {"revision": revision}
-        try:
-            config = AutoConfig.from_pretrained(name, **options)
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"cannot load the model {name!r}: {error}\nExpected a folder with config.json and tokenizer files, or "
-                "a hub id that you can reach (gated models need `hf auth login`)"
-            ) from error
-        _refuse_dtype(config, dtype, name)
-        # Before the weights: a base model without a chat template is found out at the cost of its tokenizer.
-        ChatFormat(tokenizer, name=name, system_prompt=system_prompt).tokenize("word")
-        placement: dict[str, Any] = {"device_map": device} if _is_map(device) else {}
-        hf = _load_weights(name, config, {**options, **placement, "dtype": dtype})
-        if not _is_map(device):
-            hf.to(_device(device))  # pyright: ignore[reportArgumentType, reportCallIssue]
-        _refuse_nonfinite(hf, name)
+        hf, tokenizer = load_checkpoint(
+            name, revision=revision, dtype=dtype, device=device, system_prompt=system_prompt
+        )
         return cls(hf, tokenizer, name=name, system_prompt=system_prompt, max_batch_tokens=max_batch_tokens)
 
     @property
@@ -289,13 +246,14 @@ class ChatModel:
     def logits(self, batch: Batch, keep: int) -> Float[Tensor, "batch kept vocab"]:
         """Logits at the last `keep` positions (all, where there are fewer), in the model's dtype."""
         options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
-        output = self.hf(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            **options,
-        )
+        with self.serving(batch):
+            output = self.hf(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                use_cache=False,
+                **options,
+            )
         return output.logits[:, -keep:]
 
     def capture(
@@ -308,79 +266,84 @@ class ChatModel:
         """Edit residuals while the context is open; see `demur.model.edited`."""
         return _hooks.edited(self.hf, self.layers, edits)
 
+    @contextmanager
+    def intervene(self, interventions: _hooks.BoundIntervention | Iterable[_hooks.BoundIntervention]) -> Iterator[None]:
+        """Change what the model computes while the context is open, in everything that it is called for.
+
+        Contexts nest: an inner one acts on what the outer one made. Several interventions act in the order given, each
+        on what the one before it made (bind feature interventions together to read them from one residual).
+
+        Raises:
+            InputError: an intervention does not fit the model; during a pass, it differs by prompt and the model is
+                called by other code, on texts without prompt ids.
+        """
+        several = interventions if isinstance(interventions, Iterable) else [interventions]
+        with self.installed([each.compile(self) for each in several]):
+            yield
+
+    @contextmanager
+    def installed(self, compiled: Iterable[_hooks.CompiledIntervention]) -> Iterator[None]:
+        """`intervene` with interventions that are compiled for this model already."""
+        before = self._open
+        try:
+            with ExitStack() as stack:
+                for each in compiled:
+                    stack.enter_context(self.edited(self._edits_of_the_batch(each)))
+                    self._open = (*self._open, each.id)
+                yield
+        finally:
+            self._open = before
+
+    def _edits_of_the_batch(self, compiled: _hooks.CompiledIntervention) -> dict[int, list[_hooks.Edit]]:
+        """Edits that are made anew for each batch that the model serves."""
+        latest: list[tuple[Batch | None, Mapping[int, Sequence[_hooks.Edit]]]] = []
+
+        def at(layer: int) -> _hooks.Edit:
+            def edit(residual: Tensor, cursor: _hooks.Cursor) -> Tensor:
+                if not latest or latest[0][0] is not self._serving:
+                    latest[:] = [(self._serving, compiled.edits(self._serving))]
+                for each in latest[0][1].get(layer, ()):
+                    residual = each(residual, cursor)
+                return residual
+
+            return edit
+
+        return {layer: [at(layer)] for layer in compiled.layers}
+
+    @contextmanager
+    def serving(self, batch: Batch | None) -> Iterator[None]:
+        """Say which batch the passes of this context are for: what differs by prompt, or stops where it ends, needs it.
+
+        Passes of this class (`logits`, `generate`) say so themselves.
+        """
+        before, self._serving = self._serving, batch
+        try:
+            yield
+        finally:
+            self._serving = before
+
+    @property
+    def intervention_id(self) -> str:
+        """Names the interventions that are open; "none" for the clean model."""
+        return " + ".join(each for each in self._open if each != "none") or "none"
+
+    def generate(
+        self,
+        prompts: Iterable[Prompt | str],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float | None = None,
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Answers:
+        """Answer prompts under the interventions that are open; see `demur.model.generate`."""
+        return generate(
+            self, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, progress=progress
+        )
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of answer tokens, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def _is_map(device: str) -> bool:
-    return device in ("balanced", "balanced_low_0", "sequential")
-
-
-def _device(device: str) -> torch.device:
-    if device != "auto":
-        try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise ModelError(f"unknown device {device!r}; expected auto, cpu, cuda, cuda:N, mps or balanced") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
-
-
-def _load_weights(name: str, config: Any, options: dict[str, Any]) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    # Multimodal Gemma 3 is registered as an image-text model; its text decoder is what demur reads.
-    multimodal = type(config) in AutoModelForImageTextToText._model_mapping  # pyright: ignore
-    auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
-    try:
-        return auto.from_pretrained(name, **options)
-    except ImportError as error:
-        raise ModelError(f"cannot load {name!r} over several devices: {error}\nInstall demur[multi-gpu]") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"cannot load the weights of {name!r}: {error}") from error
-
-
-def _refuse_dtype(config: Any, dtype: str, name: str) -> None:
-    wanted = str(getattr(config, "dtype", None) or "") if dtype == "auto" else dtype
-    if str(config.model_type).startswith("gemma3") and wanted.endswith("float16") and not wanted.endswith("bfloat16"):
-        raise ModelError(
-            f"{name} is a Gemma 3 model, whose activations overflow float16; use --dtype bfloat16 or float32"
-        )
-
-
-def _refuse_nonfinite(hf: PreTrainedModel, name: str) -> None:
-    for parameter, values in hf.named_parameters():
-        if values.is_meta:
-            raise ModelError(
-                f"{name} does not fit the devices: {parameter} was offloaded, and demur reads and changes layers where "
-                "they run. Use a smaller dtype or model, or more devices"
-            )
-        bad = ~torch.isfinite(values.detach())
-        if bool(bad.any()):
-            first = tuple(int(i) for i in bad.nonzero()[0])
-            raise ModelError(
-                f"{name}: {parameter} holds NaN or infinity, first at {first}; the checkpoint is damaged or was stored "
-                "in a dtype that overflowed. Download it again, or load it in another --dtype"
-            )
-
-
-def _refuse_unfit(hf: PreTrainedModel, name: str) -> None:
-    if hf.dtype == torch.float16:
-        _refuse_dtype(hf.config, "float16", name)
-    compiled = [n or "the model" for n, m in hf.named_modules() if m._compiled_call_impl is not None]  # pyright: ignore
-    if compiled or type(hf).__name__ == "OptimizedModule":
-        raise ModelError(
-            f"{name} was compiled with torch.compile ({', '.join(compiled[:3]) or 'wrapped'}): hooks added afterwards "
-            "are silently ignored, so nothing could be read or changed. Pass the uncompiled model"
-        )
-    softcap = getattr(hf.config.get_text_config(decoder=True), "attn_logit_softcapping", None)
-    if softcap and hf.config._attn_implementation == "sdpa":  # pyright: ignore[reportPrivateUsage]
-        raise ModelError(
-            f"{name} caps its attention logits, which the sdpa kernel leaves out; load it with "
-            'attn_implementation="eager"'
-        )
 
 
 def load_model(source: str | Path, **options: Any) -> ChatModel:
