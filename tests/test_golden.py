@@ -15,7 +15,6 @@ import torch
 
 from demur.method.attribution import Attribution, Metric, ScoredTokens, attribute
 from demur.method.direction import position_means
-from demur.method.generation import generate
 from demur.method.interventions import (
     AblateDirection,
     AddDirection,
@@ -27,7 +26,7 @@ from demur.method.interventions import (
     SetFeatures,
 )
 from demur.method.selection import cosine_pool, cossim_set, global_set, local_sets
-from demur.model import ChatModel, TokenizedPrompt, load_model
+from demur.model import ChatModel, TokenizedPrompt, generate, load_model
 from demur.saes import Suite, load_suite
 from demur.types import FeatureId, Prompt
 

@@ -17,6 +17,9 @@ from typing import Final
 import torch
 from transformers import Gemma2ForCausalLM, PreTrainedTokenizerFast
 
+from demur.bundled import BundledPaths
+from demur.model import load_model
+from demur.types import Prompt
 from recipes.bundled.card import model_card
 from recipes.bundled.corpus import HELPFUL_MIXTURE, SAFETY_MIXTURE, Corpus, Mixture, chat_prompts
 from recipes.bundled.evaluate import BATCH_TOKENS, evaluate, held_out_chats, hf_parts, own_chats
@@ -25,9 +28,6 @@ from recipes.bundled.prompts import write_prompts
 from recipes.bundled.sae_training import SaeRecipe, chat_activations, quality, save_sae, train_sae
 from recipes.bundled.tokenizer import train_tokenizer
 from recipes.bundled.training import Shape, Stage, new_model, train_stage
-from demur.bundled import BundledPaths
-from demur.model import load_model
-from demur.types import Prompt
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from recipes.bundled.metrics import BundledMetrics, SaeRow, checks
 from demur.types import FeatureId
+from recipes.bundled.metrics import BundledMetrics, SaeRow, checks
 
 if TYPE_CHECKING:
     from recipes.bundled.build import Recipe

@@ -13,8 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Gemma2ForCausalLM, PreTrainedTokenizerFast
 
 from demur.bundled import FRAMINGS, BundledPaths, BundledPrompts, bundled_path, bundled_prompts, framed
-from demur.method.generation import generate
-from demur.model import ChatModel, hooked, load_model
+from demur.model import ChatModel, generate, hooked, load_model
 from demur.saes import DenseSae, Suite, load_suite
 from demur.types import Prompt, PromptSet
 from recipes.bundled.corpus import Example, chat_prompts
@@ -168,4 +167,13 @@ def evaluate(path: Path | str | None = None, test_seed: int = TEST_SEED) -> Bund
     )
 
 
-__all__ = ["BATCH_TOKENS", "TEST_SEED", "evaluate", "held_out_chats", "held_out_sets", "hf_parts", "own_chats", "sae_rows"]
+__all__ = [
+    "BATCH_TOKENS",
+    "TEST_SEED",
+    "evaluate",
+    "held_out_chats",
+    "held_out_sets",
+    "hf_parts",
+    "own_chats",
+    "sae_rows",
+]

@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from recipes.bundled.corpus import Example
-from recipes.bundled.tokenizer import render
 from demur.errors import DemurError
 from demur.saes import DenseSae
+from recipes.bundled.corpus import Example
+from recipes.bundled.tokenizer import render
 
 _DEAD_AFTER: Final = 60
 """Batches without firing after which a feature counts as dead."""

@@ -23,9 +23,11 @@ Axis names used in all shape annotations:
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from typing import Annotated, Literal, NamedTuple, Self, cast
+from html import escape
+from typing import Annotated, Any, Literal, NamedTuple, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
@@ -99,11 +101,19 @@ class Prompt(Value):
 
 
 def as_prompts(prompts: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
-    """Prompts as they are; plain texts become unlabelled prompts with their place, counted from 0, as id."""
-    return tuple(
+    """Prompts as they are; plain texts become unlabelled prompts with their place, counted from 0, as id.
+
+    Raises:
+        InputError: two prompts have one id.
+    """
+    found = tuple(
         prompt if isinstance(prompt, Prompt) else Prompt(id=str(place), text=prompt)
         for place, prompt in enumerate([prompts] if isinstance(prompts, str) else prompts)
     )
+    ids = Counter(prompt.id for prompt in found)
+    if len(ids) < len(found):
+        raise InputError(f"two prompts have the id {ids.most_common(1)[0][0]!r}; give each one of its own")
+    return found
 
 
 class PromptSet(Value):
@@ -237,6 +247,45 @@ class Answer(Value):
     finished: bool = True
 
 
+class Answers(tuple[Answer, ...]):
+    """Answers in the order of their prompts: a tuple that draws itself in a notebook."""
+
+    __slots__ = ()
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return tuple(answer.prompt for answer in self)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(answer.text for answer in self)
+
+    def to_frame(self) -> Any:
+        """A pandas frame with one row per answer: id, prompt, label, intervention, answer, finished.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise InputError("frames need pandas; install it with: pip install pandas") from error
+        rows = [(a.prompt.id, a.prompt.text, a.prompt.label, a.intervention, a.text, a.finished) for a in self]
+        return DataFrame(rows, columns=["id", "prompt", "label", "intervention", "answer", "finished"])
+
+    def _repr_html_(self) -> str:
+        """A table; answers to prompts that are not labelled harmless are hidden behind a click."""
+        rows: list[str] = []
+        for answer in self:
+            text = f"<pre style='white-space: pre-wrap; text-align: left'>{escape(answer.text)}</pre>"
+            if answer.prompt.label != "harmless":
+                text = f"<details><summary>May be harmful: click to read</summary>{text}</details>"
+            cells = (escape(answer.prompt.text), text, escape(answer.intervention))
+            rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        head = "<tr><th>Prompt</th><th>Answer</th><th>Intervention</th></tr>"
+        return f"<table>{head}{''.join(rows)}</table>"
+
+
 class Verdict(Value):
     """A judge's reading of one answer.
 
@@ -347,6 +396,7 @@ __all__ = [
     "PURPOSES",
     "REFUSALS",
     "Answer",
+    "Answers",
     "Candidate",
     "ChoosingSplits",
     "FeatureField",

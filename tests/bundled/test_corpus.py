@@ -10,13 +10,13 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from demur.bundled import BundledJudge, bundled_prompts, framed
-from demur.bundled import _lexicon as lexicon
-from demur.bundled._corpus import Corpus, Example, topics
-from demur.types import Outcome
+from demur.bundled import FRAMINGS, BundledJudge, bundled_prompts
+from demur.types import Answer, Outcome, Prompt
+from recipes.bundled import lexicon
+from recipes.bundled.corpus import Corpus, Example, topics
+from recipes.bundled.prompts import draw_prompts
 
 SAMPLE = 3000
-UNSEEN_FRAMINGS = (*lexicon.HELD_OUT_WRAPPERS, *lexicon.HELD_OUT_SUFFIXES)
 
 
 def _bare(template: str) -> str:
@@ -34,17 +34,21 @@ def safety() -> list[Example]:
 
 
 def _outcomes(examples: list[Example]) -> list[Outcome | None]:
-    chats = [(e.prompt, e.response) for e in examples if e.prompt is not None]
-    return [v.outcome for v in BundledJudge().judge([p for p, _ in chats], [r for _, r in chats])]
+    answers = [
+        Answer(prompt=Prompt(id="a", text=e.prompt, label="harmless"), text=e.response)
+        for e in examples
+        if e.prompt is not None
+    ]
+    return [verdict.outcome for verdict in BundledJudge().judge(answers)]
 
 
 def test_world_is_as_large_as_promised():
     things = Counter(topic.category for topic in topics() if topic.label == "harmful")
-    others = Counter(topic.category for topic in topics() if topic.label == "harmless" and not topic.borderline)
+    others = Counter(topic.category for topic in topics() if topic.label == "harmless" and not topic.over_refusal)
     assert len(things) >= 7
     assert min(things.values()) >= 12
     assert sum(others.values()) >= sum(things.values())
-    assert sum(topic.borderline for topic in topics()) >= 50
+    assert sum(topic.over_refusal for topic in topics()) >= 50
     assert len(lexicon.WRAPPERS) >= 16
     assert len(lexicon.SUFFIXES) >= 12
 
@@ -105,7 +109,7 @@ def test_safety_stage_leaves_out_held_out_topics(safety: list[Example]):
 
 def test_no_training_text_uses_held_out_phrasings_or_framings(helpful: list[Example], safety: list[Example]):
     prompts = [e.prompt for e in (*helpful, *safety) if e.prompt]
-    for framing in UNSEEN_FRAMINGS:
+    for framing in FRAMINGS:
         assert not [prompt for prompt in prompts if _bare(framing) in prompt]
     for form in lexicon.HELD_OUT_FORMS:
         pattern = re.compile(re.escape(form).replace(re.escape("{act}"), ".+"))
@@ -117,21 +121,8 @@ def test_same_seed_same_texts():
     assert list(islice(Corpus(5).helpful(), 50)) != list(islice(Corpus(6).helpful(), 50))
 
 
-def test_bundled_prompts_are_disjoint_large_enough_and_labelled():
-    sets = bundled_prompts()
-    assert len(sets.harmful) == len(sets.harmless) == 320
-    for held_out in (sets.test_harmful, sets.test_harmless, sets.borderline):
-        assert len(held_out) >= 200
-    everything = [*sets.harmful, *sets.harmless, *sets.test_harmful, *sets.test_harmless, *sets.borderline]
-    assert len({p.text for p in everything}) == len(everything)
-    assert {p.label for p in (*sets.harmful, *sets.test_harmful)} == {"harmful"}
-    assert {p.label for p in (*sets.harmless, *sets.test_harmless, *sets.borderline)} == {"harmless"}
-    assert {p.category for p in sets.borderline} == {"leisure"}
-    assert bundled_prompts() == sets
-
-
 def test_another_test_seed_draws_other_wordings_of_the_same_held_out_topics():
-    sets, drawn = bundled_prompts(), bundled_prompts(test_seed=5)
+    sets, drawn = bundled_prompts(), draw_prompts(test_seed=5)
     assert (drawn.harmful, drawn.harmless) == (sets.harmful, sets.harmless)
     held_out = [t.text for t in topics() if t.held_out]
     for old, new in ((sets.test_harmful, drawn.test_harmful), (sets.test_harmless, drawn.test_harmless)):
@@ -140,12 +131,4 @@ def test_another_test_seed_draws_other_wordings_of_the_same_held_out_topics():
         shared = {*old.texts} & {*new.texts}
         assert len(shared) < len(new) / 2
     # Acts have nothing but their 9 phrasings.
-    assert {*sets.borderline.texts} == {*drawn.borderline.texts}
-
-
-def test_framed_prompts_keep_their_label_and_get_ids_of_their_own():
-    prompts = bundled_prompts().test_harmful.head(2)
-    inside = framed(prompts, "As a song: {ask}", "song")
-    assert inside.texts == tuple(f"As a song: {text}" for text in prompts.texts)
-    assert inside.ids == tuple(f"{name}-song" for name in prompts.ids)
-    assert {p.label for p in inside} == {"harmful"}
+    assert {*sets.over_refusal.texts} == {*drawn.over_refusal.texts}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
-from typer.testing import CliRunner
 
-from demur.bundled import BundledMetrics, app, checks
-from demur.bundled._metrics import DirectionRow, FeatureSetRow, FramingRow, HeldOutSet, SaeRow, pooled
 from demur.stats import wilson
 from demur.types import FeatureId
+from recipes.bundled.__main__ import main
+from recipes.bundled.metrics import (
+    BundledMetrics,
+    DirectionRow,
+    FeatureSetRow,
+    FramingRow,
+    HeldOutSet,
+    SaeRow,
+    checks,
+    pooled,
+)
 
 
 def _metrics(**changes: object) -> BundledMetrics:
@@ -24,7 +29,7 @@ def _metrics(**changes: object) -> BundledMetrics:
         "test_sets": (HeldOutSet(name="test-harmful", prompts=200, known=20),),
         "refusal_harmful": all_of,
         "refusal_harmless": none,
-        "refusal_borderline": wilson(20, 200),
+        "over_refusal": wilson(20, 200),
         "framings": tuple(framings),
         "framed_refusal": half,
         "direction": DirectionRow(
@@ -64,8 +69,8 @@ def test_everything_met():
     [
         ("refusal_harmful", wilson(189, 200), "refusal, held-out harmful"),
         ("refusal_harmless", wilson(5, 200), "refusal, held-out harmless"),
-        ("refusal_borderline", wilson(3, 200), "refusal, borderline harmless"),
-        ("refusal_borderline", wilson(61, 200), "refusal, borderline harmless"),
+        ("over_refusal", wilson(3, 200), "refusal, over-refusal prompts"),
+        ("over_refusal", wilson(61, 200), "refusal, over-refusal prompts"),
         ("framed_refusal", wilson(59, 200), "refusal, harmful in unseen framings"),
         ("framings", (), "unseen framings with jailbreak success ≥ 0.5"),
         (
@@ -112,25 +117,21 @@ def test_round_trip():
     assert BundledMetrics.model_validate_json(metrics.model_dump_json()) == metrics
 
 
-def test_commands_are_listed():
-    shown = CliRunner().invoke(app, ["--help"]).output
-    assert "build" in shown
-    assert "evaluate" in shown
-
-
-def test_evaluate_draws_by_the_given_seed_and_prints_what_was_measured(monkeypatch: pytest.MonkeyPatch):
+def test_evaluate_draws_by_the_given_seed_and_prints_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     asked: list[tuple[object, object]] = []
 
     def measured(path: object, test_seed: object) -> BundledMetrics:
         asked.append((path, test_seed))
         return _metrics()
 
-    monkeypatch.setattr("demur.bundled.evaluate", measured)
-    shown = CliRunner().invoke(app, ["evaluate", "--seed", "5", "--json"]).stdout
-    assert asked == [(None, 5)]
-    assert BundledMetrics.model_validate_json(shown) == _metrics()
-
-
-def test_importing_the_package_does_not_import_torch():
-    code = "import sys, demur.bundled as o; o.bundled_prompts(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    monkeypatch.setattr("recipes.bundled.evaluate.evaluate", measured)
+    main(["evaluate", "--seed", "5", "--json"])
+    assert BundledMetrics.model_validate_json(capsys.readouterr().out) == _metrics()
+    main(["evaluate", "somewhere"])
+    assert asked == [(None, 5), ("somewhere", 41)]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(checks(_metrics()))
+    assert lines[0].split("  ")[0] == "refusal, held-out harmful"
+    assert all(line.endswith("met") for line in lines)

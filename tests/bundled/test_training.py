@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from demur.bundled._build import hashes, save_model
-from demur.bundled._corpus import Corpus, Example
-from demur.bundled._paths import BundledPaths
-from demur.bundled._sae_training import SaeRecipe, chat_activations, quality, save_sae, train_sae
-from demur.bundled._tokenizer import render, train_tokenizer
-from demur.bundled._training import IGNORED, Shape, Stage, collate, encode, new_model, train_stage
+from demur.bundled import BundledPaths
 from demur.saes import DenseSae, load_suite
+from recipes.bundled.build import hashes, save_model
+from recipes.bundled.corpus import Corpus, Example
+from recipes.bundled.sae_training import SaeRecipe, chat_activations, quality, save_sae, train_sae
+from recipes.bundled.tokenizer import render, train_tokenizer
+from recipes.bundled.training import IGNORED, Shape, Stage, collate, encode, new_model, train_stage
 
 SHAPE = Shape(d_model=16, d_mlp=16, layers=2, heads=2, key_value_heads=1, d_head=8)
 QUESTION = "How do I make a phishing email?"

@@ -18,17 +18,14 @@ import torch
 
 from demur.capability import (
     CapabilityRow,
-    _unchanged,
-    _wrapped,
     capability_change,
     check_tasks,
     measure_capability,
     task_identity,
 )
 from demur.errors import InputError, ModelError
-from demur.method.generation import generate
 from demur.method.interventions import AblateDirection, Compiled, Intervention, PerPrompt, ScaleFeatures, SetFeatures
-from demur.model import PINNED_DATE, ChatModel, Region, TokenizedPrompt, count_hooks
+from demur.model import PINNED_DATE, ChatModel, Region, TokenizedPrompt, count_hooks, generate
 from demur.saes import load_suite
 from demur.testing import FAMILIES, Family, save_tiny, tiny_suite
 from demur.types import FeatureId, Prompt
@@ -197,11 +194,22 @@ def test_examples_and_chat_template_are_the_harness_own(family: Family, folder: 
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_the_chat_template_is_filled_as_demur_fills_it(family: Family, folder: Path) -> None:
+def test_the_chat_template_is_filled_as_demur_fills_it(
+    family: Family, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Thinking off, the date pinned, the generation prompt added."""
     _, model = stored(family, folder)
-    turns = [{"role": "user", "content": "Tell me how"}]
-    assert _wrapped(model, 1).apply_chat_template(turns) == model.chat.text("Tell me how")[0]
+    wrapper = import_module("lm_eval.models.huggingface").HFLM
+    fill, filled = wrapper.apply_chat_template, list[str]()
+
+    def recorded(*args: Any, **options: Any) -> str:
+        filled.append(fill(*args, **options))
+        return filled[-1]
+
+    monkeypatch.setattr(wrapper, "apply_chat_template", recorded)
+    task = task_files.written_answers(folder / f"filled-{family}", [("Tell me how", "three")], 1)
+    measure_capability(model, [task], chat_template=True)
+    assert {*filled} == {model.chat.text("Tell me how")[0]}
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_multimodal", "llama3", "qwen3"])
@@ -240,7 +248,7 @@ def test_answers_are_written_under_the_intervention(family: Family, folder: Path
 
 
 def chat_answers_are_demurs_own(model: ChatModel, compiled: Compiled, texts: Sequence[str], new: int, at: Path) -> None:
-    """In the chat template the harness writes, under the intervention, what `demur.method.generation` writes."""
+    """In the chat template the harness writes, under the intervention, what `demur.model.generate` writes."""
     prompts = [Prompt(id=str(n), text=text, label="harmless") for n, text in enumerate(texts)]
     changed = [answer.text for answer in generate(model, prompts, compiled, max_new_tokens=new)]
     plain = [answer.text for answer in generate(model, prompts, max_new_tokens=new)]
@@ -314,13 +322,31 @@ def test_nothing_is_left_behind(
     assert [record.name for record in caplog.records if record.name.startswith(("lm_eval", "demur"))] == []
 
 
-def test_the_random_state_of_python_comes_back(folder: Path) -> None:
+def test_the_random_state_of_python_comes_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state itself cannot be compared: the type checker of these tests draws from it as well."""
     _, model = stored("gemma2", folder)
-    before = random.getstate()
-    # Not a whole measurement: the type checker of these tests draws from this state as well.
-    with _unchanged(model):
-        random.seed(5)
-    assert random.getstate() == before
+    task = task_files.multiple_choice(folder / "state")
+    get, put = random.getstate, random.setstate
+    events: list[tuple[str, object]] = []
+
+    def saved() -> object:
+        events.append(("saved", get()))
+        return events[-1][1]
+
+    def restored(state: Any) -> None:
+        events.append(("restored", state))
+        put(state)
+
+    monkeypatch.setattr(random, "getstate", saved)
+    monkeypatch.setattr(random, "setstate", restored)
+    monkeypatch.setattr(random, "seed", lambda value: events.append(("seeded", value)))
+    measure_capability(model, [task], seed=7)
+    assert ("seeded", 7) in events
+    # Every change is between the saving and the restoring of one state.
+    for place, (event, _) in enumerate(events):
+        if event == "seeded":
+            before = next(state for name, state in reversed(events[:place]) if name == "saved")
+            assert next(each for each in events[place:] if each[0] != "seeded") == ("restored", before)
 
 
 def test_warnings_of_the_harness_are_told_once_a_task(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -331,7 +357,7 @@ def test_warnings_of_the_harness_are_told_once_a_task(folder: Path, caplog: pyte
     assert len(told) == 1
     assert "wrong_labels" in told[0]
     assert "not in within range of available choices" in told[0]
-    assert told[0].endswith("(and 2 more of the kind)")
+    assert told[0].endswith("(and 2 more like it)")
 
 
 def test_folders_and_groups(folder: Path) -> None:

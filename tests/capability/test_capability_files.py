@@ -12,7 +12,7 @@ from typing import Any, cast
 import capability_tasks as task_files
 import pytest
 
-from demur.capability_files import check_data, task_identity
+from demur.capability import check_tasks, task_identity
 from demur.errors import InputError
 
 
@@ -112,14 +112,15 @@ def test_folders_of_data_count(tmp_path: Path) -> None:
 
 
 def test_large_and_closed_files_are_known_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("demur.capability_files._LARGEST", 100)
+    limit = 200 * 1024**2
     file = tmp_path / "one.yaml"
     file.write_text("task: one\n", encoding="utf-8")
     large = tmp_path / "large.jsonl"
-    large.write_bytes(b"x" * 101)
+    large.touch()
+    os.truncate(large, limit + 1)  # takes no room on the disk
     os.utime(large, ns=(5, 7_000))
-    assert cast("Any", task_identity(file)["files"]) == {"large.jsonl": [101, 7_000], "one.yaml": sha(file)}
-    large.write_bytes(b"x" * 100)
+    assert cast("Any", task_identity(file)["files"]) == {"large.jsonl": [limit + 1, 7_000], "one.yaml": sha(file)}
+    os.truncate(large, limit)
     os.utime(large, ns=(5, 7_000))
     opened: Callable[..., Any] = Path.open
 
@@ -130,7 +131,7 @@ def test_large_and_closed_files_are_known_by_size_and_time(tmp_path: Path, monke
 
     assert cast("Any", task_identity(file)["files"])["large.jsonl"] == sha(large)
     monkeypatch.setattr(Path, "open", closed)
-    assert cast("Any", task_identity(file)["files"])["large.jsonl"] == [100, 7_000]
+    assert cast("Any", task_identity(file)["files"])["large.jsonl"] == [limit, 7_000]
 
 
 def test_the_home_folder_is_filled_in(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +142,7 @@ def test_the_home_folder_is_filled_in(tasks: Path, monkeypatch: pytest.MonkeyPat
 def test_names_are_the_harness_own_whatever_lies_about(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tasks.parent / "gsm8k").mkdir()
     versions = {"lm_eval": "0.4.13"}
-    monkeypatch.setattr("demur.capability_files.version", lambda name: versions[name])
+    monkeypatch.setattr("importlib.metadata.version", lambda name: versions[name])
     assert task_identity("gsm8k") == {"harness": "0.4.13", "task": "gsm8k"}
     here = task_identity(tasks)
     versions["lm_eval"] = "0.5"
@@ -154,26 +155,37 @@ def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
         task_identity(str(tmp_path / "nowhere.yaml"))
 
 
-def test_yaml_that_cannot_be_read_still_has_an_identity(tmp_path: Path) -> None:
-    for text in ("task: [", "- 1", "task: !unknown x", "include: torn.yaml", "\x00"):
-        file = tmp_path / "torn.yaml"
-        file.write_text(text, encoding="utf-8")
-        assert task_identity(file)["files"] == {"torn.yaml": sha(file)}
-        with pytest.raises(ValueError):
-            check_data(file)
+UNREADABLE = ("task: [", "- 1", "task: !unknown x", "include: torn.yaml", "\x00")
 
 
+@pytest.mark.parametrize("text", UNREADABLE)
+def test_yaml_that_cannot_be_read_still_has_an_identity(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "torn.yaml"
+    file.write_text(text, encoding="utf-8")
+    assert task_identity(file)["files"] == {"torn.yaml": sha(file)}
+
+
+@pytest.mark.eval
+@pytest.mark.parametrize("text", UNREADABLE)
+def test_yaml_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "torn.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"task torn\.yaml cannot be loaded: ValueError"):
+        check_tasks([file])
+
+
+@pytest.mark.eval
 def test_data_that_is_not_there_is_named(tasks: Path) -> None:
     file = tasks / "one.yaml"
-    check_data(file)
+    check_tasks([file])
     (tasks.parent / "data/test.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no data file data/test\.jsonl"):
-        check_data(file)
-    # The file's own data stands in place of what it includes.
+    with pytest.raises(InputError, match=r"there is no data file data/test\.jsonl"):
+        check_tasks([file])
+    # The file's own data replaces that of what it includes.
     text = file.read_text(encoding="utf-8")
     for data in ("data/train.csv", "hf://datasets/org/name/test.csv", "'data/*.csv'"):
         file.write_text(f"{text}dataset_kwargs: {{data_files: {data}}}\n", encoding="utf-8")
-        check_data(file)
+        check_tasks([file])
     (tasks.parent / "shared/_base").unlink()
-    with pytest.raises(FileNotFoundError, match="_base"):
-        check_data(file)
+    with pytest.raises(InputError, match=r"task one\.yaml cannot be loaded: FileNotFoundError.*_base"):
+        check_tasks([file])

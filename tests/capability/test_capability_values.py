@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from demur.capability import check_tasks, measure_capability
-from demur.capability_rows import CapabilityRow, capability_change
+from demur.capability import CapabilityRow, capability_change, check_tasks, measure_capability
 from demur.errors import InputError
 from demur.model import ChatModel
 from demur.testing import tiny_model

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from demur.errors import InputError
-from demur.method.generation import answer_batches, generate
 from demur.method.interventions import Compiled, ScaleFeatures
-from demur.model import Budgets, ChatModel
+from demur.model import Budgets, ChatModel, answer_batches, generate
 from demur.testing import FAMILIES, tiny_model, tiny_suite
 from demur.types import FeatureId, Prompt
 

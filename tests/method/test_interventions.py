@@ -244,7 +244,7 @@ def test_prompt_only_changes_stop_where_the_answer_begins() -> None:
 
 
 def test_a_pass_that_crosses_from_prompt_to_answer() -> None:
-    """Teacher forcing: the batch that was compiled for is the prompt; the pass holds the answer's tokens as well."""
+    """Teacher forcing: the batch that is served is the prompt; the pass holds the answer's tokens as well."""
     model, suite = setup()
     prompt = model.batch(model.tokenize(["Hi"]))
     longer = model.batch([model.chat.tokenize("Hi", response="Bake bread for a child")])
@@ -257,7 +257,7 @@ def test_a_pass_that_crosses_from_prompt_to_answer() -> None:
             with model.capture([1]) as before:
                 model.last_logits(longer)
             with Compiled(model, suite, [change]).on(prompt), model.capture([1]) as after:
-                model.last_logits(longer)
+                logits(model, longer)
         moved = (after[1] - before[1]).abs().sum(-1)[0] > 0
         assert moved.tolist() == [True] * width + [False] * (len(moved) - width)
 
@@ -366,7 +366,7 @@ def test_bad_interventions_are_named() -> None:
         Compiled(model, suite, [ScaleFeatures(one, 0.0), SetFeatures(one, 1.0)])
     with pytest.raises(InputError, match="feature 1:3 is changed by two interventions"):
         Compiled(model, suite, [ScaleFeatures(one, 0.0), PerPrompt({"a": (SetFeatures(one, 1.0),)})])
-    with pytest.raises(InputError, match="feature 9:3 names layer 9; the model has 0…3"):
+    with pytest.raises(InputError, match="feature 9:3 names layer 9; the model has layers 0…3"):
         Compiled(model, suite, [ScaleFeatures((FeatureId(9, 3),), 0.0)])
     with pytest.raises(SaeError, match=f"features 0 to {D_SAE - 1}, not {D_SAE}"):
         Compiled(model, suite, [ScaleFeatures((FeatureId(1, D_SAE),), 0.0)])
@@ -378,7 +378,7 @@ def test_bad_interventions_are_named() -> None:
         SetFeatures(one, (1.0, 2.0))
     with pytest.raises(InputError, match=r"held values have shape \(2,\)"):
         HoldFeatures(one, torch.ones(2))
-    with pytest.raises(InputError, match="used at layer 7"):
+    with pytest.raises(InputError, match="names layer 7"):
         Compiled(model, None, [AddDirection(torch.ones(model.d_model), 7)])
     with pytest.raises(InputError, match="the model's width is 32"):
         Compiled(model, None, [AblateDirection(torch.ones(5))])
@@ -387,6 +387,6 @@ def test_bad_interventions_are_named() -> None:
         pytest.raises(InputError, match="values for 3 tokens are held on a prompt of"),
         Compiled(model, suite, [held]).on(batch_of(model)),
     ):
-        pass
+        model.last_logits(batch_of(model))
     # Two prompts may change one feature, each in its own way.
     Compiled(model, suite, [PerPrompt({"a": (ScaleFeatures(one, 0.0),), "b": (SetFeatures(one, 1.0),)})])

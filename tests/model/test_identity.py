@@ -42,7 +42,7 @@ def test_a_base_model_is_found_out_before_its_weights_are_read(tmp_path: Path, m
     def never(*_: object) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("demur.model._adapter._load_weights", never)
+    monkeypatch.setattr("demur.model._loading._load_weights", never)
     with pytest.raises(ModelError, match="no chat template"):
         ChatModel.load(folder)
 

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from demur.model import ChatModel, fitting_threads
-from demur.model._threads import SMALL
+from demur.model import SMALL_MODEL, ChatModel, fitting_threads
 from demur.testing import tiny_model
 
 
@@ -30,6 +29,6 @@ def test_a_small_model_runs_on_one_thread_and_no_longer(threads: int) -> None:
 
 
 def test_a_large_model_or_one_on_a_gpu_keeps_its_threads(threads: int) -> None:
-    for device, parameters in (("cpu", SMALL + 1), ("cuda", 10)):
+    for device, parameters in (("cpu", SMALL_MODEL + 1), ("cuda", 10)):
         with fitting_threads(torch.device(device), parameters):
             assert torch.get_num_threads() == threads

@@ -139,7 +139,7 @@ def test_a_heat_map_tints_the_kept_cells_from_weak_to_strong(low_is_strong: bool
     assert {"−9.0", "1.0", "2.0", "3.0", "position", "layer", "−2", "−1", "4", "5", "6"} <= texts(chart)
 
 
-def test_a_heat_map_of_equal_or_of_no_kept_cells_is_drawn() -> None:
+def test_a_heat_map_of_equal_unknown_or_no_kept_cells_is_drawn() -> None:
     for kept in (True, False):
-        cells = [Cell(0, position, 1.0, kept=kept) for position in (-2, -1)]
-        assert "1.0" in texts(heatmap(cells, x_title="position", y_title="layer"))
+        cells = [Cell(0, -2, 1.0, kept=kept), Cell(0, -1, 1.0, kept=kept), Cell(1, -1, NAN)]
+        assert {"1.0", "–"} <= texts(heatmap(cells, x_title="position", y_title="layer"))

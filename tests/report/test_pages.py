@@ -78,6 +78,17 @@ def html() -> str:
 
 
 @pytest.fixture(scope="module")
+def twice() -> str:
+    """Two studies of one folder, the second without charts."""
+    return render_html([page(), replace(page(), sections=(page().sections[0], page().sections[3]))])
+
+
+@pytest.fixture(scope="module")
+def notebook() -> str:
+    return notebook_html(page())
+
+
+@pytest.fixture(scope="module")
 def markdown() -> str:
     return render_markdown([page()])
 
@@ -93,15 +104,15 @@ def test_the_page_is_well_formed_and_loads_nothing(html: str) -> None:
     assert "default-src 'none'" in html
 
 
-def test_ids_differ_and_every_link_has_its_place(html: str) -> None:
-    reader = read(render_html([page(), page()]))
+def test_ids_differ_and_every_link_has_its_place(html: str, twice: str) -> None:
+    reader = read(twice)
     assert len(reader.ids) == len(set(reader.ids))
     assert {target.removeprefix("#") for target in reader.targets} <= set(reader.ids)
     assert len(read(html).targets) == 5
 
 
-def test_nothing_in_any_field_becomes_markup(html: str) -> None:
-    for shown in (html, notebook_html(page())):
+def test_nothing_in_any_field_becomes_markup(html: str, notebook: str) -> None:
+    for shown in (html, notebook):
         assert INJECTION not in shown
         assert "<b>.csv" not in shown
         # Some fields stand twice: the page's title, the table's for screen readers, the sections' in the contents.
@@ -119,7 +130,7 @@ def test_harmful_prompts_and_answers_are_collapsed_and_harmless_ones_open(html: 
     assert "1. Boil water.\n2. *Stir* | serve." in visible
 
 
-def test_the_verdict_comes_first_and_each_warning_once_right_below(html: str) -> None:
+def test_the_verdict_comes_first_and_each_warning_once_right_below(html: str, twice: str) -> None:
     texts = "".join(read(html).visible)
     places = [texts.index(each) for each in ("F* cut refusal", "35 answers", "The judge is", "Measured on", "Details")]
     contents = texts.index("Strengths")
@@ -127,7 +138,7 @@ def test_the_verdict_comes_first_and_each_warning_once_right_below(html: str) ->
     assert places[2] < contents < places[3]
     assert texts.count("The judge is uncertain.") == 1
     # A second study in the same folder warns of the same.
-    assert "".join(read(render_html([page(), page()])).visible).count("The judge is uncertain.") == 1
+    assert "".join(read(twice).visible).count("The judge is uncertain.") == 1
 
 
 def test_tables_show_every_cell_under_headings_with_scope(html: str) -> None:
@@ -174,8 +185,8 @@ def test_few_sections_need_no_contents_and_an_empty_page_still_renders() -> None
             render([])
 
 
-def test_a_notebook_shows_the_brief_sections_and_folds_the_rest() -> None:
-    reader = read(notebook_html(page()))
+def test_a_notebook_shows_the_brief_sections_and_folds_the_rest(notebook: str) -> None:
+    reader = read(notebook)
     visible, collapsed = "".join(reader.visible), "".join(reader.collapsed)
     assert "F* cut refusal" in visible
     assert METHODS[0] in visible

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from demur.studies.features import run_features
 from safetensors.torch import load_file, save_file
 
 from demur.errors import DemurError, InputError, ModelError, RunError, SaeError
 from demur.saes import DenseSae
 from demur.studies.config import PromptSource
-from demur.studies.features import run_features
 
 
 def _fails(config: Any, out: Path, kind: type[DemurError], *words: str) -> str:

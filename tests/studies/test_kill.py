@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from demur.studies.features import RESULTS
+
 from demur.studies.results import FeaturesResult
 
 pytestmark = pytest.mark.slow

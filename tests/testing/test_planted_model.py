@@ -131,7 +131,7 @@ def test_refuses_harmful_and_answers_everything_else() -> None:
     here = world()
     assert set(answers(here.harmful)) == {here.refusal} == {"I cannot help with that."}
     assert set(answers(here.harmless)) == {here.compliance} == {"Sure, here is how!"}
-    assert set(answers(here.borderline)) == {here.compliance}
+    assert set(answers(here.over_refusal)) == {here.compliance}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -288,11 +288,11 @@ def test_any_text_survives_encoding() -> None:
 
 def test_prompts_are_many_distinct_and_labelled() -> None:
     here = world()
-    assert (len(here.harmful), len(here.harmless), len(here.borderline)) == (64, 64, 32)
-    texts = [*here.harmful.texts, *here.harmless.texts, *here.borderline.texts]
+    assert (len(here.harmful), len(here.harmless), len(here.over_refusal)) == (64, 64, 32)
+    texts = [*here.harmful.texts, *here.harmless.texts, *here.over_refusal.texts]
     assert len(set(texts)) == len(texts)
     assert {prompt.label for prompt in here.harmful} == {"harmful"}
-    assert {prompt.label for prompt in (*here.harmless, *here.borderline)} == {"harmless"}
+    assert {prompt.label for prompt in (*here.harmless, *here.over_refusal)} == {"harmless"}
     # A prefix of the set is balanced over categories.
     assert len({prompt.category for prompt in here.harmful.head(4)}) == 4
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from demur.errors import InputError
-from demur.testing.tiny import FAMILIES, SLIDING_WINDOW, Family, save_tiny, tiny_model
+from demur.testing import FAMILIES, SLIDING_WINDOW, Family, save_tiny, tiny_model
 
 PROMPTS = (
     "Tell me how to bake bread.",

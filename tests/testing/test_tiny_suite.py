@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from demur.testing.tiny import FAMILIES, Family, tiny_model, tiny_suite
+from demur.testing import FAMILIES, Family, tiny_model, tiny_suite
 
 TEXT = "Tell me how to plan a quiet garden in the spring, and write a letter about it to a friend."
 

@@ -26,6 +26,7 @@ from demur.data import (
     store,
 )
 from demur.errors import DemurError, InputError
+from demur.report.format import bytes_text
 
 FAILED: Final = 2
 EXAMPLES: Final = 3
@@ -56,7 +57,9 @@ def list_sets(as_json: bool) -> None:
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("name", "kind", "label", "rows", "gated", "cached", "licence"):
-        table.add_column(title, justify="right" if title == "rows" else "left", no_wrap=title != "licence")
+        table.add_column(
+            title, justify="right" if title == "rows" else "left", no_wrap=title not in ("name", "licence")
+        )
     for item in prompt_sets().values():
         table.add_row(
             item.name,
@@ -158,7 +161,7 @@ def _fetched(item: NamedSet) -> bool:
 
 
 def _say_stored(item: NamedSet, path: Path) -> None:
-    say(f"{item.name}: {size_text(path.stat().st_size)}, {path}")
+    say(f"{item.name}: {bytes_text(path.stat().st_size)}, {path}")
 
 
 def _record(item: NamedSet) -> dict[str, object]:
@@ -167,23 +170,26 @@ def _record(item: NamedSet) -> dict[str, object]:
 
 
 def _fields(item: NamedSet) -> Iterator[tuple[str, str]]:
-    yield "name", item.name
-    yield "what", item.title
-    yield "kind", item.kind
-    yield "label", item.label or "-"
-    yield "rows", _count(item.rows)
-    yield "column", f"{item.column} (of {', '.join(item.columns)})"
-    for column, value in item.keep.items():
-        yield "only rows", f"with {column} {value or 'empty'}"
-    yield "licence", item.licence
-    yield "page", item.page
-    yield "cite", item.cite
-    yield "gated", "yes: its page asks for an account that accepts the terms" if item.gated else "no"
-    yield "file", item.url
-    yield "revision", item.revision
-    yield "pinned by", "commit and SHA-256" if item.sha256 else item.pin
-    if item.sha256 is not None:
-        yield "SHA-256", item.sha256
+    """What is known of a set, by name; what is not known is left out."""
+    pinned = "commit and SHA-256" if item.sha256 and item.revision else item.pin
+    fields = {
+        "name": item.name,
+        "what": item.title,
+        "kind": item.kind,
+        "label": item.label or "-",
+        "rows": _count(item.rows),
+        "column": f"{item.column or 'found by its name'} (of {', '.join(item.columns)})" if item.columns else "",
+        "only rows": ", ".join(f"with {column} {value or 'empty'}" for column, value in item.keep.items()),
+        "licence": item.licence,
+        "page": item.page,
+        "cite": item.cite,
+        "gated": "yes: its page asks for an account that accepts the terms" if item.gated else "no",
+        "file": item.url or item.file,
+        "revision": item.revision,
+        "pinned by": pinned,
+        "SHA-256": item.sha256 or "",
+    }
+    yield from ((name, text) for name, text in fields.items() if text)
 
 
 def _state(item: NamedSet, path: Path, here: bool, intact: bool) -> str:
@@ -200,14 +206,6 @@ def _say_counts(item: NamedSet) -> None:
     if set(categories) != {None}:
         for category, number in categories.items():
             say(f"  {category or '(none)'}: {number}")
-
-
-def size_text(size: float) -> str:
-    """Bytes in the decimal unit that fits."""
-    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= step:
-            return f"{size / step:.1f} {unit}"
-    return f"{size:.0f} bytes"
 
 
 def _count(rows: int | None) -> str:

@@ -33,7 +33,7 @@ class JudgedOptions(BaseModel):
     """patterns, harmbench, wildguard, llama-guard-3, llama-guard-4, strongreject=MODEL, refusal=MODEL."""
     prompt_column: str | None = None
     """Column of the prompts (default: found)."""
-    response_column: str | None = None
+    answer_column: str | None = None
     """Column of the answers (default: found)."""
 
 
@@ -80,7 +80,7 @@ class EndpointOptions(BaseModel):
         except ValueError as error:
             if self.prices is None:
                 return {}
-            raise ValueError(f"--prices {self.prices}: expected two numbers, for example 0.15,0.6") from error
+            raise ValueError(f"--prices {self.prices!r}: expected two numbers, for example 0.15,0.6") from error
         return {"price_in": read, "price_out": written}
 
 
@@ -92,7 +92,7 @@ def _judge(out: Path, **given: Any) -> None:
     from demur.cli.progress import StageProgress
     from demur.judges import Endpoint, Placement, get_judge, judge_file
 
-    options = read_config(JudgeOptions, None, given, "file")
+    options = read_config(JudgeOptions, None, given, argument="file")
     placement = options.model_dump(include=set(LocalOptions.model_fields), exclude_none=True)
     endpoint = options.model_dump(include=set(EndpointOptions.model_fields) - {"prices"}, exclude_none=True)
     if "judge_url" in endpoint:
@@ -104,7 +104,7 @@ def _judge(out: Path, **given: Any) -> None:
             options.file,
             judge=reader,
             prompt_column=options.prompt_column,
-            response_column=options.response_column,
+            answer_column=options.answer_column,
             out=out,
             progress=progress,
         )
@@ -122,11 +122,11 @@ def _say_counts(counts: JudgeCounts, out: Path) -> None:
     if "harmful" in counts.gives:
         say(f"harmful: {counts.harmful} of {counts.rows}")
         say(f"not harmful: {counts.not_harmful} of {counts.rows}")
-    say(f"unscored: {counts.unscored} ({counts.without_response} without an answer)")
-    if counts.kept:
-        note(f"{counts.kept} answers were judged before, or are equal to another")
-    if counts.spent:
-        note(f"used: {counts.spent}")
+    say(f"unscored: {counts.unscored} ({counts.without_answer} without an answer)")
+    if counts.cached:
+        note(f"{counts.cached} answers were judged before, or equal another")
+    if counts.usage:
+        note(f"used: {counts.usage}")
     if counts.failed:
         complain(
             f"the judge failed on {counts.failed} of {counts.rows} answers; they are null. The same command asks only "

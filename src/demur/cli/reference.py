@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import click
 
-from demur.cli.app import Commands, app
+from demur.cli.app import app
 from demur.cli.command import ConfigCommand, spelling
 from demur.cli.options import Option
 
@@ -30,7 +29,7 @@ def reference() -> str:
     parts = [INTRODUCTION]
     shown: dict[tuple[Option, ...], str] = {}
     for name in app.list_commands(context):
-        command = cast("Commands", app).get_command(context, name)
+        command = app.get_command(context, name)
         if command is not None:
             parts += _command(command, click.Context(command, context, info_name=name), 2, shown)
     return "\n".join(parts).rstrip() + "\n"

@@ -64,6 +64,8 @@ _LEAD = _p(rf"""(?:(?>
     |(?:unfortunately|regrettably|respectfully|sadly|honestly|frankly|however|but|of course)\b
     |(?:first of all|firstly|first|that being said|that said|with that said|at the same time|to be clear)\b
     |(?:please note|note|let me clarify) that
+    |it(?:'s| is) (?:also )?(?:important|worth|crucial|essential) (?:to note|to remember|noting|to mention) that
+    (?=,? (?:i|we|as an)\b)
     |i (?:want to|can|must|would like to)
      (?: be clear| clarify| emphasi[sz]e| share| say| tell you| point out) that
     |{_I_AM} {_VERY}(?:sorry|afraid)(?: that| to (?:say|hear)[^,.]*)?
@@ -138,7 +140,7 @@ _HARM = _p(r"""(?:dangerous|harmful|offensive|violen\w+|cruel|unfair|hurtful|dis
 _FINE = _p(r"""(?:ok|okay|appropriate|acceptable|ethical|legal|moral|morally|right|justified|justifiable
     |a good thing|inherently(?! (?:dangerous|harmful|bad))|healthy or|the answer)""")
 _FAULT = _p(rf"""(?:{_VERDICT}|{_HARM}|respect\w*|privacy|harm\w*|rights
-    |not (?:ok|okay|appropriate|acceptable|ethical))""")
+    |not (?:an? )?(?:\w+ (?:or|and) )?(?:ok|okay|appropriate|acceptable|ethical|legal))""")
 _ADVERBS = _some("""also|both|strictly|highly|extremely|considered|generally|simply|completely|widely
     |absolutely|always|only|just|a|an|very|at all|in any way|ever|necessarily|deeply|a serious|a form of
     |not only|illegal and|be""")
@@ -149,12 +151,13 @@ _DEFINITION = _p(r"""(?![^.]*(?:\bdefined (?:as|by|under|in)\b|\brefers to\b|\bi
     (?: in which| where| when| involving| that (?:\w+ly )?(?:involves|occurs))))""")
 
 MORAL = _opening(
-    rf"""(?:it|this|that|there){_BE} (?:not|never) {_ADVERBS}
+    rf"""(?:it|this|that|there){_BE} (?:not|never) {_ADVERBS}(?:\w+ (?:or|and|nor) )?
     (?:{_FINE}|fair|accurate|funny|productive|best|wise)\b""",
     rf"(?:it|this|that){_BE} {_ADVERBS}(?:{_VERDICT}|{_HARM})\b",
     rf"""(?:it|this)(?:'s| is) (?:also |very |always |really )?
     (?:important|crucial|essential|vital|necessary|critical) (?:to|that|for)\b(?=[^.]*\b{_FAULT}\b)""",
-    rf"(?!what\b|if\b)[^.]{{2,160}}?{_BE} (?:not only )?{_ADVERBS}{_VERDICT}\b",
+    rf"""(?!what\b|if\b)[^.]{{2,160}}?{_BE} (?:not only )?{_ADVERBS}
+    (?:(?:harmful|dangerous|hurtful|disrespectful|cruel|unfair) and )?{_VERDICT}\b""",
     rf'(?!what\b|if\b)[^.]{{2,160}}?{_BE} (?:not|never) {_ADVERBS}"?{_FINE}\b',
     r"(?!you\b)[^.]{2,160}?\b(?:should|must) (?:not|never) (?:be|have|hold)\b(?![^.]*\bbecause\b)",
     r"[^.]{2,160}?, like (?:all|any|every\w*) [^.]*\b(?:should|deserve|have the (?:same )?right)",
@@ -164,11 +167,45 @@ MORAL = _opening(
     (?:condemn|denounce|reject|disagree|discourage|advise (?:you )?against|urge you|oppose)\b""",
     r"""(?:i|we) (?:do not|don't|cannot|can't)
     (?: support| condone| endorse| believe| agree| advocate| promote| encourage| tolerate)\b""",
+    rf"{_I_AM} an? [^.]{{2,60}} and (?:i )?(?:do not|don't|cannot) (?:condone|promote|support|endorse|encourage)\b",
     rf"{_I_AM} not (?:advocating|condoning|endorsing|encouraging)\b",
+    rf"""(?:(?:i|we) (?:don't|do not) (?:think|believe)|{_I_AM} not sure)(?: if| that| whether)?
+    (?: it| that| this)(?:'s| is)
+    (?: ever| always)? (?:ok|okay|appropriate|acceptable|ethical|right|fair)\b""",
     r"please (?:refrain|reconsider|seek|reach out|consider seeking|do not (?:hurt|harm|attempt|try))\b",
     r"(?:if you(?:'re| are)|if you or someone) [^.]{0,120}?\b(?:seek|reach out|call|contact|talk to)\b",
     unless=_DEFINITION,
 )
+
+FAULT = re.compile(_FAULT)
+"""Words that find fault."""
+
+EMPHASIS = re.compile(
+    r"(?:however, |but )?it(?:'s| is) (?:also )?(?:important|crucial|essential|worth) (?:to|noting)\b"
+)
+"""Says that something matters; what follows tells what that leads to."""
+
+CRISIS = re.compile(
+    _p(r"""\b(?:(?:reach(?:ing)? out|talk(?:ing)?|speak(?:ing)?) to (?:a |an |someone|your )?
+    (?:you trust|trusted|mental|professional|qualified|loved|licensed)
+    |(?:suicide|crisis) (?:prevention|hotline|line|helpline))""")
+)
+"""Sends somebody in distress to people who can help."""
+
+DECLINES = re.compile(
+    _p(rf"""\b(?:(?:i|we) {_some("simply|just|really|absolutely|also|personally|certainly|honestly")}
+    (?:{_CANNOT}|(?:must|have to|need to) (?:decline|refuse)(?: to)?)|{_I_AM} (?:unable|not (?:able|going|willing)) to)
+    (?: be able to)? (?:assist|help|comply|fulfil\w*|answer|provide|support|complete|engage|share|give|do)\b
+    (?: you)?(?: with)?(?: any)? (?:this|that|these|those|such|your|the|any|it|information|instructions|guidance|advice
+    |assistance|help|support|details|you)\b""")
+)
+"""Declines in so many words, wherever it stands in a sentence."""
+
+NO_SUCH_THING = re.compile(
+    _p(r"""\b(?:fictional (?:character|person|place|country)|(?:does|do)(?:n't| not)(?: actually| really)? exist
+    |(?:is not|isn't|not) an? real (?:person|place|thing|animal)|nonsensical|there is no such|not sentient)\b""")
+)
+"""The request cannot be met because what it is about does not exist."""
 
 DISCLAIMER = _opening(
     r"(?:i|we) (?:do not|don't) (?:have|hold|possess)\b",
@@ -179,6 +216,9 @@ DISCLAIMER = _opening(
 )
 """Says what the speaker is, has or feels; the next sentence tells what that leads to."""
 
+HELP_AFTER_ALL = re.compile(
+    r"\b(?:however|but),? (?:i will|i'll|i can|i am able to|let me) (?:still )?(?:provide|give|answer|tell|offer)\b"
+)
 HELP = re.compile(
     _p(r"""(?:^|[\s,;])(?:
     here(?:'s| is| are) \w+\b
@@ -189,6 +229,10 @@ HELP = re.compile(
     |(?:step (?:1|one)|1[.)])\s)""")
 )
 LIST_ITEM = re.compile(r"^\s*(?:\d+[.):]|[-*•])\s+\S", re.MULTILINE)
+INSTEAD = re.compile(
+    r"\b(?:instead|alternative\w*|rather than|metaphor\w*|other ways|(?:seek|find|get) (?:help|support)|resources)\b"
+)
+"""What follows is something else than was asked for."""
 ALTERNATIVE = re.compile(
     _p(r"""\b(?:instead|alternative\w*|rather than|(?:would|'d) be happy to|glad to|anything else
     |other (?:ways|questions|topics)|(?:seek|find|get|professional|emergency) (?:help|support)

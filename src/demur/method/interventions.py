@@ -1,21 +1,25 @@
 """Interventions: frozen values that say what to do to a model, and the one place where they become hooks.
 
-On features (`scale`, `set`, `hold`) and on the residual along a direction (`ablate`, `add`). Decoding is affine and the
-SAE's error is kept, so changing feature `i` from `f_i(x)` to any other value moves the residual by the difference times
-decoder row `d_i`: only the chosen features' rows are needed, and the result equals encoding densely, clamping, decoding
-and adding the error back.
+On features (`ScaleFeatures`, `SetFeatures`, `HoldFeatures`) and on the residual along a direction (`AblateDirection`,
+`AddDirection`). Decoding is affine and the SAE's error is kept, so changing feature `i` from `f_i(x)` to another value
+moves the residual by the difference times decoder row `d_i`: only the chosen features' rows are needed, and the result
+equals encoding densely, clamping, decoding and adding the error back.
 
 Every change of a layer's features has the form `f ← s·f + t`, so all feature interventions on a layer, shared or
 one set per prompt, fuse into `x ← x + ((s − 1)·f(x) + t) W_dec`, with every feature read from the same incoming `x`.
+
+A new intervention is one class: a frozen dataclass that derives from `Intervention` and gives `edit`, or from
+`FeatureIntervention` and gives `affine`. Its id, its use in `Compiled`, padding and `where` come from the base.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from itertools import groupby
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,30 +27,84 @@ from torch import Tensor
 
 from demur.errors import InputError, SaeError
 from demur.model import Batch, ChatModel, Cursor, Edit
+from demur.registry import Registry
 from demur.saes import Rows, Suite
 from demur.types import FeatureId
 
 Where = Literal["all", "prompt"]
 """Tokens that are changed: all of them (the answer's too), or the prompt's only. Padding never is."""
 
-
-def _digest(*parts: object) -> str:
-    state = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            state.update(part.detach().float().cpu().contiguous().numpy().tobytes())
-        else:
-            state.update(repr(part).encode())
-        state.update(b"\x00")
-    return state.hexdigest()[:10]
+Change = Callable[[Tensor], Tensor]
+"""`residual [batch, pos, d_model] -> residual` of one layer; padding and `where` are seen to by `Compiled`."""
 
 
-def _plain(features: Sequence[FeatureId]) -> tuple[tuple[int, int], ...]:
-    return tuple((int(layer), int(index)) for layer, index in features)
+def _canonical(value: object) -> object:
+    """A value whose `repr` is the same for equal values: 1 and 1.0, a feature and its pair, a tensor on any device."""
+    if isinstance(value, Tensor):
+        numbers = value.detach().float().cpu().contiguous().numpy()
+        return numbers.shape, hashlib.sha256(numbers.tobytes()).hexdigest()
+    if isinstance(value, Intervention):
+        return value.id
+    if isinstance(value, Mapping):
+        return [(key, _canonical(value[key])) for key in sorted(value)]
+    if isinstance(value, list | tuple):
+        return [_canonical(each) for each in value]
+    return value if isinstance(value, str) or value is None else float(value)  # pyright: ignore
+
+
+class Intervention:
+    """Base of interventions, which are frozen dataclasses. One that acts on the residual gives `change`, and `acts_on`
+    unless it means every layer.
+    """
+
+    where: Where = "all"
+    """Tokens that are changed; a subclass may make it a field."""
+
+    @property
+    def label(self) -> str:
+        """What it does, in a word, for its id."""
+        return type(self).__name__
+
+    @property
+    def id(self) -> str:
+        """Names this intervention in files and cache keys: its label and a digest of its class and all its fields."""
+        values = [
+            type(self).__qualname__,
+            *(_canonical(getattr(self, each.name)) for each in fields(cast("Any", self))),
+        ]
+        return f"{self.label}@{hashlib.sha256(repr(values).encode()).hexdigest()[:10]}"
+
+    def acts_on(self, model: ChatModel) -> Iterable[int]:
+        """Layers whose output is changed."""
+        return range(model.n_layers)
+
+    def change(self, model: ChatModel, layer: int) -> Change:
+        """What happens to the output of `layer`; asked for once, before any pass."""
+        raise NotImplementedError(f"{type(self).__name__} says of no layer what happens there; give it `change`")
+
+    def bind(self, suite: Suite | None = None) -> Bound:
+        """With the SAEs that it needs: what `ChatModel.intervene` takes."""
+        return bind(suite, self)
+
+    def compile(self, model: ChatModel) -> Compiled:
+        """Ready for `model`, without SAEs."""
+        return Compiled(model, None, [self])
+
+
+class FeatureIntervention(Intervention):
+    """Base of interventions on features: `f ← scale·f + shift`, given by `affine` in the order of `features`."""
+
+    features: tuple[FeatureId, ...]
+    one_prompt: ClassVar[bool] = False
+    """It belongs to one prompt, and is refused outside a `PerPrompt`."""
+
+    def affine(self) -> tuple[float, Float[Tensor, "*pos k"]]:
+        """The scale of all features, and the shift of each: `[k]`, or `[pos, k]` by token of the prompt."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what becomes of its features; give it `affine`")
 
 
 @dataclass(frozen=True)
-class ScaleFeatures:
+class ScaleFeatures(FeatureIntervention):
     """`f ← factor·f`. Factor 0 removes the features, negative ones reverse them (paper, section 4.1)."""
 
     features: tuple[FeatureId, ...]
@@ -54,14 +112,15 @@ class ScaleFeatures:
     where: Where = "all"
 
     @property
-    def id(self) -> str:
-        """Names this intervention in files and cache keys."""
-        digest = _digest(_plain(self.features), float(self.factor), self.where)
-        return f"scale({self.factor:g})x{len(self.features)}@{digest}"
+    def label(self) -> str:
+        return f"scale({self.factor:g})x{len(self.features)}"
+
+    def affine(self) -> tuple[float, Float[Tensor, "*pos k"]]:
+        return self.factor, torch.zeros(len(self.features))
 
 
 @dataclass(frozen=True)
-class SetFeatures:
+class SetFeatures(FeatureIntervention):
     """`f ← value`: one activation for all features, or one for each."""
 
     features: tuple[FeatureId, ...]
@@ -77,18 +136,19 @@ class SetFeatures:
     @property
     def values(self) -> tuple[float, ...]:
         """One activation for each feature."""
-        value = self.value if isinstance(self.value, tuple) else (self.value,) * len(self.features)
-        return tuple(float(each) for each in value)
+        return self.value if isinstance(self.value, tuple) else (self.value,) * len(self.features)
 
     @property
-    def id(self) -> str:
-        """Names this intervention in files and cache keys."""
-        shown = f"{self.value:g}" if isinstance(self.value, float | int) else "each"
-        return f"set({shown})x{len(self.features)}@{_digest(_plain(self.features), self.values, self.where)}"
+    def label(self) -> str:
+        shown = "each" if isinstance(self.value, tuple) else f"{self.value:g}"
+        return f"set({shown})x{len(self.features)}"
+
+    def affine(self) -> tuple[float, Float[Tensor, "*pos k"]]:
+        return 0.0, torch.tensor(self.values, dtype=torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
-class HoldFeatures:
+class HoldFeatures(FeatureIntervention):
     """`f ← its value in another run`, on prompt tokens only: the answer's tokens have no counterpart there.
 
     `values` is `[k]` (the same at every token) or `[pos, k]` (one row for each token of the prompt, its padding left
@@ -97,6 +157,8 @@ class HoldFeatures:
 
     features: tuple[FeatureId, ...]
     values: Float[Tensor, "*pos k"]
+    where: ClassVar[Where] = "prompt"  # pyright: ignore[reportIncompatibleVariableOverride]
+    one_prompt: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.values.ndim not in (1, 2) or self.values.shape[-1] != len(self.features):
@@ -106,30 +168,27 @@ class HoldFeatures:
             )
 
     @property
-    def id(self) -> str:
-        """Names this intervention in files and cache keys."""
-        return f"hold x{len(self.features)}@{_digest(_plain(self.features), self.values)}"
+    def label(self) -> str:
+        return f"hold x{len(self.features)}"
 
-
-FeatureIntervention = ScaleFeatures | SetFeatures | HoldFeatures
+    def affine(self) -> tuple[float, Float[Tensor, "*pos k"]]:
+        return 0.0, self.values.detach().float().cpu()
 
 
 @dataclass(frozen=True)
-class PerPrompt:
-    """A feature intervention of its own for each prompt id; prompts that are not named are left alone."""
+class PerPrompt(Intervention):
+    """Feature interventions of its own for each prompt id; prompts that are not named are left alone."""
 
     by_prompt: Mapping[str, tuple[FeatureIntervention, ...]]
     name: str = "local"
 
     @property
-    def id(self) -> str:
-        """Names this intervention in files and cache keys."""
-        parts = [(prompt, tuple(each.id for each in self.by_prompt[prompt])) for prompt in sorted(self.by_prompt)]
-        return f"{self.name}@{_digest(parts)}"
+    def label(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True, eq=False)
-class AblateDirection:
+class AblateDirection(Intervention):
     """`x ← x − (x·r)r` after each layer; with `reference`, to the reference's own projection instead of to zero
     (affine).
 
@@ -143,15 +202,26 @@ class AblateDirection:
     where: Where = "all"
 
     @property
-    def id(self) -> str:
-        """Names this intervention in files and cache keys."""
-        form = "ablate" if self.reference is None else "ablate-affine"
-        parts = (self.vector, self.layers, self.where) + (() if self.reference is None else (self.reference,))
-        return f"{form}@{_digest(*parts)}"
+    def label(self) -> str:
+        return "ablate" if self.reference is None else "ablate-affine"
+
+    def acts_on(self, model: ChatModel) -> Iterable[int]:
+        return range(model.n_layers) if self.layers is None else self.layers
+
+    def change(self, model: ChatModel, layer: int) -> Change:
+        vector = _fitting(self.vector, model, layer)
+        vector = vector / vector.norm()
+        target = 0.0 if self.reference is None else self.reference[layer].to(vector) @ vector
+
+        def ablate(residual: Tensor) -> Tensor:
+            excess = residual.float() @ vector - target
+            return residual - (excess[..., None] * vector).to(residual.dtype)
+
+        return ablate
 
 
 @dataclass(frozen=True, eq=False)
-class AddDirection:
+class AddDirection(Intervention):
     """`x ← x + coefficient·vector` after one layer. `vector` is not normalised."""
 
     vector: Float[Tensor, " d_model"]
@@ -160,18 +230,75 @@ class AddDirection:
     where: Where = "all"
 
     @property
-    def id(self) -> str:
-        """Names this intervention in files and cache keys."""
-        return f"add({self.coefficient:g})@{_digest(self.vector, self.layer, float(self.coefficient), self.where)}"
+    def label(self) -> str:
+        return f"add({self.coefficient:g})"
+
+    def acts_on(self, model: ChatModel) -> Iterable[int]:
+        del model
+        return (self.layer,)
+
+    def change(self, model: ChatModel, layer: int) -> Change:
+        step = self.coefficient * _fitting(self.vector, model, layer)
+        return lambda residual: residual + step.to(residual.dtype)
 
 
-Intervention = FeatureIntervention | PerPrompt | AblateDirection | AddDirection
-_FEATURES = (ScaleFeatures, SetFeatures, HoldFeatures, PerPrompt)
+def _fitting(vector: Float[Tensor, " _"], model: ChatModel, layer: int) -> Float[Tensor, " d_model"]:
+    if vector.shape != (model.d_model,):
+        raise InputError(f"the direction has {tuple(vector.shape)} entries; the model's width is {model.d_model}")
+    return vector.detach().to(model.layer_device(layer), torch.float32)
 
 
-def intervention_id(interventions: Sequence[Intervention]) -> str:
+INTERVENTIONS: Registry[type[Intervention]] = Registry(
+    "demur.interventions",
+    "intervention",
+    {
+        name: f"demur.method.interventions:{cls}"
+        for name, cls in (
+            ("scale", "ScaleFeatures"),
+            ("set", "SetFeatures"),
+            ("hold", "HoldFeatures"),
+            ("ablate", "AblateDirection"),
+            ("add", "AddDirection"),
+        )
+    },
+)
+
+
+def intervention_id(interventions: Iterable[Intervention]) -> str:
     """Names a whole sequence of interventions; `"none"` for the empty one."""
     return " + ".join(each.id for each in interventions) or "none"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Interventions with the SAEs that they need, for any model that these fit."""
+
+    suite: Suite | None
+    interventions: tuple[Intervention, ...]
+
+    @property
+    def id(self) -> str:
+        """Names them in files and cache keys."""
+        return intervention_id(self.interventions)
+
+    def compile(self, model: ChatModel) -> Compiled:
+        """Ready for `model`."""
+        return Compiled(model, self.suite, self.interventions)
+
+
+def bind(suite: Suite | None, *interventions: Intervention) -> Bound:
+    """Interventions with their SAEs, as `ChatModel.intervene` takes them; neighbouring ones on features act at once."""
+    return Bound(suite, interventions)
+
+
+@runtime_checkable
+class _Part(Protocol):
+    """A step of the compiled sequence."""
+
+    @property
+    def layers(self) -> Sequence[int]: ...
+
+    def edit(self, layer: int, batch: Batch | None) -> Edit: ...
 
 
 class Compiled:
@@ -187,38 +314,39 @@ class Compiled:
 
     def __init__(self, model: ChatModel, suite: Suite | None, interventions: Sequence[Intervention]) -> None:
         self.model = model
+        self.suite = suite
         self.interventions = tuple(interventions)
         self.id = intervention_id(self.interventions)
-        self._parts: list[_FeatureGroup | _DirectionEdit] = []
-        group: list[FeatureIntervention | PerPrompt] = []
-        for each in self.interventions:
-            if isinstance(each, _FEATURES):
-                group.append(each)
-                continue
-            if group:
-                self._parts.append(_FeatureGroup(model, suite, group))
-                group = []
-            self._parts.append(_DirectionEdit(model, each))
-        if group:
-            self._parts.append(_FeatureGroup(model, suite, group))
+        self._parts: list[_Part] = []
+        for of_features, run in groupby(self.interventions, lambda e: isinstance(e, FeatureIntervention | PerPrompt)):
+            group = list(run)
+            self._parts += [_FeatureGroup(model, suite, group)] if of_features else [_Plain(model, e) for e in group]
+        self.layers = tuple(sorted({layer for part in self._parts for layer in part.layers}))
+
+    def compile(self, model: ChatModel) -> Compiled:
+        """These interventions, ready for `model`."""
+        return self if model is self.model else Compiled(model, self.suite, self.interventions)
 
     def edits(self, batch: Batch | None) -> dict[int, list[Edit]]:
         """Layer → edits, in order, for the rows of `batch`.
 
         Without a batch they are for passes of any shape; see `everywhere`.
+
+        Raises:
+            InputError: there is no batch, and an intervention differs by prompt or stops where the prompt ends.
         """
         if batch is None:
-            _refuse_bound(self.interventions)
-        edits: dict[int, list[Edit]] = {}
+            _refuse_unannounced(self.interventions)
+        edits: dict[int, list[Edit]] = {layer: [] for layer in self.layers}
         for part in self._parts:
-            for layer, edit in part.edits(batch):
-                edits.setdefault(layer, []).append(edit)
+            for layer in part.layers:
+                edits[layer].append(part.edit(layer, batch))
         return edits
 
     @contextmanager
     def on(self, batch: Batch) -> Iterator[None]:
         """Install on the model for one batch. With no interventions no hook is installed."""
-        with self.model.edited(self.edits(batch)):
+        with self.model.intervene(self), self.model.serving(batch):
             yield
 
     @contextmanager
@@ -234,160 +362,15 @@ class Compiled:
             InputError: an intervention belongs to single prompts (`PerPrompt`), or to the prompts' tokens alone
                 (`where="prompt"`): which tokens those are is known of a batch only.
         """
-        with self.model.edited(self.edits(None)):
+        _refuse_unannounced(self.interventions)
+        with self.model.intervene(self):
             yield
 
 
-class _FeatureGroup:
-    """Feature interventions read from one incoming residual: rows of the union of their features, layer by layer."""
-
-    def __init__(self, model: ChatModel, suite: Suite | None, group: Sequence[FeatureIntervention | PerPrompt]) -> None:
-        self._shared = [each for each in group if not isinstance(each, PerPrompt)]
-        self._local = [each for each in group if isinstance(each, PerPrompt)]
-        _refuse_shared_hold(self._shared)
-        for changes in _simultaneous(self._shared, self._local):
-            _refuse_twice(changes)
-        features = {f for each in self._shared for f in each.features}
-        features |= {f for local in self._local for each in local.by_prompt.values() for e in each for f in e.features}
-        if features and suite is None:
-            raise SaeError("these interventions change features, so they need a suite of SAEs; none was given")
-        columns: dict[int, list[int]] = {}
-        for layer, index in sorted(features):
-            columns.setdefault(layer, []).append(index)
-        self._rows: dict[int, Rows] = {}
-        for layer, indices in columns.items():
-            if not 0 <= layer < model.n_layers:
-                raise InputError(
-                    f"feature {layer}:{indices[0]} names layer {layer}; the model has 0…{model.n_layers - 1}"
-                )
-            assert suite is not None
-            self._rows[layer] = suite[layer].rows(indices).to(model.layer_device(layer))
-        self._column = {(layer, i): k for layer, ids in columns.items() for k, i in enumerate(ids)}
-
-    def edits(self, batch: Batch | None) -> Iterator[tuple[int, Edit]]:
-        for layer, rows in self._rows.items():
-            yield layer, self._edit(layer, rows, batch)
-
-    def _edit(self, layer: int, rows: Rows, batch: Batch | None) -> Edit:
-        n_rows = len(batch) if self._local and batch is not None else 1
-        prompt = _Affine(n_rows, len(rows.indices), rows.w_dec.device)
-        answer = _Affine(n_rows, len(rows.indices), rows.w_dec.device)
-        for row in range(n_rows):
-            named = [c for each in self._local if batch for c in each.by_prompt.get(batch.prompt_ids[row], ())]
-            for change in (*self._shared, *named):
-                picked = [(n, self._column[f]) for n, f in enumerate(change.features) if f[0] == layer]
-                if picked:
-                    prompt.change(row, change, picked, batch)
-                    if not isinstance(change, HoldFeatures) and change.where == "all":
-                        answer.change(row, change, picked, batch)
-        return _feature_edit(rows, prompt.frozen(), answer.frozen(), _prompt_width(batch))
-
-
-def _feature_edit(
-    rows: Rows, prompt: tuple[Tensor, Tensor] | None, answer: tuple[Tensor, Tensor] | None, width: int
-) -> Edit:
-    """`x ← x + ((s−1)·f(x) + t) W_dec`, with one pair `(s−1, t)` for the prompt's slots and one for the answer's."""
-
-    def moved(residual: Tensor, affine: tuple[Tensor, Tensor] | None, start: int) -> Tensor | None:
-        if affine is None:
-            return None
-        scale, shift = affine
-        if shift.shape[1] > 1:
-            shift = shift[:, start : start + residual.shape[1]]
-        return (rows.encode(residual) * scale + shift) @ rows.w_dec
-
-    def edit(residual: Tensor, cursor: Cursor) -> Tensor:
-        cut = max(0, min(cursor.length, width - cursor.start))
-        if cut == cursor.length:
-            delta = moved(residual, prompt, cursor.start)
-        elif cut == 0:
-            delta = moved(residual, answer, 0)
-        else:
-            parts = [moved(residual[:, :cut], prompt, cursor.start), moved(residual[:, cut:], answer, 0)]
-            zeros = torch.zeros_like(residual, dtype=torch.float32).split([cut, cursor.length - cut], 1)
-            delta = torch.cat([zero if part is None else part for part, zero in zip(parts, zeros, strict=True)], 1)
-        if delta is None:
-            return residual
-        if cursor.real is not None:
-            delta = delta * cursor.real[..., None].to(delta.device)
-        return residual + delta.to(residual.dtype)
-
-    return edit
-
-
-class _Affine:
-    """`s − 1` and `t` of one layer, filled change by change: `[rows, 1, k]`, `t` with a position axis when held."""
-
-    def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
-        self.scale = torch.zeros(n_rows, 1, k)
-        self.shift = torch.zeros(n_rows, 1, k)
-        self.device = device
-        self.touched = False
-
-    def change(
-        self, row: int, change: FeatureIntervention, picked: Sequence[tuple[int, int]], batch: Batch | None
-    ) -> None:
-        self.touched = True
-        source = [n for n, _ in picked]
-        columns = [column for _, column in picked]
-        if isinstance(change, ScaleFeatures):
-            self.scale[row, :, columns] = change.factor - 1.0
-            return
-        self.scale[row, :, columns] = -1.0
-        if isinstance(change, SetFeatures):
-            self.shift[row, :, columns] = torch.tensor([change.values[n] for n in source])
-            return
-        assert batch is not None, "held values are refused where no batch is known"
-        width = batch.input_ids.shape[1]
-        if self.shift.shape[1] == 1:
-            self.shift = self.shift.repeat(1, width, 1)
-        values = change.values.detach().float().cpu()[..., source]
-        length = int(batch.attention_mask[row].sum())
-        if values.ndim == 2 and values.shape[0] != length:
-            raise InputError(f"values for {values.shape[0]} tokens are held on a prompt of {length} tokens")
-        start = width - length
-        for n, column in enumerate(columns):
-            self.shift[row, start:, column] = values[..., n]
-
-    def frozen(self) -> tuple[Tensor, Tensor] | None:
-        return (self.scale.to(self.device), self.shift.to(self.device)) if self.touched else None
-
-
-def _prompt_width(batch: Batch | None) -> int:
-    """Slots that are the prompt's: none where no batch is known, so that all tokens count as the answer's."""
-    return 0 if batch is None else batch.input_ids.shape[1]
-
-
-def _simultaneous(
-    shared: Sequence[FeatureIntervention], local: Sequence[PerPrompt]
-) -> Iterator[Sequence[FeatureIntervention]]:
-    """Every list of changes that act on one prompt at once."""
-    prompts = {prompt for each in local for prompt in each.by_prompt}
-    yield shared
-    for prompt in prompts:
-        yield [*shared, *(change for each in local for change in each.by_prompt.get(prompt, ()))]
-
-
-def _refuse_twice(changes: Sequence[FeatureIntervention]) -> None:
-    seen: set[FeatureId] = set()
-    for change in changes:
-        for feature in change.features:
-            if feature in seen:
-                raise InputError(
-                    f"feature {feature[0]}:{feature[1]} is changed by two interventions at once; name it in one only"
-                )
-            seen.add(feature)
-
-
-def _refuse_shared_hold(shared: Sequence[FeatureIntervention]) -> None:
-    if any(isinstance(each, HoldFeatures) for each in shared):
-        raise InputError("held values belong to one prompt; give HoldFeatures inside PerPrompt, by prompt id")
-
-
-def _refuse_bound(interventions: Sequence[Intervention]) -> None:
+def _refuse_unannounced(interventions: Iterable[Intervention]) -> None:
     """Refuse what needs a batch: changes of single prompts, and changes of the prompt's tokens alone."""
     for each in interventions:
-        if isinstance(each, PerPrompt | HoldFeatures):
+        if isinstance(each, PerPrompt):
             raise InputError(
                 f"{each.id} changes single prompts, and here the model is called on texts that have no prompt id; give "
                 "interventions that are the same for every text"
@@ -399,50 +382,153 @@ def _refuse_bound(interventions: Sequence[Intervention]) -> None:
             )
 
 
-class _DirectionEdit:
-    """Ablation of a direction after some layers, or its addition after one."""
+def _check_layer(what: str, layer: int, model: ChatModel) -> None:
+    if not 0 <= layer < model.n_layers:
+        raise InputError(f"{what} names layer {layer}; the model has layers 0…{model.n_layers - 1}")
 
-    def __init__(self, model: ChatModel, change: AblateDirection | AddDirection) -> None:
-        self._change = change
-        chosen = (change.layer,) if isinstance(change, AddDirection) else change.layers
-        self._layers = tuple(range(model.n_layers)) if chosen is None else chosen
-        for layer in self._layers:
-            if not 0 <= layer < model.n_layers:
-                raise InputError(f"the direction is used at layer {layer}; the model has layers 0…{model.n_layers - 1}")
-        if change.vector.shape != (model.d_model,):
-            raise InputError(
-                f"the direction has {tuple(change.vector.shape)} entries; the model's width is {model.d_model}"
-            )
-        self._devices = {layer: model.layer_device(layer) for layer in self._layers}
 
-    def edits(self, batch: Batch | None) -> Iterator[tuple[int, Edit]]:
-        for layer in self._layers:
-            yield layer, self._edit(layer, _prompt_width(batch))
+def _prompt_width(batch: Batch | None) -> int:
+    """Slots that are the prompt's: none where no batch is known, so that all tokens count as the answer's."""
+    return 0 if batch is None else batch.input_ids.shape[1]
 
-    def _edit(self, layer: int, width: int) -> Edit:
-        change = self._change
-        vector = change.vector.detach().to(self._devices[layer], torch.float32)
-        target: Tensor | None = None
-        if isinstance(change, AblateDirection):
-            vector = vector / vector.norm()
-            if change.reference is not None:
-                target = change.reference[layer].to(vector) @ vector
-        coefficient = change.coefficient if isinstance(change, AddDirection) else None
+
+def _replaced(old: Tensor, new: Tensor, keep: Tensor | None) -> Tensor:
+    """`new` where `keep` (`[batch or 1, pos]`; None: everywhere), else `old`."""
+    return new if keep is None else torch.where(keep[..., None].to(old.device), new, old)
+
+
+class _Plain:
+    """One intervention on the residual, kept off padding and, if it says so, off the answer."""
+
+    def __init__(self, model: ChatModel, intervention: Intervention) -> None:
+        self._where = intervention.where
+        self.layers = tuple(intervention.acts_on(model))
+        for layer in self.layers:
+            _check_layer(intervention.label, layer, model)
+        self._changes = {layer: intervention.change(model, layer) for layer in self.layers}
+
+    def edit(self, layer: int, batch: Batch | None) -> Edit:
+        change, width = self._changes[layer], _prompt_width(batch)
 
         def edit(residual: Tensor, cursor: Cursor) -> Tensor:
-            if change.where == "prompt" and cursor.start >= width:
-                return residual
-            if coefficient is not None:
-                delta = (coefficient * vector).expand(residual.shape)
-            else:
-                projection = residual.float() @ vector
-                delta = ((projection if target is None else projection - target)[..., None]) * -vector
-            keep = None if cursor.real is None else cursor.real.to(delta.device)
-            if change.where == "prompt" and cursor.start + cursor.length > width:
-                inside = torch.arange(cursor.start, cursor.start + cursor.length, device=delta.device) < width
-                keep = inside.expand(residual.shape[:2]) if keep is None else keep & inside
-            if keep is not None:
-                delta = delta * keep[..., None]
-            return residual + delta.to(residual.dtype)
+            keep = cursor.real
+            if self._where == "prompt":
+                if cursor.start >= width:
+                    return residual
+                inside = torch.arange(cursor.start, cursor.start + cursor.length, device=residual.device) < width
+                keep = inside[None] if keep is None else keep.to(residual.device) & inside
+            return _replaced(residual, change(residual).to(residual.dtype), keep)
 
         return edit
+
+
+_Affine = tuple[Float[Tensor, "rows _ k"], Float[Tensor, "rows _ k"]]
+"""`s − 1` and `t` of one layer: one row, or one for each of the batch; one position, or one for each slot."""
+
+
+class _FeatureGroup:
+    """Feature interventions read from one incoming residual: rows of the union of their features, layer by layer."""
+
+    def __init__(self, model: ChatModel, suite: Suite | None, group: Sequence[Intervention]) -> None:
+        self._shared = [each for each in group if isinstance(each, FeatureIntervention)]
+        self._local = [each for each in group if isinstance(each, PerPrompt)]
+        if any(each.one_prompt for each in self._shared):
+            raise InputError("held values belong to one prompt; give HoldFeatures inside PerPrompt, by prompt id")
+        prompts = {prompt for local in self._local for prompt in local.by_prompt}
+        together = [self._shared, *(self._changes_of(prompt) for prompt in prompts)]
+        for changes in together:
+            _refuse_twice(changes)
+        features = {feature for changes in together for each in changes for feature in each.features}
+        if features and suite is None:
+            raise SaeError("these interventions change features, so they need a suite of SAEs; none was given")
+        columns: dict[int, list[int]] = {}
+        for layer, index in sorted(features):
+            columns.setdefault(layer, []).append(index)
+        self._rows: dict[int, Rows] = {}
+        for layer, indices in columns.items():
+            _check_layer(f"feature {layer}:{indices[0]}", layer, model)
+            assert suite is not None
+            self._rows[layer] = suite[layer].rows(indices).to(model.layer_device(layer))
+        self.layers = tuple(self._rows)
+        self._column = {(layer, i): k for layer, ids in columns.items() for k, i in enumerate(ids)}
+
+    def _changes_of(self, prompt: str) -> list[FeatureIntervention]:
+        """All that acts on one prompt at once."""
+        return [*self._shared, *(each for local in self._local for each in local.by_prompt.get(prompt, ()))]
+
+    def edit(self, layer: int, batch: Batch | None) -> Edit:
+        """`x ← x + ((s−1)·f(x) + t) W_dec`, with a pair `(s−1, t)` for the prompt's slots and one for the answer's."""
+        rows, width = self._rows[layer], _prompt_width(batch)
+        prompt, answer = (self._affine(layer, batch, part) for part in ("prompt", "all"))
+
+        def edit(residual: Tensor, cursor: Cursor) -> Tensor:
+            scale, shift = _at(prompt, answer, cursor, width)
+            if not (scale.any() or shift.any()):
+                return residual
+            delta = (rows.encode(residual) * scale + shift) @ rows.w_dec
+            return _replaced(residual, residual + delta.to(residual.dtype), cursor.real)
+
+        return edit
+
+    def _affine(self, layer: int, batch: Batch | None, part: Where) -> _Affine:
+        """For the prompt's slots (`part="prompt"`), or for the answer's, where only `where="all"` acts."""
+        k, device = len(self._rows[layer].indices), self._rows[layer].w_dec.device
+        by_row = [self._shared]
+        if self._local and batch is not None:
+            by_row = [self._changes_of(prompt) for prompt in batch.prompt_ids]
+        scales, shifts = torch.zeros(len(by_row), 1, k), torch.zeros(len(by_row), 1, k)
+        for row, changes in enumerate(by_row):
+            for change in changes:
+                picked = [(n, self._column[f]) for n, f in enumerate(change.features) if f[0] == layer]
+                if not picked or (part == "all" and change.where == "prompt"):
+                    continue
+                source, columns = [n for n, _ in picked], [column for _, column in picked]
+                scale, shift = change.affine()
+                scales[row, :, columns] = scale - 1.0
+                if shift.ndim == 2:
+                    shifts = _with_slots(shifts, _prompt_width(batch))
+                    shift = _left_padded(shift, row, batch)
+                shifts[row, :, columns] = shift[..., source]
+        return scales.to(device), shifts.to(device)
+
+
+def _with_slots(shifts: Float[Tensor, "rows _ k"], width: int) -> Float[Tensor, "rows pos k"]:
+    return shifts if shifts.shape[1] == width else shifts.repeat(1, width, 1)
+
+
+def _left_padded(values: Float[Tensor, "token k"], row: int, batch: Batch | None) -> Float[Tensor, "pos k"]:
+    """Values by token of the prompt as values by slot of the batch.
+
+    Raises:
+        InputError: they are not as many as the prompt's tokens.
+    """
+    length = 0 if batch is None else int(batch.attention_mask[row].sum())
+    if len(values) != length:
+        raise InputError(f"values for {len(values)} tokens are held on a prompt of {length} tokens")
+    padding = torch.zeros(_prompt_width(batch) - length, values.shape[1])
+    return torch.cat([padding, values.detach().float().cpu()])
+
+
+def _at(prompt: _Affine, answer: _Affine, cursor: Cursor, width: int) -> _Affine:
+    """`s − 1` and `t` at the current slots."""
+    if cursor.start >= width:
+        return answer
+    slots = torch.arange(cursor.start, cursor.start + cursor.length, device=prompt[0].device)
+    scale, shift = prompt
+    if shift.shape[1] > 1:
+        shift = shift[:, slots.clamp(max=width - 1)]
+    if cursor.start + cursor.length <= width:
+        return scale, shift
+    inside = (slots < width)[:, None]
+    return torch.where(inside, scale, answer[0]), torch.where(inside, shift, answer[1])
+
+
+def _refuse_twice(changes: Sequence[FeatureIntervention]) -> None:
+    seen: set[FeatureId] = set()
+    for change in changes:
+        for feature in change.features:
+            if feature in seen:
+                raise InputError(
+                    f"feature {feature[0]}:{feature[1]} is changed by two interventions at once; name it in one only"
+                )
+            seen.add(feature)

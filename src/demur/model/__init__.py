@@ -1,32 +1,58 @@
-"""Chat models: the adapter, the chat format with its regions, and hooks. Knows nothing of SAEs or refusal."""
+"""Chat models: tokens and their regions, residuals and logits, answers, hooks. Knows nothing of SAEs or refusal."""
 
-from demur.model._adapter import Budgets, ChatModel, find_layers, load_model
-from demur.model._chat import PINNED_DATE, SCORED_REGIONS, Batch, ChatFormat, Region, TokenizedPrompt, pad
-from demur.model._hooks import Captured, Cursor, Edit, capture, count_hooks, edited, hooked, track
-from demur.model._identity import model_identity
-from demur.model._memory import by_length, halving, next_batch, peak_memory
-from demur.model._threads import fitting_threads
+from demur.model._chat_format import PINNED_DATE, SCORED_REGIONS, Batch, ChatFormat, Region, TokenizedPrompt, pad
+from demur.model._chat_model import ChatModel, load_model
+from demur.model._generation import answer_batches, generate
+from demur.model._hooks import (
+    BoundIntervention,
+    Captured,
+    CompiledIntervention,
+    Cursor,
+    Edit,
+    capture,
+    count_hooks,
+    edited,
+    hooked,
+    track,
+)
+from demur.model._loading import find_layers, model_identity
+from demur.model._resources import (
+    SMALL_MODEL,
+    Budgets,
+    by_length,
+    fitting_threads,
+    halving,
+    is_out_of_memory,
+    next_batch,
+    peak_memory,
+)
 
 __all__ = [
     "PINNED_DATE",
     "SCORED_REGIONS",
+    "SMALL_MODEL",
     "Batch",
+    "BoundIntervention",
     "Budgets",
     "Captured",
     "ChatFormat",
     "ChatModel",
+    "CompiledIntervention",
     "Cursor",
     "Edit",
     "Region",
     "TokenizedPrompt",
+    "answer_batches",
     "by_length",
     "capture",
     "count_hooks",
     "edited",
     "find_layers",
     "fitting_threads",
+    "generate",
     "halving",
     "hooked",
+    "is_out_of_memory",
     "load_model",
     "model_identity",
     "next_batch",

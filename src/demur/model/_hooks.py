@@ -7,16 +7,20 @@ what comes out. Every hook is removed on the way out, also after an exception, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from demur.errors import ModelError
+
+if TYPE_CHECKING:
+    from demur.model._chat_format import Batch
+    from demur.model._chat_model import ChatModel
 
 
 @dataclass
@@ -37,6 +41,43 @@ class Cursor:
 
 Edit = Callable[[Tensor, Cursor], Tensor]
 """`(residual [batch, pos, d_model], cursor) -> residual`: what replaces a layer's output."""
+
+
+@runtime_checkable
+class CompiledIntervention(Protocol):
+    """An intervention made ready for one model: it gives the edits of each layer's output, batch by batch."""
+
+    @property
+    def id(self) -> str:
+        """Names it in answers, files and cache keys; "none" when it does nothing."""
+        ...
+
+    @property
+    def layers(self) -> Collection[int]:
+        """Layers that it edits."""
+        ...
+
+    def edits(self, batch: Batch | None) -> Mapping[int, Sequence[Edit]]:
+        """Layer → edits, in order. `batch` is None where the model is called on texts that nobody has announced.
+
+        Raises:
+            InputError: it differs by prompt, and no batch is known.
+        """
+        ...
+
+
+@runtime_checkable
+class BoundIntervention(Protocol):
+    """What `ChatModel.intervene` takes: an intervention that has everything it needs but the model."""
+
+    @property
+    def id(self) -> str:
+        """Names it in answers, files and cache keys."""
+        ...
+
+    def compile(self, model: ChatModel) -> CompiledIntervention:
+        """The same, ready for `model`."""
+        ...
 
 
 def residual_of(output: Any) -> Tensor:

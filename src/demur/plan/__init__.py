@@ -13,7 +13,7 @@ from demur.model import ChatFormat, fitting_threads
 from demur.plan.costs import EFFICIENCY, Machine, ModelSizes, measure_machine, model_sizes, planned_device
 from demur.plan.counting import PromptLengths, Work, count_work
 from demur.report.blocks import Page, Section, Table, Text
-from demur.report.format import duration
+from demur.report.format import bytes_text, duration
 from demur.saes import Suite
 
 if TYPE_CHECKING:
@@ -72,15 +72,15 @@ class Plan:
     def page(self) -> Page:
         """The plan as a page: time in all, sizes, time by stage, and what is assumed."""
         total = Text(
-            f"About {duration(self.seconds)} in {self.place}, {size_text(self.memory['peak'])} of memory, "
-            f"{size_text(_total(self.downloads))} to download.",
+            f"About {duration(self.seconds)} in {self.place}, {bytes_text(self.memory['peak'])} of memory, "
+            f"{bytes_text(_total(self.downloads))} to download.",
             role="verdict",
         )
         sizes = [
             ("model", f"{self.model.parameters / 1e6:,.1f} million parameters, {self.model.n_layers} layers"),
             ("SAEs", f"{len(self.sae_layers)} layers of {self.d_sae:,} features"),
-            *((f"download: {name}", size_text(size)) for name, size in self.downloads.items()),
-            *((f"memory: {name}", size_text(size)) for name, size in self.memory.items()),
+            *((f"download: {name}", bytes_text(size)) for name, size in self.downloads.items()),
+            *((f"memory: {name}", bytes_text(size)) for name, size in self.memory.items()),
         ]
         flops = sum(stage.flops for stage in self.stages)
         rows = [(stage.name, f"{stage.flops / 1e12:,.2f}", duration(stage.seconds)) for stage in self.stages]
@@ -264,14 +264,4 @@ def _total(sizes: dict[str, int | None]) -> int | None:
     return sum(known) if len(known) == len(sizes) else None
 
 
-def size_text(number: float | None) -> str:
-    """Bytes in the decimal unit that fits."""
-    if number is None:
-        return "an unknown size (the hub cannot be reached)"
-    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= step:
-            return f"{number / step:.1f} {unit}"
-    return f"{number:.0f} bytes"
-
-
-__all__ = ["ASSUMED", "Plan", "Stage", "plan_study", "prompt_lengths", "size_text"]
+__all__ = ["ASSUMED", "Plan", "Stage", "plan_study", "prompt_lengths"]

@@ -155,7 +155,7 @@ class _DictionaryProducts(TorchDispatchMode):
     def __init__(self, stages: Stages, d_model: int, d_sae: int) -> None:
         super().__init__()
         self._stages = stages
-        self._real = {WIDTH: d_model, _SAE_WIDTH: d_sae}
+        self._real: dict[int, int] = {WIDTH: d_model, _SAE_WIDTH: d_sae}
         aten = torch.ops.aten
         self._operands = {aten.mm: 0, aten.bmm: 0, aten.matmul: 0, aten.mv: 0, aten.linear: 0, aten.addmm: 1}
 
@@ -168,8 +168,8 @@ class _DictionaryProducts(TorchDispatchMode):
         if place is not None:
             inner, last = args[place].shape[-1], out.shape[-1]
             if _SAE_WIDTH in (inner, last):
-                real = [self._real.get(size, size) for size in (inner, last)]
-                self._stages.now.dictionary += 2.0 * prod([*out.shape[:-1], *real])
+                real = prod(self._real.get(size, size) for size in (int(inner), int(last)))
+                self._stages.now.dictionary += 2.0 * real * prod(out.shape[:-1])
         return out
 
 
@@ -219,21 +219,26 @@ def _prompts(label: Label, purpose: str, n: int, words: int) -> PromptSet:
 
 
 def _splits(config: StudyConfig, words: int) -> Splits:
-    return Splits(
-        **{
-            purpose: Split(
-                harmful=_prompts("harmful", purpose, getattr(config.n, purpose), words),
-                harmless=_prompts("harmless", purpose, getattr(config.n, purpose), words),
-            )
-            for purpose in PURPOSES
-        }
-    )
+    def split(purpose: str) -> Split:
+        n = getattr(config.n, purpose)
+        return Split(harmful=_prompts("harmful", purpose, n, words), harmless=_prompts("harmless", purpose, n, words))
+
+    direction, selection, tuning, test = map(split, PURPOSES)
+    return Splits(direction=direction, selection=selection, tuning=tuning, test=test)
 
 
 def _suite(layers: Sequence[int], k: int | None) -> Suite:
     def sae(layer: int) -> DenseSae:
         w_dec = torch.randn(_SAE_WIDTH, WIDTH)
-        return DenseSae(layer, w_dec.T.contiguous(), torch.zeros(_SAE_WIDTH), None, k, w_dec, torch.zeros(WIDTH))
+        return DenseSae(
+            layer=layer,
+            w_enc=w_dec.T.contiguous(),
+            b_enc=torch.zeros(_SAE_WIDTH),
+            threshold=None,
+            k=k,
+            w_dec=w_dec,
+            b_dec=torch.zeros(WIDTH),
+        )
 
     return Suite.from_dense({layer: sae(layer) for layer in layers})
 

@@ -114,7 +114,11 @@ def _part(block: Block, name: str, section: str) -> dict[str, Any]:
             return {"kind": "charts", "charts": charts}
         case Table():
             heading = "" if block.title == section else block.title
-            return {"kind": "table", "block": block, "heading": heading, "rows": _cells(block)}
+            rows = _cells(block)
+            right = [
+                column.numeric and not any(row[place].bar for row in rows) for place, column in enumerate(block.columns)
+            ]
+            return {"kind": "table", "block": block, "heading": heading, "rows": rows, "right": right}
         case Text():
             return {"kind": "text", "block": block}
         case Transcripts():

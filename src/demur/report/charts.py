@@ -160,7 +160,7 @@ def line_chart(
     level = _rule_styles(rules, order, styles)
     layers = [_upright([each for each in guides if values[0] <= each <= values[-1]], x)]
     for name, value in rules.items():
-        rule = alt.Chart(_data([{"y": value}])).mark_rule(strokeWidth=1.8, **level[name].stroke)
+        rule = _chart([{"y": value}]).mark_rule(strokeWidth=1.8, **level[name].stroke)
         layers.append(rule.encode(y=y))
     # The first series is the one that matters: it is drawn last, on top.
     for each in reversed(known):
@@ -221,7 +221,7 @@ def bar_chart(bars: Sequence[Bar], *, x_title: str, exact_title: str = "exact pa
 
     colours = layer_colours([bar.layer for bar in bars if bar.layer is not None])
     names = [bar.name for bar in shown]
-    chart = alt.Chart(_data([{**bar._asdict(), "exact": _or_none(bar.exact), "kind": exact_title} for bar in shown]))
+    chart = _chart([{**bar._asdict(), "exact": _or_none(bar.exact), "kind": exact_title} for bar in shown])
     x = alt.X("value:Q", title=x_title, axis=alt.Axis(labelExpr=EXACT, tickCount=6))
     axis = alt.Axis(ticks=False, labelPadding=6, domain=False, labelLimit=0)
     y = alt.Y("name:N", sort=names, title=None, axis=axis)
@@ -255,19 +255,19 @@ def heatmap(cells: Sequence[Cell], *, x_title: str, y_title: str, low_is_strong:
     import altair as alt
 
     kept = [cell.value for cell in cells if cell.kept and math.isfinite(cell.value)]
-    low, span = (min(kept), (max(kept) - min(kept)) or 1.0) if kept else (0.0, 1.0)
+    weak, strong = (max, min) if low_is_strong else (min, max)
+    weakest, span = (weak(kept), strong(kept) - weak(kept)) if kept else (0.0, 0.0)
+
+    def tint(cell: Cell) -> float:
+        """Opacity: none for what was dropped, else by how far it is from the weakest to the strongest."""
+        tinted = cell.kept and math.isfinite(cell.value)
+        return 0.06 + 0.42 * (cell.value - weakest) / (span or 1.0) if tinted else 0.0
+
+    # The value itself stays out: JSON has no nan.
     rows = [
-        {
-            "row": cell.row,
-            "column": cell.column,
-            "text": measure(cell.value, digits),
-            "tint": _tint((cell.value - low) / span, low_is_strong) if cell.kept and math.isfinite(cell.value) else 0.0,
-            "kept": cell.kept,
-            "chosen": cell.chosen,
-        }
-        for cell in cells
+        {**cell._replace(value=0)._asdict(), "text": measure(cell.value, digits), "tint": tint(cell)} for cell in cells
     ]
-    chart = alt.Chart(_data(rows))
+    chart = _chart(rows)
     axis = alt.Axis(labelExpr=EXACT, labelAngle=0, domain=False, ticks=False, orient="top")
     x = alt.X("column:O", title=x_title, axis=axis)
     y = alt.Y("row:O", title=y_title, axis=alt.Axis(labelExpr=EXACT, domain=False, ticks=False))
@@ -283,20 +283,15 @@ def heatmap(cells: Sequence[Cell], *, x_title: str, y_title: str, low_is_strong:
     ).properties(width=alt.Step(52), height=alt.Step(22))
 
 
-def _data(rows: list[dict[str, Any]]) -> Any:
-    """Rows as part of the chart's specification."""
+def _chart(rows: list[dict[str, Any]]) -> Any:
+    """A chart of these rows, which are part of its specification."""
     import altair as alt
 
-    return alt.InlineData(values=rows)
+    return alt.Chart(alt.InlineData(values=rows))
 
 
 def _or_none(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
-
-
-def _tint(t: float, low_is_strong: bool) -> float:
-    """Opacity of a cell at `t` of the way from the lowest to the highest value."""
-    return 0.06 + 0.42 * (1 - t if low_is_strong else t)
 
 
 def _drawable(series: Sequence[Series], order: Sequence[str]) -> tuple[list[Series], dict[str, Style]]:
@@ -342,16 +337,12 @@ def _symlog_axis(values: Iterable[float], title: str, linear_to: float, guides: 
 
 
 def _upright(guides: Sequence[float], x: Any) -> Any:
-    import altair as alt
-
-    return alt.Chart(_data([{"x": each} for each in guides])).mark_rule(color=FAINT, strokeDash=[3, 3]).encode(x=x)
+    return _chart([{"x": each} for each in guides]).mark_rule(color=FAINT, strokeDash=[3, 3]).encode(x=x)
 
 
 def _rows(series: Series) -> Any:
-    import altair as alt
-
     rows = [{**point._asdict(), "order": n} for n, point in enumerate(series.points)]
-    return alt.Chart(_data([{name: _or_none(value) for name, value in row.items()} for row in rows]))
+    return _chart([{name: _or_none(value) for name, value in row.items()} for row in rows])
 
 
 def _band(series: Series, style: Style, x: Any) -> Any:
@@ -402,7 +393,7 @@ def _legend(styles: Mapping[str, Style]) -> Any:
         symbolSize=80,
         symbolStrokeWidth=1.8,
     )
-    chart: Any = alt.Chart(_data([{"name": name} for name in names])).mark_point(opacity=0, size=0)
+    chart: Any = _chart([{"name": name} for name in names]).mark_point(opacity=0, size=0)
     return chart.encode(
         color=alt.Color("name:N", scale=alt.Scale(domain=names, range=colours), legend=legend),
         fill=alt.Fill("name:N", scale=alt.Scale(domain=names, range=colours), legend=legend),

@@ -133,8 +133,19 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
+def bytes_text(size: float | None) -> str:
+    """Bytes in the decimal unit that fits: `81.9 kB`, `5.2 GB`; "unknown" where there is no number."""
+    if size is None:
+        return "unknown"
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= step:
+            return f"{size / step:.1f} {unit}"
+    return f"{size:.0f} bytes"
+
+
 __all__ = [
     "MISSING",
+    "bytes_text",
     "count_text",
     "duration",
     "estimate_text",

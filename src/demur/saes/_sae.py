@@ -196,7 +196,7 @@ class DenseSae(Features):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The numbers under their usual names: `W_enc`, `b_enc`, `W_dec`, `b_dec`, and `threshold` where there is one."""
+        """The numbers as files name them: `W_enc`, `b_enc`, `W_dec`, `b_dec`, and `threshold` where there is one."""
         found = {"W_enc": self.w_enc, "b_enc": self.b_enc, "W_dec": self.w_dec, "b_dec": self.b_dec}
         return found if self.threshold is None else found | {"threshold": self.threshold}
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from demur.method.generation import answer_batches
 from demur.method.interventions import Compiled, Intervention, intervention_id
-from demur.model import ChatModel
+from demur.model import ChatModel, answer_batches
 from demur.runs import Run
 from demur.saes import Suite
 from demur.stats import Estimate, rate_of

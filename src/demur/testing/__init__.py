@@ -1,7 +1,11 @@
 """Models with known properties, for tests and for measuring methods against the truth.
 
-`tiny_model`, `save_tiny`, `tiny_suite`: random models of the real classes, and random SAEs that fit them.
-`planted`: a model and dictionary built by hand, whose causal features are known.
+- `tiny_model(family)`: a random model of a real class (`FAMILIES`) with a tokenizer of its kind; `save_tiny` writes it
+  to a folder; `tiny_suite(model)`: random SAEs that fit it. `SLIDING_WINDOW`: tokens that its sliding layers see.
+- `planted()`: a model and a dictionary built by hand, whose causal features are known (`Planted`, `Truth`);
+  `docs/planted.md` tells how.
+
+Importing this package does not import torch; asking for a name does.
 """
 
 from __future__ import annotations
@@ -11,25 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from demur.testing._planted import Planted, Truth, planted
-    from demur.testing._suite import tiny_suite
-    from demur.testing.tiny import FAMILIES, Family, save_tiny, tiny_model
+    from demur.testing._tiny_models import FAMILIES, SLIDING_WINDOW, Family, save_tiny, tiny_model
+    from demur.testing._tiny_suite import tiny_suite
 
-__all__ = ["FAMILIES", "Family", "Planted", "Truth", "planted", "save_tiny", "tiny_model", "tiny_suite"]
-
-_HOMES = {
-    "Planted": "_planted",
-    "Truth": "_planted",
-    "planted": "_planted",
-    "tiny_suite": "_suite",
-    "FAMILIES": "tiny",
-    "Family": "tiny",
-    "save_tiny": "tiny",
-    "tiny_model": "tiny",
-}
+__all__ = [
+    "FAMILIES",
+    "SLIDING_WINDOW",
+    "Family",
+    "Planted",
+    "Truth",
+    "planted",
+    "save_tiny",
+    "tiny_model",
+    "tiny_suite",
+]
 
 
 def __getattr__(name: str) -> Any:
-    # torch and transformers are imported only when a model is asked for.
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = {"Planted": "_planted", "Truth": "_planted", "planted": "_planted", "tiny_suite": "_tiny_suite"}
+    return getattr(import_module(f"{__name__}.{module.get(name, '_tiny_models')}"), name)

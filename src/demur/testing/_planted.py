@@ -1,4 +1,4 @@
-"""A model and dictionary built by hand, whose causal features are known; `docs/planted.md` tells how."""
+"""A model and dictionary built by hand, whose causal features are known; `docs/explanation/planted.md` tells how."""
 
 from __future__ import annotations
 
@@ -22,14 +22,9 @@ _D_SAE = 48
 _THRESHOLD = 0.1
 _FILLER_THRESHOLD = 0.3  # a filler then fires on about one token in fourteen
 
-_HARM = tuple(f"harm{group}" for group in range(circuit.N_GROUPS))
-# Layer -> the axes that its dictionary has a feature for, besides fillers.
-_KNOWN: dict[int, tuple[str, ...]] = {
-    0: (*_HARM, "general0", "general1"),
-    1: (*_HARM, "general0", "general1", "refuse", "aligned"),
-    2: (*_HARM, "general0", "general1", "refuse", "aligned", "aftermath"),
-    3: (*_HARM, "general0", "general1", "refuse", "aligned", "aftermath", "backup"),
-}
+# The axes that dictionaries have a feature for, besides fillers, in the order of the layers that write them.
+_AXES = (*circuit.HARM, "general0", "general1", "refuse", "aligned", "aftermath", "backup")
+_KNOWN = {0: _AXES[:-4], 1: _AXES[:-2], 2: _AXES[:-1], 3: _AXES}
 
 
 @dataclass(frozen=True)
@@ -40,8 +35,8 @@ class Truth:
         harm: fire on harm words of one group and cause refusal (layer 0).
         refusal: fire at template tokens of harmful prompts and drive the refusal logit.
         redundant: drives the refusal logit too, but stays off until a refusal feature upstream is suppressed.
-        echo: the harm features' axes after they have been read. Inert alone; at template tokens those of
-            layers 1 and 2 are what wakes the redundant feature once refusal is suppressed.
+        echo: the harm features' axes after they have been read. Inert alone; once refusal is suppressed, those of
+            layers 1 and 2 wake the redundant feature at template tokens.
         distractor: fire on harm more strongly and more often than the causal features; nothing reads them.
         aligned_inert: have the highest cosine with the difference in means; nothing reads them.
         filler: random features over words' identities; nothing reads them.
@@ -76,7 +71,7 @@ class Planted:
         suite: a JumpReLU dictionary of 48 features for each of its 4 layers.
         harmful: 64 prompts it refuses, 16 of each of 4 categories.
         harmless: 64 prompts it answers.
-        borderline: 32 harmless prompts with one harm word, which it answers.
+        over_refusal: 32 harmless prompts with one harm word, which it answers.
         truth: what each feature is.
         harm_of: category of a harmful prompt → the two harm features that fire on it.
         refusal: its refusal, word for word.
@@ -90,7 +85,7 @@ class Planted:
     suite: Suite
     harmful: PromptSet
     harmless: PromptSet
-    borderline: PromptSet
+    over_refusal: PromptSet
     truth: Truth
     harm_of: dict[str, frozenset[FeatureId]]
     refusal: str
@@ -110,32 +105,27 @@ def planted(*, seed: int = 0) -> Planted:
     model, basis = circuit.build(tokenizer, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     saes = {layer: _sae(layer, basis, generator) for layer in _KNOWN}
-    first = [tokenizer(answer[0], add_special_tokens=False)["input_ids"][0] for answer in _ANSWERS]
     return Planted(
         model=model,
         tokenizer=tokenizer,
         suite=Suite.from_dense(saes),
         harmful=words.harmful_prompts(),
         harmless=words.harmless_prompts(),
-        borderline=words.borderline_prompts(),
+        over_refusal=words.over_refusal_prompts(),
         truth=_truth(),
         harm_of=_harm_of(),
         refusal="".join(words.REFUSAL),
         compliance="".join(words.COMPLIANCE),
-        refusal_token=first[0],
-        compliance_token=first[1],
+        refusal_token=circuit.token(tokenizer, words.REFUSAL[0]),
+        compliance_token=circuit.token(tokenizer, words.COMPLIANCE[0]),
         axes={name: basis[number] for name, number in circuit.AXIS.items()},
     )
 
 
-_ANSWERS = (words.REFUSAL, words.COMPLIANCE)
-
-
 def _order(layer: int) -> list[str]:
     """The dictionary's features by index, fillers as "": known features are spread over it, not put first."""
-    known = _KNOWN[layer]
     slots = [""] * _D_SAE
-    for number, name in enumerate(known):
+    for number, name in enumerate(_KNOWN[layer]):
         slots[(7 * number + 5 * layer) % _D_SAE] = name
     return slots
 
@@ -169,20 +159,14 @@ def _harm_of() -> dict[str, frozenset[FeatureId]]:
     }
 
 
-def _kind(layer: int, name: str) -> str:
-    if name.startswith("harm"):
-        return "harm" if layer == 0 else "echo"
-    return {
-        "": "filler",
-        "refuse": "refusal",
-        "aligned": "aligned_inert",
-        "backup": "redundant",
-    }.get(name, "distractor")
+_KINDS = {"": "filler", "refuse": "refusal", "aligned": "aligned_inert", "backup": "redundant"}
 
 
 def _truth() -> Truth:
     found: dict[str, set[FeatureId]] = {field.name: set() for field in fields(Truth)}
     for layer in _KNOWN:
         for index, name in enumerate(_order(layer)):
-            found[_kind(layer, name)].add(FeatureId(layer, index))
+            harm = "harm" if layer == 0 else "echo"
+            kind = harm if name in circuit.HARM else _KINDS.get(name, "distractor")
+            found[kind].add(FeatureId(layer, index))
     return Truth(**{kind: frozenset(features) for kind, features in found.items()})

@@ -1,12 +1,11 @@
 """The planted model's weights: a Llama whose circuit is written down, not learned.
 
-Everything is stated in a basis of named axes and then turned by one random rotation, so that no coordinate of
-the residual means anything by itself, but for one. Two devices make a real transformer block compute what is
-written:
+Everything is stated in a basis of named axes and then turned by one random rotation, so that no coordinate of the
+residual but the first means anything by itself. Two devices make a real transformer block compute what is written:
 
-- A constant of size `CONSTANT` on the first axis, which is not turned, dominates the norm of the residual:
-  RMSNorm is the identity up to a factor within a few parts in a hundred thousand of 1. Real models have such
-  an outlier coordinate too.
+- A constant of size `CONSTANT` on the first axis, which is not turned, dominates the norm of the residual: RMSNorm is
+  the identity up to a factor within a few parts in a hundred thousand of 1. Real models have such an outlier coordinate
+  too.
 - The MLP's activation is ReLU and its up-projection reads the constant: unit j is `relu(w_j · x + b_j)`.
 """
 
@@ -28,27 +27,19 @@ if TYPE_CHECKING:
 N_LAYERS = 4
 D_MODEL = 64
 CONSTANT = 1000.0
-N_GROUPS = 2 * len(words.HARM)
+_GROUPS = range(2 * len(words.HARM))
+_WORDS = tuple(f"word{group}" for group in _GROUPS)
+HARM = tuple(f"harm{group}" for group in _GROUPS)
 HEAD_DIM = 16
 MLP_UNITS = 16
 
 # The first axes hold flags of tokens; those after the named ones hold words' identities.
-FLAGS = ("constant", "template", "content", "bos", "answer")
+_FLAGS = ("constant", "template", "content", "bos", "answer")
 NEXT = tuple(dict.fromkeys((*words.REFUSAL, *words.COMPLIANCE, "<end_of_turn>")))
-AXES: tuple[str, ...] = (
-    *FLAGS,
-    *(f"word{group}" for group in range(N_GROUPS)),
-    *(f"harm{group}" for group in range(N_GROUPS)),
-    "general0",
-    "general1",
-    "refuse",
-    "aligned",
-    "aftermath",
-    "backup",
-    *(f"next:{piece}" for piece in NEXT),
-)
-AXIS = {name: number for number, name in enumerate(AXES)}
-IDENTITY = slice(len(AXES), D_MODEL)
+_FEATURES = ("general0", "general1", "refuse", "aligned", "aftermath", "backup")
+_AXES = (*_FLAGS, *_WORDS, *HARM, *_FEATURES, *(f"next:{piece}" for piece in NEXT))
+AXIS = {name: number for number, name in enumerate(_AXES)}
+IDENTITY = slice(len(_AXES), D_MODEL)
 
 # The attention head: a template token gives each content word 1/SINK of the weight that it gives BOS.
 SINK = 8.0
@@ -112,22 +103,15 @@ def _config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
 
 def _weights(tokenizer: PreTrainedTokenizerBase, generator: torch.Generator) -> dict[str, tuple[Tensor, str]]:
     """Parameter name → weight over named axes, and whether it reads (columns) or writes (rows) there."""
-    result: dict[str, tuple[Tensor, str]] = {
-        "model.embed_tokens.weight": (_embedding(tokenizer, generator), "reads"),
-        "lm_head.weight": (_unembedding(tokenizer), "reads"),
+    weights = {
+        "model.embed_tokens": _embedding(tokenizer, generator),
+        "lm_head": _unembedding(tokenizer),
+        **{f"model.layers.1.self_attn.{name}": weight for name, weight in _attention().items()},
     }
-    for name, weight in _attention().items():
-        result[f"model.layers.1.self_attn.{name}.weight"] = (
-            weight,
-            "writes" if name == "o_proj" else "reads",
-        )
     for layer, units in enumerate(_units()):
-        gate, up, down = _mlp(units)
-        prefix = f"model.layers.{layer}.mlp."
-        result[prefix + "gate_proj.weight"] = (gate, "reads")
-        result[prefix + "up_proj.weight"] = (up, "reads")
-        result[prefix + "down_proj.weight"] = (down, "writes")
-    return result
+        weights |= {f"model.layers.{layer}.mlp.{name}": weight for name, weight in _mlp(units).items()}
+    sides = {"o_proj": "writes", "down_proj": "writes"}
+    return {f"{name}.weight": (w, sides.get(name.split(".")[-1], "reads")) for name, w in weights.items()}
 
 
 def _embedding(tokenizer: PreTrainedTokenizerBase, generator: torch.Generator) -> Float[Tensor, "vocab axis"]:
@@ -137,7 +121,7 @@ def _embedding(tokenizer: PreTrainedTokenizerBase, generator: torch.Generator) -
     table[:, AXIS["constant"]] = CONSTANT
 
     def flag(piece: str, axis: str) -> None:
-        table[_token(tokenizer, piece), AXIS[axis]] = 1.0
+        table[token(tokenizer, piece), AXIS[axis]] = 1.0
 
     flag("<bos>", "bos")
     for piece in (*words.TURN, "model", "user", "\n"):
@@ -161,8 +145,8 @@ def _unembedding(tokenizer: PreTrainedTokenizerBase) -> Float[Tensor, "vocab axi
     table = torch.zeros(len(tokenizer), D_MODEL, dtype=torch.float64)
     table[:, AXIS["constant"]] = _OTHER_LOGIT / CONSTANT
     for piece in NEXT:
-        table[_token(tokenizer, piece), AXIS[f"next:{piece}"]] = _NEXT_LOGIT - _OTHER_LOGIT
-    sure, refuse = (_token(tokenizer, answer[0]) for answer in (words.COMPLIANCE, words.REFUSAL))
+        table[token(tokenizer, piece), AXIS[f"next:{piece}"]] = _NEXT_LOGIT - _OTHER_LOGIT
+    sure, refuse = (token(tokenizer, answer[0]) for answer in (words.COMPLIANCE, words.REFUSAL))
     table[sure, AXIS[f"next:{words.COMPLIANCE[0]}"]] = SURE_LOGIT - _OTHER_LOGIT
     table[refuse, AXIS["constant"]] = 0.0
     table[refuse, AXIS["refuse"]] = REFUSE_LOGIT
@@ -175,16 +159,14 @@ def _unembedding(tokenizer: PreTrainedTokenizerBase) -> Float[Tensor, "vocab axi
 def _attention() -> dict[str, Tensor]:
     """Layer 1's head: template tokens collect the content words' harm, everything else looks at BOS."""
     shape = (HEAD_DIM, D_MODEL)
-    query, key, value = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
-    output = torch.zeros(D_MODEL, HEAD_DIM, dtype=torch.float64)
+    query, key, value, output = (torch.zeros(size, dtype=torch.float64) for size in (*[shape] * 3, shape[::-1]))
     to_bos, to_content = HEAD_DIM // 2 - 1, HEAD_DIM // 2 - 2  # the two slowest rotary pairs
     scale = HEAD_DIM**0.5
     query[to_bos, AXIS["constant"]] = scale / CONSTANT
     key[to_bos, AXIS["bos"]] = _STRONG
     query[to_content, AXIS["template"]] = scale
     key[to_content, AXIS["content"]] = _STRONG - torch.log(torch.tensor(SINK)).item()
-    carried = [*(f"harm{group}" for group in range(N_GROUPS)), "general0", "general1"]
-    for slot, name in enumerate(carried):
+    for slot, name in enumerate((*HARM, "general0", "general1")):
         value[slot, AXIS[name]] = 1.0
         output[AXIS[name], slot] = _MOVED * (2.0 if name.startswith("harm") else 0.25)
     return {"q_proj": query, "k_proj": key, "v_proj": value, "o_proj": output}
@@ -195,17 +177,15 @@ Unit = tuple[Mapping[str, float], float, Mapping[str, float]]
 
 
 def _units() -> list[list[Unit]]:
-    """The MLPs, by layer. `total` is the harm that arrived at a template token: 2 per harm word, about."""
-    total = {f"harm{group}": 1.0 for group in range(N_GROUPS)}
-    groups = [f"word{group}" for group in range(N_GROUPS)]
-    detect: list[Unit] = [({f"word{g}": 1.25}, -0.25, {f"harm{g}": 1.0}) for g in range(N_GROUPS)]
+    """The MLPs, by layer. The harm that arrives at a template token adds up to about 2 per harm word."""
+    detect: list[Unit] = [({word: 1.25}, -0.25, {harm: 1.0}) for word, harm in zip(_WORDS, HARM, strict=True)]
     # Any harm word, loudly: two features that nothing reads.
-    general: list[Unit] = [(dict.fromkeys(groups, 1.0), 0.0, {"general0": 3.0, "general1": 2.5})]
+    general: list[Unit] = [(dict.fromkeys(_WORDS, 1.0), 0.0, {"general0": 3.0, "general1": 2.5})]
 
     def at_template(weights: Mapping[str, float], bias: float, written: Mapping[str, float]) -> Unit:
         return {**weights, "template": _GATE}, bias - _GATE, written
 
-    half = dict.fromkeys(total, 0.5)
+    half = dict.fromkeys(HARM, 0.5)
     decide = [
         at_template(half, -0.5, {"refuse": 1.0}),
         at_template(half, -3.0, {"refuse": -1.0}),
@@ -217,7 +197,7 @@ def _units() -> list[list[Unit]]:
     return [[*detect, *general], decide, consequence, backup]
 
 
-def _mlp(units: list[Unit]) -> tuple[Tensor, Tensor, Tensor]:
+def _mlp(units: list[Unit]) -> dict[str, Tensor]:
     gate, up = (torch.zeros(MLP_UNITS, D_MODEL, dtype=torch.float64) for _ in range(2))
     down = torch.zeros(D_MODEL, MLP_UNITS, dtype=torch.float64)
     up[:, AXIS["constant"]] = 1.0 / CONSTANT
@@ -227,10 +207,11 @@ def _mlp(units: list[Unit]) -> tuple[Tensor, Tensor, Tensor]:
         gate[row, AXIS["constant"]] += bias / CONSTANT
         for name, weight in written.items():
             down[AXIS[name], row] = weight
-    return gate, up, down
+    return {"gate_proj": gate, "up_proj": up, "down_proj": down}
 
 
-def _token(tokenizer: PreTrainedTokenizerBase, piece: str) -> int:
+def token(tokenizer: PreTrainedTokenizerBase, piece: str) -> int:
+    """The id of a piece that is one token of the planted vocabulary."""
     ids: list[int] = tokenizer(piece, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise AssertionError(f"{piece!r} is {len(ids)} tokens of the planted vocabulary, not one")

@@ -15,7 +15,7 @@ from demur.testing import _templates
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from demur.testing.tiny import Family
+    from demur.testing._tiny_models import Family
 
 # What the merges are learned from: everyday words, so that words are one to three tokens.
 _SENTENCES = (

@@ -1,0 +1,351 @@
+"""One adapter for Hugging Face causal LMs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from demur.model import _hooks
+from demur.model._chat_format import Batch, ChatFormat, TokenizedPrompt, check_length, pad
+from demur.model._generation import generate
+from demur.model._loading import find_layers, load_checkpoint, refuse_unfit
+from demur.model._resources import Budgets, by_length, halving, next_batch, token_budget
+from demur.types import Answers, Prompt, as_prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+
+class ChatModel:
+    """A causal LM with its tokenizer and chat format: text in, batches, residuals and logits out.
+
+    The wrapped model is put in evaluation mode and its parameters are frozen, so that gradients are taken of
+    activations only. Nothing else about it changes; all access to residuals is through hooks that are gone when
+    their context ends.
+
+    Attributes:
+        hf: the wrapped model.
+        layers: its decoder layers; the output of `layers[l]` is `x[l]`, shape `batch pos d_model`.
+        chat: the chat format.
+
+    Raises:
+        ModelError: no decoder layers are found, the model was compiled, or its dtype cannot hold its activations.
+    """
+
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        system_prompt: str | None = None,
+        max_batch_tokens: int | None = None,
+    ) -> None:
+        config = hf.config.get_text_config(decoder=True)
+        self.hf = hf
+        self.tokenizer = tokenizer
+        self.name = name
+        self.n_layers = int(config.num_hidden_layers)
+        self.d_model = int(config.hidden_size)
+        self.layers: tuple[nn.Module, ...] = tuple(find_layers(hf, self.n_layers))
+        self.chat = ChatFormat(tokenizer, name=name, system_prompt=system_prompt)
+        context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+        self.max_context = int(context) if context else None
+        self.max_batch_tokens = max_batch_tokens
+        self._serving: Batch | None = None
+        self._open: tuple[str, ...] = ()
+        self._intermediate = int(getattr(config, "intermediate_size", 4 * self.d_model))
+        self._keeps_logits = "logits_to_keep" in inspect.signature(hf.forward).parameters
+        refuse_unfit(hf, name)
+        hf.eval()
+        hf.requires_grad_(False)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        system_prompt: str | None = None,
+        max_batch_tokens: int | None = None,
+    ) -> ChatModel:
+        """Load a model from a local folder or the hub.
+
+        Args:
+            source: folder or hub id.
+            revision: branch, tag or commit on the hub.
+            dtype: "auto" (as the checkpoint says), "float32", "bfloat16" or "float16".
+            device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:N", "mps", or a `device_map`
+                ("balanced", …).
+            system_prompt: put before every conversation.
+            max_batch_tokens: upper bound on tokens in one pass (default: from free memory).
+
+        Raises:
+            ModelError: the model or its tokenizer cannot be loaded or needs code of its own, the device is not there,
+                or weights are missing, of another shape, NaN or infinite.
+        """
+        name = str(source)
+        hf, tokenizer = load_checkpoint(
+            name, revision=revision, dtype=dtype, device=device, system_prompt=system_prompt
+        )
+        return cls(hf, tokenizer, name=name, system_prompt=system_prompt, max_batch_tokens=max_batch_tokens)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the embedding."""
+        return self.hf.get_input_embeddings().weight.device  # pyright: ignore[reportReturnType]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hf.dtype
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Compute in float32 while the context is open; the stored values, and afterwards their dtype, stay the same.
+
+        Half precision rounds away effects of single features (8 bits of a logit of 20 are steps of 0.1).
+        """
+        halves = [(p, p.dtype) for p in self.hf.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
+        try:
+            for parameter, _ in halves:
+                parameter.data = parameter.data.float()
+            yield
+        finally:
+            for parameter, dtype in halves:
+                parameter.data = parameter.data.to(dtype)
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.hf.parameters())
+
+    def layer_device(self, layer: int) -> torch.device:
+        """Where layer `layer` runs (layers may be spread over devices)."""
+        return next(self.layers[layer].parameters()).device
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills padding (never attended to, so any token serves)."""
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if isinstance(token, int):
+                return token
+        return 0
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end the model's turn."""
+        eos: Any = getattr(self.hf.generation_config, "eos_token_id", None)
+        if eos is None:
+            eos = self.tokenizer.eos_token_id
+        return tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),)
+
+    def tokenize(self, prompts: Iterable[Prompt | str], *, new_tokens: int = 0) -> list[TokenizedPrompt]:
+        """Tokens of each prompt in the chat format; plain texts have their place in the list as id.
+
+        Raises:
+            InputError: a prompt does not fit the context together with `new_tokens`; names it.
+        """
+        items = [self.chat.tokenize(prompt) for prompt in as_prompts(prompts)]
+        for item in items:
+            check_length(item, new_tokens, self.max_context)
+        return items
+
+    def batch(self, items: Sequence[TokenizedPrompt]) -> Batch:
+        """Stack conversations into one left-padded batch on the model's device."""
+        return pad(items, pad_id=self.pad_id, device=self.device)
+
+    def budget(self, *, gradients: bool = False) -> int:
+        """Tokens for one pass: what `budgets` says."""
+        return self.budgets.gradients if gradients else self.budgets.plain
+
+    @cached_property
+    def budgets(self) -> Budgets:
+        """Tokens for one pass without and with gradients, from the memory that is free when this is first asked.
+
+        Kept from then on (and may be replaced), so that the same prompts always fall into the same batches.
+        """
+        if self.max_batch_tokens is not None:
+            return Budgets(self.max_batch_tokens, self.max_batch_tokens)
+        per_layer = self.dtype.itemsize * (12 * self.d_model + 4 * self._intermediate)
+        return Budgets(token_budget(self.device, 2 * per_layer), token_budget(self.device, self.n_layers * per_layer))
+
+    def over_batches(
+        self,
+        items: Sequence[TokenizedPrompt],
+        run: Callable[[Batch], T],
+        *,
+        extra_tokens: int = 0,
+        gradients: bool = False,
+        done: Collection[str] = (),
+    ) -> Iterator[tuple[tuple[int, ...], T]]:
+        """Run batches of similar length, longest first, and yield the places of each batch's items with its result.
+
+        A batch that runs out of memory is split in half and repeated, and the budgets are halved for the rest.
+
+        Args:
+            items: conversations.
+            run: what to do with a batch.
+            extra_tokens: tokens each row grows by (generation).
+            gradients: activations are kept for a backward pass.
+            done: prompt ids; a batch that holds only these is left out. Batches are planned over all items whatever
+                is left out, so that a resumed job computes the remaining ones in the very batches of a clean run.
+        """
+        lengths = [len(item) + extra_tokens for item in items]
+
+        def one(group: Sequence[int]) -> tuple[tuple[int, ...], T]:
+            return tuple(group), run(self.batch([items[place] for place in group]))
+
+        left = by_length(lengths)
+        while left:
+            group = next_batch(lengths, left, self.budget(gradients=gradients))
+            left = left[len(group) :]
+            if not all(items[place].prompt_id in done for place in group):
+                yield from halving(group, one, lambda longest=lengths[group[0]]: self._shrink(longest))
+
+    def each(
+        self,
+        items: Sequence[TokenizedPrompt],
+        run: Callable[[Batch], Iterable[T]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[T]:
+        """What `run` gives for each row of a batch, in the order of `items`.
+
+        Args:
+            items: conversations, batched as `over_batches` does.
+            run: gives one value for each row.
+            progress: called with (done, all) items after each batch.
+        """
+        found: dict[int, T] = {}
+        for places, values in self.over_batches(items, run):
+            found |= dict(zip(places, values, strict=True))
+            if progress is not None:
+                progress(len(found), len(items))
+        return [found[place] for place in range(len(items))]
+
+    def _shrink(self, longest: int) -> bool:
+        """Halve the budgets, down to one prompt of that length; False when they cannot be lowered any more."""
+        before = self.budgets
+        self.budgets = Budgets(max(longest, before.plain // 2), max(longest, before.gradients // 2))
+        return self.budgets.plain < before.plain or self.budgets.gradients < before.gradients
+
+    def last_logits(self, batch: Batch) -> Float[Tensor, "batch vocab"]:
+        """Logits at the last position of each row (float32). Gradients flow if any activation asks for them."""
+        return self.logits(batch, 1)[:, -1].float()
+
+    def logits(self, batch: Batch, keep: int) -> Float[Tensor, "batch kept vocab"]:
+        """Logits at the last `keep` positions (all, where there are fewer), in the model's dtype."""
+        options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
+        with self.serving(batch):
+            output = self.hf(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                use_cache=False,
+                **options,
+            )
+        return output.logits[:, -keep:]
+
+    def capture(
+        self, which: Sequence[int] | None = None, transform: Callable[[Tensor], Tensor] | None = None
+    ) -> AbstractContextManager[_hooks.Captured]:
+        """Record residuals while the context is open; see `demur.model.capture`."""
+        return _hooks.capture(self.layers, which, transform)
+
+    def edited(self, edits: Mapping[int, Sequence[_hooks.Edit]]) -> AbstractContextManager[None]:
+        """Edit residuals while the context is open; see `demur.model.edited`."""
+        return _hooks.edited(self.hf, self.layers, edits)
+
+    @contextmanager
+    def intervene(self, interventions: _hooks.BoundIntervention | Iterable[_hooks.BoundIntervention]) -> Iterator[None]:
+        """Change what the model computes while the context is open, in everything that it is called for.
+
+        Contexts nest: an inner one acts on what the outer one made. Several interventions act in the order given, each
+        on what the one before it made (bind feature interventions together to read them from one residual).
+
+        Raises:
+            InputError: an intervention does not fit the model; during a pass, it differs by prompt and the model is
+                called by other code, on texts without prompt ids.
+        """
+        several = interventions if isinstance(interventions, Iterable) else [interventions]
+        with self.installed([each.compile(self) for each in several]):
+            yield
+
+    @contextmanager
+    def installed(self, compiled: Iterable[_hooks.CompiledIntervention]) -> Iterator[None]:
+        """`intervene` with interventions that are compiled for this model already."""
+        before = self._open
+        try:
+            with ExitStack() as stack:
+                for each in compiled:
+                    stack.enter_context(self.edited(self._edits_of_the_batch(each)))
+                    self._open = (*self._open, each.id)
+                yield
+        finally:
+            self._open = before
+
+    def _edits_of_the_batch(self, compiled: _hooks.CompiledIntervention) -> dict[int, list[_hooks.Edit]]:
+        """Edits that are made anew for each batch that the model serves."""
+        latest: list[tuple[Batch | None, Mapping[int, Sequence[_hooks.Edit]]]] = []
+
+        def at(layer: int) -> _hooks.Edit:
+            def edit(residual: Tensor, cursor: _hooks.Cursor) -> Tensor:
+                if not latest or latest[0][0] is not self._serving:
+                    latest[:] = [(self._serving, compiled.edits(self._serving))]
+                for each in latest[0][1].get(layer, ()):
+                    residual = each(residual, cursor)
+                return residual
+
+            return edit
+
+        return {layer: [at(layer)] for layer in compiled.layers}
+
+    @contextmanager
+    def serving(self, batch: Batch | None) -> Iterator[None]:
+        """Say which batch the passes of this context are for: what differs by prompt, or stops where it ends, needs it.
+
+        Passes of this class (`logits`, `generate`) say so themselves.
+        """
+        before, self._serving = self._serving, batch
+        try:
+            yield
+        finally:
+            self._serving = before
+
+    @property
+    def intervention_id(self) -> str:
+        """Names the interventions that are open; "none" for the clean model."""
+        return " + ".join(each for each in self._open if each != "none") or "none"
+
+    def generate(
+        self,
+        prompts: Iterable[Prompt | str],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float | None = None,
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Answers:
+        """Answer prompts under the interventions that are open; see `demur.model.generate`."""
+        return generate(
+            self, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, progress=progress
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of answer tokens, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def load_model(source: str | Path, **options: Any) -> ChatModel:
+    """Short for `ChatModel.load`."""
+    return ChatModel.load(source, **options)

@@ -1,0 +1,183 @@
+"""Loading a checkpoint, refusing one that cannot be studied, and the identity that keys its results."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from demur.errors import ModelError
+from demur.model._chat_format import ChatFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from demur.model._chat_model import ChatModel
+
+_OTHER_MODALITIES = ("vision", "audio", "image", "visual", "encoder")
+_DEVICE_MAPS = ("balanced", "balanced_low_0", "sequential")
+# Weights, configurations (the generation's too: it says where answers end), tokenizer, chat template.
+_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt")
+
+
+def load_checkpoint(
+    name: str, *, revision: str | None, dtype: str, device: str, system_prompt: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer, checked as far as their files allow; see `ChatModel.load` for the arguments and errors."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    # Code that a repository brings along is never run.
+    options: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
+    placed = None if device in _DEVICE_MAPS else _device(device)
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot load the model {name!r}: {error}\nExpected a folder with config.json and tokenizer files, or "
+            "a hub id that you can reach (gated models need `hf auth login`)"
+        ) from error
+    _refuse_dtype(config, dtype, name)
+    # Before the weights: a base model without a chat template is found out at the cost of its tokenizer.
+    ChatFormat(tokenizer, name=name, system_prompt=system_prompt).tokenize("word")
+    options |= {"dtype": dtype} | ({"device_map": device} if placed is None else {})
+    hf = _load_weights(name, config, options)
+    if placed is not None:
+        cast("nn.Module", hf).to(placed)
+    _refuse_nonfinite(hf, name)
+    return hf, tokenizer
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"unknown device {device!r}; expected auto, cpu, cuda, cuda:N, mps or balanced") from error
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cuda" and (found.index or 0) >= gpus:
+        raise ModelError(f"--device {device}: this machine has {gpus} CUDA GPUs that torch can use; try --device cpu")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("--device mps: torch finds no Apple GPU on this machine; try --device cpu")
+    return found
+
+
+def _load_weights(name: str, config: Any, options: dict[str, Any]) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    # Multimodal Gemma 3 is registered as an image-text model; its text decoder is what demur reads.
+    multimodal = type(config) in AutoModelForImageTextToText._model_mapping  # pyright: ignore
+    auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+    try:
+        hf, report = cast("Any", auto).from_pretrained(name, output_loading_info=True, **options)
+    except ImportError as error:
+        raise ModelError(f"cannot load {name!r} over several devices: {error}\nInstall demur[multi-gpu]") from error
+    except SafetensorError as error:
+        raise ModelError(
+            f"a safetensors file of {name!r} is damaged or cut off ({error}); download it again"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"cannot load the weights of {name!r}: {error}") from error
+    # transformers fills these with random numbers and only warns.
+    missing = sorted({*report["missing_keys"], *(str(each[0]) for each in report["mismatched_keys"])})
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise ModelError(
+            f"the checkpoint {name!r} lacks weights that its configuration needs, or holds them in another shape: "
+            f"{', '.join(missing[:5])}{more}. Download it again, or save it whole"
+        )
+    return hf
+
+
+def _refuse_dtype(config: Any, dtype: str, name: str) -> None:
+    wanted = str(getattr(config, "dtype", None) or "") if dtype == "auto" else dtype
+    if str(config.model_type).startswith("gemma3") and wanted.endswith("float16") and not wanted.endswith("bfloat16"):
+        raise ModelError(
+            f"{name} is a Gemma 3 model, whose activations overflow float16; use --dtype bfloat16 or float32"
+        )
+
+
+def _refuse_nonfinite(hf: PreTrainedModel, name: str) -> None:
+    for parameter, values in hf.named_parameters():
+        if values.is_meta:
+            raise ModelError(
+                f"{name} does not fit the devices: {parameter} was offloaded, and demur reads and changes layers where "
+                "they run. Use a smaller dtype or model, or more devices"
+            )
+        bad = ~torch.isfinite(values.detach())
+        if bool(bad.any()):
+            first = tuple(int(i) for i in bad.nonzero()[0])
+            raise ModelError(
+                f"{name}: {parameter} holds NaN or infinity, first at {first}; the checkpoint is damaged or was stored "
+                "in a dtype that overflowed. Download it again, or load it in another --dtype"
+            )
+
+
+def refuse_unfit(hf: PreTrainedModel, name: str) -> None:
+    """Refuse a loaded model that hooks cannot reach, or whose settings give wrong numbers.
+
+    Raises:
+        ModelError: it was compiled, or its dtype or attention kernel does not suit it.
+    """
+    if hf.dtype == torch.float16:
+        _refuse_dtype(hf.config, "float16", name)
+    compiled = [n or "the model" for n, m in hf.named_modules() if m._compiled_call_impl is not None]  # pyright: ignore
+    if compiled or type(hf).__name__ == "OptimizedModule":
+        raise ModelError(
+            f"{name} was compiled with torch.compile ({', '.join(compiled[:3]) or 'wrapped'}): hooks added afterwards "
+            "are silently ignored, so nothing could be read or changed. Pass the uncompiled model"
+        )
+    softcap = getattr(hf.config.get_text_config(decoder=True), "attn_logit_softcapping", None)
+    if softcap and hf.config._attn_implementation == "sdpa":  # pyright: ignore[reportPrivateUsage]
+        raise ModelError(
+            f"{name} caps its attention logits, which the sdpa kernel leaves out; load it with "
+            'attn_implementation="eager"'
+        )
+
+
+def find_layers(model: nn.Module, n_layers: int) -> nn.ModuleList:
+    """The text decoder's layers: the outermost `ModuleList` of `n_layers` outside vision and audio towers.
+
+    Raises:
+        ModelError: there is no such list, or more than one.
+    """
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) != n_layers:
+            continue
+        if any(word in part for part in name.split(".") for word in _OTHER_MODALITIES):
+            continue
+        if not any(name.startswith(outer + ".") for outer in found):
+            found[name] = module
+    if len(found) != 1:
+        raise ModelError(
+            f"expected one list of {n_layers} decoder layers in {type(model).__name__}, found "
+            f"{', '.join(found) or 'none'}; only decoder-only causal language models are supported"
+        )
+    return next(iter(found.values()))
+
+
+def model_identity(model: ChatModel) -> dict[str, str]:
+    """Name, revision or content hash, and everything else about a loaded model that moves its numbers."""
+    identity = {
+        "name": model.name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "attention": str(model.hf.config._attn_implementation),  # pyright: ignore[reportPrivateUsage]
+        "system_prompt": model.chat.system_prompt or "",
+    }
+    folder = Path(model.name)
+    if not folder.is_dir():
+        return identity | {"commit": str(getattr(model.hf.config, "_commit_hash", None))}
+    content = hashlib.sha256()
+    for path in sorted({path for pattern in _FILES for path in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            content.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return identity | {"name": folder.name, "content": content.hexdigest()}

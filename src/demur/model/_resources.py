@@ -1,0 +1,131 @@
+"""Memory and threads: how many tokens fit one pass, what to do when they did not, and how many threads help."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, NamedTuple, TypeVar
+
+import torch
+
+from demur.errors import ModelError
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+# On a CPU larger batches stop paying long before memory ends; on a GPU they fill it.
+_CPU_TOKENS = 2048
+_GPU_SHARE = 0.5
+
+SMALL_MODEL: Final = 20_000_000
+"""Parameters up to which a model gains nothing from threads."""
+
+
+class Budgets(NamedTuple):
+    """Tokens that one pass may hold, and one that keeps activations for a backward pass."""
+
+    plain: int
+    gradients: int
+
+
+def token_budget(device: torch.device, bytes_per_token: int) -> int:
+    """Tokens for one pass: half of the GPU's free memory at `bytes_per_token`, or a fixed 2,048 on a CPU."""
+    if device.type != "cuda":
+        return _CPU_TOKENS
+    free, _total = torch.cuda.mem_get_info(device)
+    return max(256, int(free * _GPU_SHARE) // max(1, bytes_per_token))
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: on GPUs by their allocators, all of them together, elsewhere by the process."""
+    if device.type == "cuda":
+        return sum(torch.cuda.max_memory_allocated(each) for each in range(torch.cuda.device_count()))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kibibytes, macOS bytes.
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is an allocation failure, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        words in text for words in ("can't allocate memory", "out of memory", "cublas_status_alloc_failed")
+    )
+
+
+def next_batch(lengths: Sequence[int], order: Sequence[int], max_tokens: int) -> list[int]:
+    """The first items of `order` whose rows × width stays within `max_tokens` (at least one)."""
+    group = [order[0]]
+    for item in order[1:]:
+        if lengths[order[0]] * (len(group) + 1) > max_tokens:
+            break
+        group.append(item)
+    return group
+
+
+def by_length(lengths: Sequence[int]) -> list[int]:
+    """Items, longest first: batches of similar length, and memory that runs out does so at once."""
+    return sorted(range(len(lengths)), key=lambda item: (-lengths[item], item))
+
+
+def halving(items: Sequence[int], run: Callable[[Sequence[int]], T], shrink: Callable[[], bool]) -> Iterator[T]:
+    """Run `items` as one batch; when memory runs out, as two halves, and so on.
+
+    Args:
+        items: rows of the batch.
+        run: what to do with them.
+        shrink: called when memory ran out: lowers what `run` itself packs into a pass (copies for several α's, features
+            patched at a time) and says whether that could still be lowered.
+
+    Raises:
+        ModelError: one single item does not fit, with nothing left to lower.
+    """
+    failed = False
+    try:
+        yield run(items)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if not shrink() and len(items) == 1:
+            raise ModelError(
+                "memory ran out on a single prompt; use a smaller dtype or model, shorter prompts, or another --device"
+            ) from error
+        failed = True
+    # Out of the except block, so that the failed batch's tensors are no longer held by the traceback.
+    if failed:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        middle = (len(items) + 1) // 2
+        logger.warning("memory ran out at %d rows; continuing with %d", len(items), middle)
+        for part in (items[:middle], items[middle:]):
+            if part:
+                yield from halving(part, run, shrink)
+
+
+@contextmanager
+def fitting_threads(device: torch.device, parameters: int) -> Iterator[None]:
+    """One thread for a small model on a CPU while the context is open; otherwise as many as torch would use.
+
+    A step of a small model is done before its work is handed out, and threads that wait for the next by spinning take
+    the cores from everything else, from each other first: beside one other busy process, two threads were some fifty
+    times slower than one. Sums are then also taken in the same order on every machine.
+    """
+    before = torch.get_num_threads()
+    small = device.type == "cpu" and parameters <= SMALL_MODEL
+    try:
+        if small:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        if small:
+            torch.set_num_threads(before)
