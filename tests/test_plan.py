@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import run
 from transformers import Gemma2Config
 
+from command_line import run
 from demur.plan.costs import EFFICIENCY, Machine, ModelSizes, model_sizes
 from demur.plan.counting import PromptLengths, Work, count_work
 from demur.studies import STUDIES
@@ -133,8 +133,8 @@ def test_demurs_own_studies_run_on_the_stand_ins(name: str) -> None:
         entry, config, n_layers=3, d_model=100, sae_layers=(0, 1, 2), d_sae=4000, top_k=None, lengths=LENGTHS
     )
     assert list(found)[:4] == ["clean answers", "direction", "pool", "attribution"]
-    # Direction, selection and tuning prompts of both classes are answered, then the test prompts.
-    assert found["clean answers"].written == 2 * (8 + 4 + 4 + 4) * 3
+    # Direction, selection and tuning prompts of both classes are answered, then the harmless test prompts.
+    assert found["clean answers"].written == (2 * (8 + 4 + 4) + 4) * 3
     # Means of 8 + 8 prompts; candidates on 3 of 3 layers within 0.8 of the depth, at 2 positions: one addition and two
     # forms of ablation on both classes; and the clean run.
     assert found["direction"].tokens == 12 * (16 + 4 + 3 * 2 * (4 + 2 * 8))
@@ -258,7 +258,7 @@ def test_an_unreadable_configuration_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("measured")
-def test_a_download_adds_up_the_files_that_a_model_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_download_adds_up_the_files_that_a_model_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     import transformers
 
