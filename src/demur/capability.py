@@ -151,12 +151,7 @@ def measure_capability(
     with _contained(model):
         loaded = [one for task in tasks for one in _load(task, model.name)]
         lm = _wrapped(model, batch_size)
-    counts = Counter(name for one in loaded for name in one.tasks["tasks"])
-    if repeated := [name for name, count in counts.items() if count > 1]:
-        raise InputError(f"task {repeated[0]} is asked for twice, by itself or as part of a group; name it once")
-    for task in (task for one in loaded for task in one.tasks["tasks"].values()):
-        if shots and task.get_config("num_fewshot") == 0:
-            logger.warning("task %s takes no examples, as its file says; %d were asked for", task.task_name, shots)
+    _check_loaded(loaded, shots)
     system_prompt = model.chat.system_prompt if chat_template else None
     name = "none" if intervention is None else intervention.id
     rows: list[CapabilityRow] = []
@@ -232,6 +227,16 @@ class _Loaded(NamedTuple):
 
     name: str
     tasks: Any  # the harness's TaskDict
+
+
+def _check_loaded(loaded: Sequence[_Loaded], shots: int | None) -> None:
+    found = [task for one in loaded for task in one.tasks["tasks"].items()]
+    for name, count in Counter(name for name, _ in found).items():
+        if count > 1:
+            raise InputError(f"task {name} is asked for twice, by itself or as part of a group; name it once")
+    for name, task in found:
+        if shots and task.get_config("num_fewshot") == 0:
+            logger.warning("task %s takes no examples, as its file says; %d were asked for", name, shots)
 
 
 def _configure(one: _Loaded, shots: int | None, seed: int) -> None:
