@@ -83,6 +83,36 @@ def token_losses(
     return model.each(items, run, progress)
 
 
+def answer_token_losses(
+    model: ChatModel, answers: Sequence[Answer], progress: Callable[[int, int], None] | None = None
+) -> list[tuple[float, ...]]:
+    """Cross-entropy (nats) of each token of each answer under the clean model, given the prompt and the tokens before.
+
+    Args:
+        model: the clean model.
+        answers: in any order; an answer without a token gives an empty tuple.
+        progress: called with (done, all) answers after each batch.
+    """
+    items = answers_to_score(model, answers)
+    keep = 1 + max((item.regions.count(Region.RESPONSE) for item in items), default=0)
+
+    def run(batch: Batch) -> list[tuple[float, ...]]:
+        with torch.inference_mode():
+            logits = model.logits(batch, keep)
+        width = logits.shape[1]
+        counted = batch.within([Region.RESPONSE])[:, -width:][:, 1:]
+        wanted = batch.input_ids[:, -width:][:, 1:].to(logits.device)
+        found: list[tuple[float, ...]] = []
+        for row, mask in enumerate(counted):
+            losses = torch.nn.functional.cross_entropy(
+                logits[row, :-1][mask].float(), wanted[row][mask], reduction="none"
+            )
+            found.append(tuple(losses.tolist()))
+        return found
+
+    return model.each(items, run, progress)
+
+
 def _nats(logits: Tensor, wanted: Tensor) -> float:
     # One row at a time in float32: a whole batch of logits over a large vocabulary would not fit beside the model.
     return float(torch.nn.functional.cross_entropy(logits.float(), wanted.to(logits.device), reduction="sum"))
@@ -118,4 +148,12 @@ def preference(
     return model.each(items, run)
 
 
-__all__ = ["TokenLoss", "answers_to_score", "first_token_kl", "preference", "texts_to_score", "token_losses"]
+__all__ = [
+    "TokenLoss",
+    "answer_token_losses",
+    "answers_to_score",
+    "first_token_kl",
+    "preference",
+    "texts_to_score",
+    "token_losses",
+]
