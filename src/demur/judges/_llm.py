@@ -7,7 +7,7 @@ import re
 import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal
 
 from demur.judges._base import JudgeStopped, Reading, StreamingJudge, Usage, published, text_digest, unscored
 from demur.judges._endpoint import ChatClient, Endpoint, Message, RowFailedError
@@ -17,14 +17,6 @@ _FAILURES: Final = 10
 """So many rows in a row without one answer, and the endpoint is given up: each costs minutes of retries."""
 
 _YES_NO = re.compile(r"\W*(yes|no)\s*(?:[^\w\s]|\n|$)", re.IGNORECASE)
-
-
-class _Result(NamedTuple):
-    row: int
-    reading: Reading | None
-    """None where the row was not reached."""
-    stopped: JudgeStopped | None = None
-    defect: BaseException | None = None
 
 
 class LLMJudge(StreamingJudge):
@@ -105,31 +97,34 @@ class LLMJudge(StreamingJudge):
         """
         before, failed, stopped = self._usage, 0, None
         with ChatClient(self.endpoint, self.model, max_tokens=self.max_tokens) as client:
-            for result in self._results(client, answers):
+            for row, found in self._asked(client, answers):
                 self._usage = before + client.usage
-                if result.defect is not None:
-                    raise result.defect
-                if result.stopped is not None:
+                if isinstance(found, JudgeStopped):
                     # What is under way may still be answered, and was paid for.
-                    stopped = stopped or result.stopped
-                if result.reading is None:
-                    continue
-                failed = 0 if result.reading.final else failed + 1
-                if failed == _FAILURES and stopped is None:
-                    reason = result.reading.verdict.evidence
-                    stopped = JudgeStopped(
-                        f"the judge {self.name} at {self.endpoint.public} failed on {failed} rows one after the other, "
-                        f"the last time so: {reason}. What was judged is kept; run the same command again later"
-                    )
-                    client.stopped.set()
-                yield result.reading
+                    stopped = stopped or found
+                elif isinstance(found, BaseException):
+                    raise found
+                elif found is not None:
+                    final = found.success is not None
+                    failed = 0 if final else failed + 1
+                    if failed == _FAILURES and stopped is None:
+                        stopped = JudgeStopped(
+                            f"the judge {self.name} at {self.endpoint.public} failed on {failed} rows one after the "
+                            f"other, the last time so: {found.evidence}. What was judged is kept; run the same command "
+                            "again later"
+                        )
+                        client.stopped.set()
+                    yield Reading(row, found, final)
         if stopped is not None:
             raise stopped
 
-    def _results(self, client: ChatClient, answers: Sequence[Answer]) -> Iterator[_Result]:
-        """One result per row, from as many threads as questions may be under way."""
+    def _asked(
+        self, client: ChatClient, answers: Sequence[Answer]
+    ) -> Iterator[tuple[int, Verdict | BaseException | None]]:
+        """Row and verdict, or what went wrong, or None where the row was not reached; from as many threads as questions
+        may be under way."""
         rows: queue.SimpleQueue[int] = queue.SimpleQueue()
-        results: queue.SimpleQueue[_Result] = queue.SimpleQueue()
+        results: queue.SimpleQueue[tuple[int, Verdict | BaseException | None]] = queue.SimpleQueue()
         for row in range(len(answers)):
             rows.put(row)
 
@@ -139,33 +134,28 @@ class LLMJudge(StreamingJudge):
                     row = rows.get_nowait()
                 except queue.Empty:
                     return
-                results.put(self._one(client, row, answers[row]))
+                results.put((row, self._one(client, answers[row])))
 
         # Daemons: an interruption does not wait for answers that are under way.
-        threads = [
-            threading.Thread(target=work, daemon=True) for _ in range(min(self.endpoint.concurrency, len(answers)))
-        ]
+        count = min(self.endpoint.concurrency, len(answers))
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
         for thread in threads:
             thread.start()
-        for _ in range(len(answers)):
+        for _ in answers:
             yield results.get()
         for thread in threads:
             thread.join()
 
-    def _one(self, client: ChatClient, row: int, answer: Answer) -> _Result:
+    def _one(self, client: ChatClient, answer: Answer) -> Verdict | BaseException | None:
         if client.stopped.is_set():
-            return _Result(row, None)
+            return None
         try:
-            verdict = self.read(client.ask(self.messages(answer.prompt.text, answer.text)))
-        except JudgeStopped as error:
-            client.stopped.set()  # Here, so that this thread takes no further row.
-            return _Result(row, None, stopped=error)
+            return self.read(client.ask(self.messages(answer.prompt.text, answer.text)))
         except RowFailedError as error:
-            failed = Reading(row, unscored(self.name, str(error)), final=False)
-            return _Result(row, None if client.stopped.is_set() else failed)
+            return None if client.stopped.is_set() else unscored(self.name, str(error))
         except BaseException as error:
-            return _Result(row, None, defect=error)
-        return _Result(row, Reading(row, verdict, final=verdict.success is not None))
+            client.stopped.set()  # Here, so that no thread takes a further row.
+            return error
 
 
 class StrongRejectJudge(LLMJudge):
