@@ -184,6 +184,12 @@ def rules_digest(*sources: Path) -> str:
     return state.hexdigest()
 
 
+@cache
+def published(name: str) -> str:
+    """The text of `formats/NAME.txt`: what a judge is shown, exactly as its authors published it, with its holes."""
+    return (Path(__file__).parent / "formats" / f"{name}.txt").read_bytes().decode()
+
+
 def text_digest(*texts: str) -> str:
     """SHA-256 over texts, hex, each ended by a zero byte."""
     return hashlib.sha256("".join(f"{text}\0" for text in texts).encode()).hexdigest()
