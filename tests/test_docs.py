@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import click
 import pytest
+
 from command_line import run
 from demur.bundled import bundled_prompts
 from demur.cli.app import app
@@ -35,7 +36,9 @@ SMALL = ("-n", "12,8,8,8", "--n-exact", "1", "--max-new-tokens", "12", "--random
 SLOW = {"howto/compare.md"}
 """Pages whose commands take longer than a few seconds even so."""
 
-_BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE
+)
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
 
 
