@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from demur.method.attribution import Attribution, Metric, ScoredTokens, attribute
+from demur.method.attribution import Attribution, ScoredTokens, attribute
 from demur.method.direction import position_means
 from demur.method.interventions import (
     AblateDirection,
@@ -25,6 +25,7 @@ from demur.method.interventions import (
     ScaleFeatures,
     SetFeatures,
 )
+from demur.method.path import Metric
 from demur.method.selection import cosine_pool, cossim_set, global_set, local_sets
 from demur.model import ChatModel, TokenizedPrompt, generate, load_model
 from demur.saes import Suite, load_suite

@@ -131,7 +131,7 @@ def judge_file(
 
 def _with_likelihood(judge: Judge, model: ChatModel, answers: Sequence[Answer], max_new_tokens: int) -> CoherentJudge:
     """The judge, with an eye on what the clean model would write; its own answers to the file's prompts tell that."""
-    from demur.method.generation import generate
+    from demur.model import generate
 
     texts = list(dict.fromkeys(answer.prompt.text for answer in answers))
     step = -(-len(texts) // _CALIBRATION)

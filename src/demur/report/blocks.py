@@ -62,8 +62,8 @@ class Table:
 
         Args:
             title: what the table holds.
-            columns: columns, or their text: `"name"`, `"> name"` for a numeric one (right-aligned), `"name: help"`; several
-                in one text are parted by `" | "`.
+            columns: columns, or their text: `"name"`, `"> name"` for a numeric one (right-aligned), `"name: help"`;
+                several in one text are parted by `" | "`.
             rows: cells as text, as many as there are columns.
             caption: how to read it.
             strong: indices of rows to emphasise.

@@ -174,9 +174,9 @@ def _summary(result: CompareResult) -> Table:
     return Table.of(
         "Each method at the strength chosen on tuning prompts",
         "method | > n: scored answers, + unscored | > complied: harmful test prompts under suppression | "
-        "> incoherent: of these answers | > kept: harmless prompts still answered under suppression, of those the clean "
-        f"model answers | > ΔCE: {_CE.removeprefix('ΔCE ')} | > induced: harmless test prompts refused while refusal is "
-        "induced",
+        "> incoherent: of these answers | > kept: harmless prompts still answered under suppression, of those the "
+        f"clean model answers | > ΔCE: {_CE.removeprefix('ΔCE ')} | > induced: harmless test prompts refused while "
+        "refusal is induced",
         rows,
         caption="Brackets: 95% intervals, over prompts and sets drawn.",
         strong=[n for n, row in enumerate(rows) if row[0].startswith(result.labels[MAIN] + ",")],
@@ -221,8 +221,8 @@ def _effects(result: CompareResult, prompts: Prompts, kind: Kind, title: str) ->
 def _strength_chart(result: CompareResult, rows: Sequence[EffectRow], kind: Kind) -> Iterator[Chart]:
     """Refusal against strength; methods without a strength are level lines."""
     lines: list[charts.Series] = []
-    rules = {CLEAN: row.refusal.value for row in rows if row.kind == "none" and row.refusal.n}
-    for method in result.labels:
+    rules: dict[str, float] = {}
+    for method in ("none", *result.labels):
         mine = [row for row in rows if row.method == method and row.refusal.n]
         if mine and (not mine[0].setting or "length" in mine[0].setting):
             rules[name_of(result, method)] = next((row for row in mine if row.chosen), mine[0]).refusal.value
@@ -327,8 +327,8 @@ def _side_effects(result: CompareResult) -> Iterator[Block]:
     if measured:
         yield Table.of(
             "Side effects of suppression at chosen strengths",
-            "method | > ΔCE own answers: nats per token, harmless prompts that the clean model answers | > n | > ΔCE text: "
-            "nats per token, plain text | > KL: first answer token, harmless prompts, nats",
+            "method | > ΔCE own answers: nats per token, harmless prompts that the clean model answers | > n | "
+            "> ΔCE text: nats per token, plain text | > KL: first answer token, harmless prompts, nats",
             [
                 (
                     name_of(result, row.method, row.setting),
@@ -345,8 +345,8 @@ def _side_effects(result: CompareResult) -> Iterator[Block]:
     if known:
         yield Table.of(
             "Asked whether test requests are harmful",
-            "method | > AUROC: log-odds of yes, harmful against harmless | > harmful: harmful requests called harmful | "
-            "> harmless: harmless requests called harmful",
+            "method | > AUROC: log-odds of yes, harmful against harmless | > harmful: harmful requests called harmful"
+            " | > harmless: harmless requests called harmful",
             [
                 (
                     name_of(result, each.method, each.setting),
@@ -402,9 +402,9 @@ def _change(before: CapabilityRow | None, after: CapabilityRow) -> Estimate | No
 def _features(result: CompareResult) -> Section:
     table = Table.of(
         f"F*: {result.k} of {result.pool_size} features in the pool",
-        "layer:feature | > score: estimated effect, logits per token | > exact: the same when it is really patched, on test "
-        "prompts | > cosine: with the direction | > fires, harmful: share of scored tokens | > fires, harmless: share of "
-        "scored tokens | > maximum: mean maximum activation on harmful prompts",
+        "feature | > score: estimated effect, logits per token | > exact: the same when it is really patched, on test "
+        "prompts | > cosine: with the direction | > fires, harmful: share of scored tokens | > fires, harmless: share "
+        "of scored tokens | > maximum: mean maximum activation on harmful prompts",
         [
             (
                 str(row.feature),
@@ -470,9 +470,9 @@ def _trials(result: CompareResult) -> Section:
     counts = {method: sum(t.method == method for t in result.trials) for method in result.labels}
     table = Table.of(
         "Selected trade-offs",
-        "method | > trials | > layer | > position | > K0 | > K* | > strength | > complied: harmful tuning prompts | > ΔCE: "
-        "own harmless answers, tuning prompts, nats per token | > stable: share of resamples of the tuning prompts that "
-        "choose the same trial",
+        "method | > trials | > layer | > position | > K0 | > K* | > strength | > complied: harmful tuning prompts | "
+        "> ΔCE: own harmless answers, tuning prompts, nats per token | > stable: share of resamples of the tuning "
+        "prompts that choose the same trial",
         [
             (
                 name_of(result, t.method),
@@ -511,8 +511,9 @@ def _trials(result: CompareResult) -> Section:
 def _direction(result: CompareResult) -> Iterator[Block]:
     info, chosen = result.direction, result.direction.chosen
     yield Text(
-        f"Layer {chosen.layer}, position {measure(chosen.position, 0)} (token {token_text(info.token)}), {chosen.form}; "
-        f"refusal log-odds {measure(chosen.bypass)} nats with it ablated on harmful prompts, {measure(chosen.induce)} "
+        f"Layer {chosen.layer}, position {measure(chosen.position, 0)} (token {token_text(info.token)}), "
+        f"{chosen.form}; refusal log-odds {measure(chosen.bypass)} nats with it ablated on harmful prompts, "
+        f"{measure(chosen.induce)} "
         f"with it added on harmless ones; KL {measure(chosen.kl, 3)} nats on harmless prompts when ablated. "
         f"{info.note}".strip()
     )
@@ -530,9 +531,9 @@ def _direction(result: CompareResult) -> Iterator[Block]:
 def _estimators(result: CompareResult) -> Section:
     table = Table.of(
         "Attribution against exact patching",
-        "method | > steps | > prompts | > Spearman: over the pool, of means over prompts; the interval resamples prompts | "
-        "> within prompt: mean rank correlation | > gap: completeness, logits | > of the effect: the gap divided by the "
-        "metric's mean absolute change",
+        "method | > steps | > prompts | > Spearman: over the pool, of means over prompts; the interval resamples "
+        "prompts | > within prompt: mean rank correlation | > gap: completeness, logits | > of the effect: the gap "
+        "divided by the metric's mean absolute change",
         [
             (
                 f"{row.method} (used)" if row.used else row.method,

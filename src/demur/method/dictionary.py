@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from demur.method.attribution._pool import path_chunk
-from demur.method.attribution._runs import Ends, run_ends, run_path
-from demur.method.attribution._values import Estimator, Method, Metric, ScoredTokens, estimator
+from demur.errors import ModelError
+from demur.method.attribution import ScoredTokens, no_signal
 from demur.method.interventions import Compiled
+from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
 from demur.model import Batch, ChatModel, TokenizedPrompt
 from demur.saes import DenseSae, FeatureRows, Sae, Suite
 from demur.types import FeatureId, FeatureSet
@@ -65,8 +65,22 @@ def attribute_dictionary(
     weights, and about four arrays of `4 · batch · pos · d_sae` bytes, one layer at a time. Batches that a device does
     not hold are halved, as everywhere.
 
+    Args:
+        model: the chat model.
+        suite: the SAEs.
+        items: tokenized prompts.
+        patch: what the patched run does.
+        metric: the answer's metric.
+        top: how many features to keep, for each prompt and overall.
+        method: "gradient", "ig" or "paper" (see `demur.method.path.estimator`).
+        steps: integrated-gradients steps (no meaning for "gradient").
+        scoring: tokens that are averaged over.
+        falling: count only tokens at which the feature falls.
+        progress: called with (attributed, all) prompts.
+
     Raises:
         InputError: unknown method ("exact" cannot be afforded here).
+        ModelError: every score is 0 on every prompt, so there is nothing to rank by; says what to do.
     """
     how = estimator(method, steps)
     scoring = scoring or ScoredTokens()
@@ -95,6 +109,8 @@ def attribute_dictionary(
         pass
     local = tuple(_feature_set(*best[item.prompt_id], method, item.prompt_id) for item in items)
     everything = torch.cat([overall[layer] for layer in suite.layers]) / len(items)
+    if not bool(everything.any()):
+        raise ModelError(no_signal(patch.id, allow_refusal_target=metric.allow_refusal_target))
     values, places = everything.topk(min(top, len(everything)))
     codes = torch.cat([_codes(layer, 0, len(overall[layer])) for layer in suite.layers])
     return DictionaryAttribution(local, _feature_set(values, codes[places], method, None))
@@ -116,7 +132,7 @@ def _terms(
         else:
             terms[layer].append((ends.clean[layer].float(), gradient.sum(0) * share))
 
-    run_path(model, batch, ends, metric, how, visit, alphas_at_once=path_chunk(model, batch, len(how.alphas)))
+    run_path(model, batch, ends, metric, how, visit)
     return terms
 
 

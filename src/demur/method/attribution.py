@@ -1,31 +1,220 @@
-"""Attribution of a given pool of features: gradient, integrated gradients, and exact patching."""
+"""Which features move the answer: gradient, integrated gradients and exact patching behind one signature.
+
+A feature's attribution estimates what moving it to its value in the patched run does to the metric: its difference
+times the gradient along its decoder row.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from demur.errors import InputError
-from demur.method.attribution._runs import Ends, run_ends, run_path
-from demur.method.attribution._values import (
-    Attribution,
-    AttributionSpec,
-    Estimator,
-    Method,
-    Metric,
-    PromptAttribution,
-    ScoredTokens,
-    estimator,
-)
 from demur.method.interventions import Compiled
-from demur.model import Batch, ChatModel, TokenizedPrompt, hooked
+from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
+from demur.model import SCORED_REGIONS, Batch, ChatModel, TokenizedPrompt, hooked
 from demur.saes import Rows, Suite
-from demur.types import FeatureId
+from demur.types import FeatureField, FeatureId, Value
+
+_NO_CHANGE = 1e-6
+"""Logits: a smaller change of the metric is rounding."""
+
+
+@dataclass(frozen=True)
+class ScoredTokens:
+    """Tokens over which attributions are summed.
+
+    `header_tokens=None`: the user's words and the template tokens after them. A number: every token but the first
+    `header_tokens` (the paper skips 1 on Gemma, 26 on Llama).
+    """
+
+    header_tokens: int | None = None
+
+    def mask(self, batch: Batch) -> Bool[Tensor, "batch pos"]:
+        """True at scored tokens."""
+        if self.header_tokens is None:
+            return batch.within(SCORED_REGIONS)
+        return batch.real & (batch.position_ids >= self.header_tokens)
+
+
+class PromptAttribution(Value):
+    """Attribution of one prompt. `totals[k]` is feature `k`'s attribution summed over the scored tokens, in logits."""
+
+    prompt_id: str
+    target: int
+    clean: float
+    patched: float
+    explained: float
+    """What all features and error terms of all layers add up to (for `exact`: the effects of the pool)."""
+    n_scored: int
+    totals: tuple[float, ...]
+
+    @property
+    def change(self) -> float:
+        """The metric's whole change, patched − clean, logits."""
+        return self.patched - self.clean
+
+    @property
+    def gap(self) -> float:
+        """Completeness gap in logits: the metric's whole change less what is explained."""
+        return self.change - self.explained
+
+
+class AttributionSpec(Value):
+    """What an attribution was asked: enough to ask it again.
+
+    `refusal_ids` and `allow_refusal_target` are the metric's, `header_tokens` the scoring's, `patch` the id of the
+    patched run's interventions.
+    """
+
+    method: Method
+    steps: int
+    refusal_ids: tuple[int, ...]
+    allow_refusal_target: bool
+    header_tokens: int | None
+    patch: str
+
+    @classmethod
+    def of(cls, method: Method, steps: int, metric: Metric, scoring: ScoredTokens, patch: str) -> Self:
+        """What these parts ask.
+
+        Args:
+            method: the estimator's name.
+            steps: counts only where there are several ("ig", "paper").
+            metric: the answer's metric.
+            scoring: tokens that are summed over.
+            patch: id of the patched run's interventions.
+        """
+        return cls(
+            method=method,
+            steps=steps if method in ("ig", "paper") else 1,
+            refusal_ids=metric.refusal_ids,
+            allow_refusal_target=metric.allow_refusal_target,
+            header_tokens=scoring.header_tokens,
+            patch=patch,
+        )
+
+
+class _Head(Value):
+    features: tuple[FeatureField, ...]
+    spec: AttributionSpec
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Attributions of a pool, prompt by prompt.
+
+    Attributes:
+        features: columns, in this order everywhere.
+        spec: metric, scored tokens, patched run and method.
+        rows: one entry a prompt.
+        by_position: one tensor `[pos, feature]` a prompt (all its tokens, padding left out), if asked for.
+    """
+
+    features: tuple[FeatureId, ...]
+    spec: AttributionSpec
+    rows: tuple[PromptAttribution, ...]
+    by_position: tuple[Float[Tensor, "_ feature"], ...] | None = None
+
+    @property
+    def method(self) -> Method:
+        return self.spec.method
+
+    @property
+    def steps(self) -> int:
+        return self.spec.steps
+
+    @property
+    def totals(self) -> Float[Tensor, "prompt feature"]:
+        """Sums over scored tokens, logits, float64 (0 rows when there are no prompts)."""
+        return torch.tensor([row.totals for row in self.rows], dtype=torch.float64).reshape(-1, len(self.features))
+
+    @property
+    def means(self) -> Float[Tensor, "prompt feature"]:
+        """Means over scored tokens, logits per token: the paper's score."""
+        counts = torch.tensor([row.n_scored for row in self.rows], dtype=torch.float64)
+        return self.totals / counts[:, None].clamp(min=1)
+
+    @property
+    def gaps(self) -> Float[Tensor, " prompt"]:
+        """Completeness gap of each prompt, logits."""
+        return torch.tensor([row.gap for row in self.rows], dtype=torch.float64)
+
+    @property
+    def changes(self) -> Float[Tensor, " prompt"]:
+        """The metric's whole change, patched − clean, logits."""
+        return torch.tensor([row.change for row in self.rows], dtype=torch.float64)
+
+    @property
+    def signal(self) -> Bool[Tensor, " prompt"]:
+        """Prompts whose scores say something about refusal.
+
+        Not those on which the patched run's first token is a refusal token and the metric aims at it, on which patching
+        leaves the metric as it was, or on which every score is 0: their order of features is an accident.
+        """
+        rows = [
+            row.target not in self.spec.refusal_ids and abs(row.change) > _NO_CHANGE and any(row.totals)
+            for row in self.rows
+        ]
+        return torch.tensor(rows, dtype=torch.bool)
+
+    @property
+    def share_without_signal(self) -> float:
+        """Fraction of the prompts that carry no signal (nan when there are no prompts)."""
+        return 1.0 - float(self.signal.double().mean())
+
+    def ordered(self, prompt_ids: Sequence[str]) -> Attribution:
+        """The same attribution with its prompts in the given order."""
+        place = {row.prompt_id: n for n, row in enumerate(self.rows)}
+        order = [place[prompt] for prompt in prompt_ids]
+        kept = None if self.by_position is None else tuple(self.by_position[n] for n in order)
+        return Attribution(self.features, self.spec, tuple(self.rows[n] for n in order), kept)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Attribution]) -> Attribution:
+        """Parts over the same features put together."""
+        first = parts[0]
+        kept = None
+        if all(part.by_position is not None for part in parts):
+            kept = tuple(each for part in parts for each in part.by_position or ())
+        rows = tuple(row for part in parts for row in part.rows)
+        return cls(first.features, first.spec, rows, kept)
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON values to write to a run folder."""
+        head = _Head(features=self.features, spec=self.spec)
+        rows = [row.model_dump(mode="json", exclude={"totals"}) for row in self.rows]
+        tensors = {"totals": self.totals}
+        tensors |= {f"position.{n}": values for n, values in enumerate(self.by_position or ())}
+        return tensors, {"head": head.model_dump(mode="json"), "rows": rows, "positions": self.by_position is not None}
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        """The attribution that `to_parts` took apart."""
+        head = _Head.model_validate(meta["head"])
+        rows = tuple(
+            PromptAttribution.model_validate({**row, "totals": totals})
+            for row, totals in zip(meta["rows"], tensors["totals"].tolist(), strict=True)
+        )
+        kept = tuple(tensors[f"position.{n}"] for n in range(len(rows))) if meta["positions"] else None
+        return cls(head.features, head.spec, rows, kept)
+
+
+def no_signal(patch: str, *, allow_refusal_target: bool) -> str:
+    """What to tell a user whose prompts all carry no signal."""
+    target = "; or let the metric aim at the likeliest token that is no refusal" if allow_refusal_target else ""
+    return (
+        f"attribution has nothing to rank features by: on no prompt does the patched run ({patch}) move the answer "
+        "away from refusal, so every score is 0. Take another direction (another layer or position), or ablate it in "
+        f"the affine form, to the mean of harmless prompts{target}"
+    )
+
 
 PoolIndices = Mapping[int, Sequence[int]]
 """Layer → indices of the features to attribute."""
@@ -62,8 +251,8 @@ def attribute_batches(
     scoring = scoring or ScoredTokens()
     if method == "exact" and keep_positions:
         raise InputError("exact patching moves a feature at all scored tokens at once; it has no values by position")
-    question = AttributionSpec.of(method, steps, metric, scoring, patch.id)
-    job = _Job(model, rows, features, patch, metric, scoring, question, keep_positions)
+    spec = AttributionSpec.of(method, steps, metric, scoring, patch.id)
+    job = _Job(model, rows, features, patch, metric, scoring, spec, keep_positions)
 
     def run(batch: Batch) -> Attribution:
         return _exact(job, batch) if method == "exact" else _estimate(job, batch, estimator(method, steps))
@@ -84,7 +273,7 @@ class _Job:
     patch: Compiled
     metric: Metric
     scoring: ScoredTokens
-    question: AttributionSpec
+    spec: AttributionSpec
     keep_positions: bool
 
 
@@ -144,18 +333,6 @@ def attribute(
     return Attribution.joined(parts).ordered([item.prompt_id for item in items])
 
 
-# On a CPU larger passes are no faster, they only hold more activations.
-_CPU_PATH_TOKENS = 256
-
-
-def path_chunk(model: ChatModel, batch: Batch, steps: int) -> int:
-    """How many α's to batch together with this batch's prompts."""
-    tokens = model.budget(gradients=True)
-    if model.device.type == "cpu":
-        tokens = min(tokens, _CPU_PATH_TOKENS)
-    return max(1, min(steps, tokens // batch.input_ids.numel()))
-
-
 def _estimate(job: _Job, batch: Batch, how: Estimator) -> Attribution:
     model, rows = job.model, job.rows
     ends = run_ends(model, batch, job.patch, job.metric, how)
@@ -177,12 +354,12 @@ def _estimate(job: _Job, batch: Batch, how: Estimator) -> Attribution:
             start = rows[layer].encode(entered) if how.path else clean[layer]
             sums[layer].add_(((patched[layer] - start) * along).sum(0), alpha=share)
 
-    run_path(model, batch, ends, job.metric, how, visit, alphas_at_once=path_chunk(model, batch, len(how.alphas)))
+    run_path(model, batch, ends, job.metric, how, visit)
     by_position = torch.cat([sums[layer].to(model.device) for layer in sorted(rows)], -1)
     scored = job.scoring.mask(batch)
     totals = (by_position * scored[..., None]).sum(1)
     kept = tuple(by_position[row, real[row]].cpu() for row in range(len(batch))) if job.keep_positions else None
-    return Attribution(job.features, job.question, _rows(batch, ends, explained, scored, totals), kept)
+    return Attribution(job.features, job.spec, _rows(batch, ends, explained, scored, totals), kept)
 
 
 def _rows(batch: Batch, ends: Ends, explained: Tensor, scored: Tensor, totals: Tensor) -> tuple[PromptAttribution, ...]:
@@ -215,7 +392,7 @@ def _exact(job: _Job, batch: Batch) -> Attribution:
             moved = each.encode(ends.patched[layer][row]) - each.encode(ends.clean[layer][row])
             changes[layer] = moved[real] * inside[:, None]
         totals[row] = _patch_each(model, single, changes, rows, metric, ends.targets[row], ends.clean_metric[row])
-    return Attribution(job.features, job.question, _rows(batch, ends, totals.sum(-1), scored, totals))
+    return Attribution(job.features, job.spec, _rows(batch, ends, totals.sum(-1), scored, totals))
 
 
 def _patch_each(
