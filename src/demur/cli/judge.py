@@ -95,7 +95,7 @@ def _judge(out: Path, **given: Any) -> None:
     from demur.judges import Endpoint, Placement, get_judge, judge_file
     from demur.model import load_model
 
-    options = read_config(JudgeOptions, None, given, "file")
+    options = read_config(JudgeOptions, None, given, argument="file")
     placement = options.model_dump(include=set(LocalOptions.model_fields), exclude_none=True)
     endpoint = options.model_dump(include=set(EndpointOptions.model_fields) - {"prices"}, exclude_none=True)
     if "judge_url" in endpoint:

@@ -22,12 +22,17 @@ def plan_command(name: str) -> ConfigCommand:
         from demur.plan import plan_study
         from demur.report import render_terminal
 
-        plan = plan_study(STUDIES[name], configured(name, config, given))
+        plan = plan_study(STUDIES[name], configured(name, config, given, _with_some_prompts))
         out = console()
         for part in render_terminal(plan.page(), full=True, width=out.width):
             out.print(part)
 
     return ConfigCommand("plan", STUDIES[name].config, help=__doc__ or "", run=run, argument="model", own=[CONFIG_FILE])
+
+
+def _with_some_prompts(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a model with prompts named, which a plan does not read."""
+    return {"harmful": ["any"], "harmless": ["any"]} | settings if settings.get("model") else settings
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import hashlib
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -46,13 +46,15 @@ def study_command(name: str) -> ConfigCommand:
     return ConfigCommand(name, STUDIES[name].config, help=text, run=run, argument="model", own=own)
 
 
-def configured(name: str, file: Path | None, given: dict[str, Any]) -> StudyConfig:
-    """A study's configuration from a TOML file and options.
+def configured(
+    name: str, file: Path | None, given: dict[str, Any], complete: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> StudyConfig:
+    """A study's configuration from a TOML file and options; `complete` as in `read_config`.
 
     Raises:
         InputError: a value does not fit, or the model's folder is not there.
     """
-    config: StudyConfig = read_config(STUDIES[name].config, file, given)
+    config: StudyConfig = read_config(STUDIES[name].config, file, given, complete=complete)
     check_model(config.model)
     return config
 

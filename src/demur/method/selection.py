@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from demur.errors import InputError
-from demur.method.attribution import Attribution, ScoredTokens
+from demur.errors import InputError, ModelError
+from demur.method.attribution import Attribution, ScoredTokens, no_signal
 from demur.model import Batch, ChatModel, TokenizedPrompt
 from demur.saes import Suite
 from demur.types import FeatureField, FeatureId, FeatureSet, Value
@@ -23,6 +23,8 @@ _BLOCK = 8192
 
 Reduce = Literal["max", "mean", "last"]
 Score = Literal["mean", "total"]
+Measure = Mapping[int, Float[Tensor, " d_sae"]]
+"""Layer → one number for each feature of its dictionary."""
 
 
 class Pool(Value):
@@ -85,6 +87,8 @@ def pool_of(suite: Suite, direction: Float[Tensor, " d_model"], features: Sequen
 
 
 def _scores(attribution: Attribution, score: Score) -> Float[Tensor, "prompt feature"]:
+    if attribution.share_without_signal == 1.0:
+        raise ModelError(no_signal(attribution.spec))
     return attribution.means if score == "mean" else attribution.totals
 
 
@@ -94,19 +98,36 @@ def _best(features: Sequence[FeatureId], scores: Tensor, k: int) -> tuple[tuple[
 
 
 def global_set(attribution: Attribution, k: int, *, score: Score = "mean") -> FeatureSet:
-    """F*: the `k` features of highest attribution, averaged over prompts.
+    """F*: the `k` features of highest attribution, averaged over the prompts that carry signal.
+
+    The method "paper" averages over all prompts, as the paper does: those without signal count as 0.
 
     Args:
         attribution: of the pool.
         k: how many.
         score: "mean" over scored tokens (the paper's) or "total".
+
+    Raises:
+        ModelError: no prompt carries signal, so there is nothing to rank by; says what to do.
     """
-    features, scores = _best(attribution.features, _scores(attribution, score).mean(0), k)
-    return FeatureSet(features=features, scores=scores, scope="global", method=f"pool+{attribution.method}")
+    scores = _scores(attribution, score)
+    if attribution.method != "paper":
+        scores = scores[attribution.signal]
+    features, values = _best(attribution.features, scores.mean(0), k)
+    return FeatureSet(features=features, scores=values, scope="global", method=f"pool+{attribution.method}")
 
 
 def local_sets(attribution: Attribution, k: int, *, score: Score = "mean") -> tuple[FeatureSet, ...]:
-    """For each prompt the `k` features of highest attribution, in the order of the attribution's rows."""
+    """For each prompt the `k` features of highest attribution, in the order of the attribution's rows.
+
+    Args:
+        attribution: of the pool.
+        k: how many for each prompt.
+        score: "mean" over scored tokens (the paper's) or "total".
+
+    Raises:
+        ModelError: no prompt carries signal, so there is nothing to rank by; says what to do.
+    """
     sets: list[FeatureSet] = []
     for row, scores in zip(attribution.rows, _scores(attribution, score), strict=True):
         features, values = _best(attribution.features, scores, k)
@@ -129,25 +150,33 @@ def cossim_set(suite: Suite, direction: Float[Tensor, " d_model"], k: int) -> Fe
     return FeatureSet(features=features, scores=scores, scope="global", method="cossim")
 
 
-def peak_activations(
+def mean_activations(
     model: ChatModel,
     suite: Suite,
     items: Sequence[TokenizedPrompt],
     *,
     layers: Sequence[int] | None = None,
-    reduce: Reduce = "max",
+    reduce: Reduce = "mean",
     scoring: ScoredTokens | None = None,
 ) -> dict[int, Float[Tensor, " d_sae"]]:
-    """Mean over prompts of each feature's maximum, mean or last activation over the scored tokens, by layer.
+    """Mean over prompts of each feature's mean, maximum or last activation over the scored tokens, by layer.
 
     Whole dictionaries are encoded, in blocks; nothing dense over positions is kept.
+
+    Args:
+        model: the chat model.
+        suite: the SAEs.
+        items: tokenized prompts.
+        layers: layers to encode (default: every layer of the suite).
+        reduce: what is taken over a prompt's scored tokens: "mean", "max" or "last".
+        scoring: which tokens these are.
     """
 
     def over_tokens(values: Float[Tensor, "batch pos k"], mask: Tensor) -> Float[Tensor, "batch k"]:
         if reduce == "last":
             return values[:, -1]
         if reduce == "max":
-            return _highest(values, mask)
+            return _maximum(values, mask)
         return (values * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
     return _mean_over_dictionaries(model, suite, items, layers, scoring, over_tokens)
@@ -169,14 +198,7 @@ def firing_rates(
     return _mean_over_dictionaries(model, suite, items, layers, scoring, over_tokens)
 
 
-def mean_rates(
-    first: Mapping[int, Float[Tensor, " d_sae"]], second: Mapping[int, Float[Tensor, " d_sae"]]
-) -> dict[int, Float[Tensor, " d_sae"]]:
-    """Firing rates over two classes of prompts that count alike: what random sets are matched by."""
-    return {layer: (first[layer] + second[layer]) / 2 for layer in first}
-
-
-def mean_peaks(
+def mean_max_activations(
     model: ChatModel,
     suite: Suite,
     items: Sequence[TokenizedPrompt],
@@ -184,21 +206,28 @@ def mean_peaks(
     *,
     scoring: ScoredTokens | None = None,
 ) -> Float[Tensor, " feature"]:
-    """Mean over prompts of the highest activation over the scored tokens, of given features: only their rows are
-    read."""
+    """Mean over prompts of each feature's maximum activation over the scored tokens; only these features' rows are read.
+
+    Args:
+        model: the chat model.
+        suite: the SAEs.
+        items: tokenized prompts.
+        features: which; the result is in their order.
+        scoring: tokens over which the maximum is taken.
+    """
     wanted: dict[int, list[int]] = {}
     for layer, index in features:
         wanted.setdefault(layer, []).append(index)
     rows = {layer: suite[layer].rows(indices).to(model.layer_device(layer)) for layer, indices in wanted.items()}
 
     def read(layer: int, residual: Tensor, mask: Tensor) -> Tensor:
-        return _highest(rows[layer].encode(residual), mask).cpu().double().sum(0)
+        return _maximum(rows[layer].encode(residual), mask).cpu().double().sum(0)
 
     means = _mean_over_prompts(model, items, tuple(rows), scoring, read)
     return torch.stack([means[layer][wanted[layer].index(index)] for layer, index in features])
 
 
-def _highest(values: Float[Tensor, "batch pos k"], mask: Tensor) -> Float[Tensor, "batch k"]:
+def _maximum(values: Float[Tensor, "batch pos k"], mask: Tensor) -> Float[Tensor, "batch k"]:
     # Activations are never negative, so a masked 0 cannot win a maximum that matters.
     return (values * mask[..., None]).amax(1)
 
@@ -268,9 +297,18 @@ def actdiff_set(
     reduce: Reduce = "max",
     scoring: ScoredTokens | None = None,
 ) -> FeatureSet:
-    """ActDiff baseline: the `k` features whose activation differs most between harmful and harmless prompts."""
-    high = peak_activations(model, suite, harmful, reduce=reduce, scoring=scoring)
-    low = peak_activations(model, suite, harmless, reduce=reduce, scoring=scoring)
+    """ActDiff baseline: the `k` features whose activation differs most between harmful and harmless prompts.
+
+    Args:
+        model: the chat model.
+        suite: the SAEs.
+        harmful, harmless: tokenized prompts.
+        k: how many.
+        reduce: activation of a prompt: its maximum, mean or last over the scored tokens.
+        scoring: which tokens these are.
+    """
+    high = mean_activations(model, suite, harmful, reduce=reduce, scoring=scoring)
+    low = mean_activations(model, suite, harmless, reduce=reduce, scoring=scoring)
     found: list[tuple[float, FeatureId]] = []
     for layer in high:
         values, places = (high[layer] - low[layer]).topk(min(k, len(high[layer])))
@@ -286,29 +324,37 @@ def actdiff_set(
 
 def random_set(
     like: FeatureSet,
-    rates: Mapping[int, Float[Tensor, " d_sae"]],
+    matched: Measure | Sequence[Measure],
     *,
     exclude: Sequence[FeatureId] = (),
     neighbours: int = 8,
     seed: int = 0,
 ) -> FeatureSet:
-    """Random features matched to `like` one by one: same layer, and a firing rate among the `neighbours` nearest.
+    """Random features matched to `like` one by one: same layer, and among the `neighbours` nearest by some measures.
+
+    One measure is compared by its value. Several, which have units of their own, are compared by rank within the layer
+    (ties share their mean rank), and their differences add up.
 
     Args:
         like: the set to be matched.
-        rates: firing rates by layer (`firing_rates`).
+        matched: what the features are matched by, each layer → value of every feature: firing rates, for example
+            (`firing_rates`), and the size of what they add to the residual.
         exclude: features that may not be drawn (the pool); those of `like` never are.
-        neighbours: each draw is uniform over this many unused features of the nearest rates.
+        neighbours: each draw is uniform over this many unused features that are nearest.
         seed: of the draw.
 
     Raises:
         InputError: a layer has too few features left.
     """
+    measures: Sequence[Measure] = [matched] if isinstance(matched, Mapping) else matched
+    scales = {
+        layer: [m[layer] if len(measures) == 1 else _ranks(m[layer]) for m in measures] for layer in like.by_layer()
+    }
     generator = torch.Generator().manual_seed(seed)
     used = {*exclude, *like.features}
     drawn: list[FeatureId] = []
     for layer, index in like.features:
-        distance = (rates[layer] - rates[layer][index]).abs()
+        distance = torch.stack([(scale - scale[index]).abs() for scale in scales[layer]]).sum(0)
         order = (FeatureId(layer, i) for i in distance.argsort(stable=True).tolist())
         free = list(islice((feature for feature in order if feature not in used), neighbours))
         if not free:
@@ -319,3 +365,10 @@ def random_set(
         used.add(feature)
         drawn.append(feature)
     return FeatureSet(features=tuple(drawn), scores=(0.0,) * len(drawn), scope="global", method=f"random-{seed}")
+
+
+def _ranks(values: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
+    """Rank of each value among all of them, from 0; equal values share the mean of their ranks."""
+    ordered = values.sort().values
+    first, past = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
+    return (first + past - 1).float() / 2

@@ -419,7 +419,7 @@ class Experiment:
             kept=None if clean is None else still_answered(runs, clean),
             exact_match=None if clean is None else exact_match(runs, clean),
             repaired=None if clean is None or prompts == "harmful" else repaired(runs, clean),
-            p_clean=None if clean is None or len(runs) > 1 else mcnemar(runs[0].refused, clean.refused).p,
+            p_clean=mcnemar(runs[0].refused, clean.refused).p if clean is not None and len(runs) == 1 else None,
         )
 
     def successes(self, runs: Sequence[JudgedAnswers], measure: str) -> list[tuple[bool | None, ...]]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from demur.judges import CachedJudge
 from demur.method.interventions import intervention_id
 from demur.model import Budgets, ChatModel, TokenizedPrompt, fitting_threads, model_identity
-from demur.runs import Codec, Run, write_text
+from demur.runs import Codec, Run
 from demur.saes import Suite
 from demur.studies.answers import Answering, Change, JudgedAnswers, Progress
 from demur.studies.base import ConfigT, ResultT, Study
@@ -249,7 +249,7 @@ def run_study(
             result = context.completed(study.run(context))
         finally:
             context.judging.close()
-        write_text(context.run.folder / study.file, result.model_dump_json(indent=1))
+        context.run.save_result(study.file, result.model_dump_json(indent=1))
     return result
 
 

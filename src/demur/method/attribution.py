@@ -1,0 +1,615 @@
+"""Which features move the answer: gradient, integrated gradients and exact patching behind one signature.
+
+A feature's attribution estimates what moving it to its value in the patched run does to the metric: its difference times
+the gradient along its decoder row. A pool is attributed feature by feature; over whole dictionaries (the AP baseline)
+only the best are kept, and no dense feature is ever stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from demur.errors import InputError
+from demur.method.interventions import Compiled
+from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
+from demur.model import SCORED_REGIONS, Batch, ChatModel, TokenizedPrompt, hooked
+from demur.saes import DenseSae, FeatureRows, Rows, Sae, Suite
+from demur.types import FeatureField, FeatureId, FeatureSet, Value
+
+_NO_CHANGE = 1e-6
+"""Logits: a smaller change of the metric is rounding."""
+
+
+@dataclass(frozen=True)
+class ScoredTokens:
+    """Tokens over which attributions are summed.
+
+    `header_tokens=None`: the user's words and the template tokens after them. A number: every token but the first
+    `header_tokens` (the paper skips 1 on Gemma, 26 on Llama).
+    """
+
+    header_tokens: int | None = None
+
+    def mask(self, batch: Batch) -> Bool[Tensor, "batch pos"]:
+        """True at scored tokens."""
+        if self.header_tokens is None:
+            return batch.within(SCORED_REGIONS)
+        return batch.real & (batch.position_ids >= self.header_tokens)
+
+
+class PromptAttribution(Value):
+    """Attribution of one prompt. `totals[k]` is feature `k`'s attribution summed over the scored tokens, in logits."""
+
+    prompt_id: str
+    target: int
+    clean: float
+    patched: float
+    explained: float
+    """What all features and error terms of all layers add up to (for `exact`: the effects of the pool)."""
+    n_scored: int
+    totals: tuple[float, ...]
+
+    @property
+    def change(self) -> float:
+        """The metric's whole change, patched − clean, logits."""
+        return self.patched - self.clean
+
+    @property
+    def gap(self) -> float:
+        """Completeness gap in logits: the metric's whole change less what is explained."""
+        return self.change - self.explained
+
+
+class AttributionSpec(Value):
+    """What an attribution was asked: enough to ask it again.
+
+    `refusal_ids` and `allow_refusal_target` are the metric's, `header_tokens` the scoring's, `patch` the id of the
+    patched run's interventions.
+    """
+
+    method: Method
+    steps: int
+    refusal_ids: tuple[int, ...]
+    allow_refusal_target: bool
+    header_tokens: int | None
+    patch: str
+
+    @classmethod
+    def of(cls, method: Method, steps: int, metric: Metric, scoring: ScoredTokens, patch: str) -> Self:
+        """What these parts ask.
+
+        Args:
+            method: the estimator's name.
+            steps: counts only where there are several ("ig", "paper").
+            metric: the answer's metric.
+            scoring: tokens that are summed over.
+            patch: id of the patched run's interventions.
+        """
+        return cls(
+            method=method,
+            steps=steps if method in ("ig", "paper") else 1,
+            refusal_ids=metric.refusal_ids,
+            allow_refusal_target=metric.allow_refusal_target,
+            header_tokens=scoring.header_tokens,
+            patch=patch,
+        )
+
+
+class _Head(Value):
+    features: tuple[FeatureField, ...]
+    spec: AttributionSpec
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Attributions of a pool, prompt by prompt.
+
+    Attributes:
+        features: columns, in this order everywhere.
+        spec: metric, scored tokens, patched run and method.
+        rows: one entry a prompt.
+        by_position: one tensor `[pos, feature]` a prompt (all its tokens, padding left out), if asked for.
+    """
+
+    features: tuple[FeatureId, ...]
+    spec: AttributionSpec
+    rows: tuple[PromptAttribution, ...]
+    by_position: tuple[Float[Tensor, "_ feature"], ...] | None = None
+
+    @property
+    def method(self) -> Method:
+        return self.spec.method
+
+    @property
+    def steps(self) -> int:
+        return self.spec.steps
+
+    @property
+    def totals(self) -> Float[Tensor, "prompt feature"]:
+        """Sums over scored tokens, logits, float64 (0 rows when there are no prompts)."""
+        return torch.tensor([row.totals for row in self.rows], dtype=torch.float64).reshape(-1, len(self.features))
+
+    @property
+    def means(self) -> Float[Tensor, "prompt feature"]:
+        """Means over scored tokens, logits per token: the paper's score."""
+        counts = torch.tensor([row.n_scored for row in self.rows], dtype=torch.float64)
+        return self.totals / counts[:, None].clamp(min=1)
+
+    @property
+    def gaps(self) -> Float[Tensor, " prompt"]:
+        """Completeness gap of each prompt, logits."""
+        return torch.tensor([row.gap for row in self.rows], dtype=torch.float64)
+
+    @property
+    def changes(self) -> Float[Tensor, " prompt"]:
+        """The metric's whole change, patched − clean, logits."""
+        return torch.tensor([row.change for row in self.rows], dtype=torch.float64)
+
+    @property
+    def signal(self) -> Bool[Tensor, " prompt"]:
+        """Prompts whose scores say something about refusal.
+
+        Not those on which the patched run's first token is a refusal token and the metric aims at it, on which patching
+        leaves the metric as it was, or on which every score is 0: their order of features is an accident.
+        """
+        rows = [
+            row.target not in self.spec.refusal_ids and abs(row.change) > _NO_CHANGE and any(row.totals)
+            for row in self.rows
+        ]
+        return torch.tensor(rows, dtype=torch.bool)
+
+    @property
+    def share_without_signal(self) -> float:
+        """Fraction of the prompts that carry no signal (nan when there are no prompts)."""
+        return 1.0 - float(self.signal.double().mean())
+
+    def ordered(self, prompt_ids: Sequence[str]) -> Attribution:
+        """The same attribution with its prompts in the given order."""
+        place = {row.prompt_id: n for n, row in enumerate(self.rows)}
+        order = [place[prompt] for prompt in prompt_ids]
+        kept = None if self.by_position is None else tuple(self.by_position[n] for n in order)
+        return Attribution(self.features, self.spec, tuple(self.rows[n] for n in order), kept)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Attribution]) -> Attribution:
+        """Parts over the same features put together."""
+        first = parts[0]
+        kept = None
+        if all(part.by_position is not None for part in parts):
+            kept = tuple(each for part in parts for each in part.by_position or ())
+        rows = tuple(row for part in parts for row in part.rows)
+        return cls(first.features, first.spec, rows, kept)
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON values to write to a run folder."""
+        head = _Head(features=self.features, spec=self.spec)
+        rows = [row.model_dump(mode="json", exclude={"totals"}) for row in self.rows]
+        tensors = {"totals": self.totals}
+        tensors |= {f"position.{n}": values for n, values in enumerate(self.by_position or ())}
+        return tensors, {"head": head.model_dump(mode="json"), "rows": rows, "positions": self.by_position is not None}
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        """The attribution that `to_parts` took apart."""
+        head = _Head.model_validate(meta["head"])
+        rows = tuple(
+            PromptAttribution.model_validate({**row, "totals": totals})
+            for row, totals in zip(meta["rows"], tensors["totals"].tolist(), strict=True)
+        )
+        kept = tuple(tensors[f"position.{n}"] for n in range(len(rows))) if meta["positions"] else None
+        return cls(head.features, head.spec, rows, kept)
+
+
+def no_signal(spec: AttributionSpec) -> str:
+    """What to tell a user whose prompts all carry no signal."""
+    target = (
+        "" if not spec.allow_refusal_target else "; or let the metric aim at the likeliest token that is no refusal"
+    )
+    return (
+        f"attribution has nothing to rank features by: on no prompt does the patched run ({spec.patch}) move the answer "
+        "away from refusal, so every score is 0. Take another direction (another layer or position), or ablate it in "
+        f"the affine form, to the mean of harmless prompts{target}"
+    )
+
+
+PoolIndices = Mapping[int, Sequence[int]]
+"""Layer → indices of the features to attribute."""
+
+
+def pool_features(pool: PoolIndices) -> tuple[FeatureId, ...]:
+    """Features in column order: layers ascending, indices as given."""
+    return tuple(FeatureId(layer, int(index)) for layer in sorted(pool) for index in pool[layer])
+
+
+def attribute_batches(
+    model: ChatModel,
+    suite: Suite,
+    items: Sequence[TokenizedPrompt],
+    pool: PoolIndices,
+    *,
+    patch: Compiled,
+    metric: Metric,
+    method: Method = "ig",
+    steps: int = 10,
+    scoring: ScoredTokens | None = None,
+    keep_positions: bool = False,
+    done: Collection[str] = (),
+) -> Iterator[Attribution]:
+    """Attribute batch by batch, as `attribute` does, and yield each batch's part as soon as it is there.
+
+    Args:
+        done: ids of prompts already attributed; a batch that holds only such prompts is left out.
+    """
+    if not any(len(indices) for indices in pool.values()):
+        raise InputError("the pool holds no feature to attribute")
+    features = pool_features(pool)
+    rows = {layer: suite[layer].rows(pool[layer]).to(model.layer_device(layer)) for layer in sorted(pool)}
+    scoring = scoring or ScoredTokens()
+    if method == "exact" and keep_positions:
+        raise InputError("exact patching moves a feature at all scored tokens at once; it has no values by position")
+    spec = AttributionSpec.of(method, steps, metric, scoring, patch.id)
+    job = _Job(model, rows, features, patch, metric, scoring, spec, keep_positions)
+
+    def run(batch: Batch) -> Attribution:
+        return _exact(job, batch) if method == "exact" else _estimate(job, batch, estimator(method, steps))
+
+    # Gradients survive half precision; differences of two logits, one feature apart, do not.
+    with model.in_float32() if method == "exact" else nullcontext():
+        for _, part in model.over_batches(items, run, gradients=method != "exact", done=done):
+            yield part
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all batches have in common."""
+
+    model: ChatModel
+    rows: Mapping[int, Rows]
+    features: tuple[FeatureId, ...]
+    patch: Compiled
+    metric: Metric
+    scoring: ScoredTokens
+    spec: AttributionSpec
+    keep_positions: bool
+
+
+def attribute(
+    model: ChatModel,
+    suite: Suite,
+    items: Sequence[TokenizedPrompt],
+    pool: PoolIndices,
+    *,
+    patch: Compiled,
+    metric: Metric,
+    method: Method = "ig",
+    steps: int = 10,
+    scoring: ScoredTokens | None = None,
+    keep_positions: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Attribution:
+    """What moving each feature of a pool to its patched value does to the metric (paper, section 3).
+
+    Args:
+        model: the chat model.
+        suite: SAEs of the pool's layers.
+        items: tokenized prompts.
+        pool: layer → indices.
+        patch: what the patched run does, usually the refusal direction ablated everywhere.
+        metric: the answer's metric.
+        method: "gradient", "ig" and "paper" are estimates (see `estimator`); "exact" patches one feature at a time and
+            runs the model: the oracle, for small pools.
+        steps: integrated-gradients steps (no meaning for the others).
+        scoring: tokens that are summed over; "exact" patches at these tokens.
+        keep_positions: keep attributions of every token.
+        progress: called with (attributed, all) prompts.
+
+    Returns:
+        Attributions of `items` in their order.
+
+    Raises:
+        InputError: the pool is empty, or the method unknown.
+        SaeError: a layer or feature of the pool does not exist.
+    """
+    parts: list[Attribution] = []
+    for part in attribute_batches(
+        model,
+        suite,
+        items,
+        pool,
+        patch=patch,
+        metric=metric,
+        method=method,
+        steps=steps,
+        scoring=scoring,
+        keep_positions=keep_positions,
+    ):
+        parts.append(part)
+        if progress is not None:
+            progress(sum(len(each.rows) for each in parts), len(items))
+    return Attribution.joined(parts).ordered([item.prompt_id for item in items])
+
+
+def _estimate(job: _Job, batch: Batch, how: Estimator) -> Attribution:
+    model, rows = job.model, job.rows
+    ends = run_ends(model, batch, job.patch, job.metric, how)
+    real = batch.real
+    patched = {layer: each.encode(ends.patched[layer]) for layer, each in rows.items()}
+    clean: dict[int, Tensor] = {}
+    sums = {layer: torch.zeros_like(values) for layer, values in patched.items()}
+    explained = torch.zeros(len(batch), device=model.device)
+    share = 1.0 / len(how.alphas)
+
+    def visit(layer: int, entered: Tensor, gradient: Tensor) -> None:
+        origin = entered if how.path else ends.clean[layer].float()
+        moved = (gradient * (ends.patched[layer].float() - origin)).sum((0, -1))
+        explained.add_((moved * real.to(moved.device)).sum(-1).to(explained.device), alpha=share)
+        if layer in rows:
+            along = gradient @ rows[layer].w_dec.T
+            if not how.path and layer not in clean:
+                clean[layer] = rows[layer].encode(ends.clean[layer])
+            start = rows[layer].encode(entered) if how.path else clean[layer]
+            sums[layer].add_(((patched[layer] - start) * along).sum(0), alpha=share)
+
+    run_path(model, batch, ends, job.metric, how, visit)
+    by_position = torch.cat([sums[layer].to(model.device) for layer in sorted(rows)], -1)
+    scored = job.scoring.mask(batch)
+    totals = (by_position * scored[..., None]).sum(1)
+    kept = tuple(by_position[row, real[row]].cpu() for row in range(len(batch))) if job.keep_positions else None
+    return Attribution(job.features, job.spec, _rows(batch, ends, explained, scored, totals), kept)
+
+
+def _rows(batch: Batch, ends: Ends, explained: Tensor, scored: Tensor, totals: Tensor) -> tuple[PromptAttribution, ...]:
+    return tuple(
+        PromptAttribution(
+            prompt_id=batch.prompt_ids[row],
+            target=ends.targets[row],
+            clean=float(ends.clean_metric[row]),
+            patched=float(ends.patched_metric[row]),
+            explained=float(explained[row]),
+            n_scored=int(scored[row].sum()),
+            totals=tuple(totals[row].tolist()),
+        )
+        for row in range(len(batch))
+    )
+
+
+def _exact(job: _Job, batch: Batch) -> Attribution:
+    """One forward pass for each feature and prompt, features batched; a feature that does not move is not run."""
+    model, rows, metric = job.model, job.rows, job.metric
+    ends = run_ends(model, batch, job.patch, metric)
+    scored = job.scoring.mask(batch)
+    totals = torch.zeros(len(batch), len(job.features), device=model.device)
+    for row in range(len(batch)):
+        single = batch.row(row)
+        mask = scored[row][batch.real[row]]
+        changes: dict[int, Tensor] = {}
+        for layer, each in rows.items():
+            real, inside = batch.real[row].to(each.w_dec.device), mask.to(each.w_dec.device)
+            moved = each.encode(ends.patched[layer][row]) - each.encode(ends.clean[layer][row])
+            changes[layer] = moved[real] * inside[:, None]
+        totals[row] = _patch_each(model, single, changes, rows, metric, ends.targets[row], ends.clean_metric[row])
+    return Attribution(job.features, job.spec, _rows(batch, ends, totals.sum(-1), scored, totals))
+
+
+def _patch_each(
+    model: ChatModel,
+    single: Batch,
+    changes: Mapping[int, Float[Tensor, "pos k"]],
+    rows: Mapping[int, Rows],
+    metric: Metric,
+    target: int,
+    clean: Float[Tensor, ""],
+) -> Float[Tensor, " feature"]:
+    """Effect on the metric of moving each feature by `changes`, one at a time."""
+    order = [(layer, column) for layer in sorted(changes) for column in range(changes[layer].shape[1])]
+    moving = [n for n, (layer, column) in enumerate(order) if bool(changes[layer][:, column].any())]
+    effects = torch.zeros(len(order), device=model.device)
+    at_once = max(1, model.budget() // single.input_ids.shape[1])
+    for start in range(0, len(moving), at_once):
+        group = moving[start : start + at_once]
+        per_layer: dict[int, list[tuple[int, int]]] = {}
+        for place, n in enumerate(group):
+            per_layer.setdefault(order[n][0], []).append((place, order[n][1]))
+
+        def shift(layer: int, picked: Sequence[tuple[int, int]]) -> Callable[[Tensor], Tensor]:
+            places = [place for place, _ in picked]
+            columns = [column for _, column in picked]
+            delta = changes[layer][:, columns].T[..., None] * rows[layer].w_dec[columns][:, None, :]
+
+            def run(residual: Tensor) -> Tensor:
+                residual = residual.clone()
+                residual[places] += delta.to(residual.dtype)
+                return residual
+
+            return run
+
+        edits = {layer: shift(layer, picked) for layer, picked in per_layer.items()}
+        with torch.no_grad(), hooked(model.layers, edits):
+            logits = model.last_logits(single.repeat(len(group)))
+        effects[group] = (metric(logits, [target] * len(group)) - clean).to(effects.device)
+    return effects
+
+
+_BLOCK = 8192
+"""Features encoded at a time."""
+
+Term = tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]]
+"""Origin of the difference, and gradient (already weighted by 1/steps)."""
+
+
+@dataclass(frozen=True)
+class DictionaryAttribution:
+    """The features of highest mean attribution over the whole dictionary.
+
+    Attributes:
+        local: for each prompt, its best features (scores: means over its scored tokens, logits per token).
+        overall: the best by the mean of these scores over prompts.
+    """
+
+    local: tuple[FeatureSet, ...]
+    overall: FeatureSet
+
+
+def attribute_dictionary(
+    model: ChatModel,
+    suite: Suite,
+    items: Sequence[TokenizedPrompt],
+    *,
+    patch: Compiled,
+    metric: Metric,
+    top: int,
+    method: Method = "gradient",
+    steps: int = 10,
+    scoring: ScoredTokens | None = None,
+    falling: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> DictionaryAttribution:
+    """Attribute all features and keep the best `top`.
+
+    A feature may score high because it *rises* in the patched run; scaling it down then does the opposite of patching.
+    With `falling`, only tokens at which the feature is lower in the patched run count, so that a high score says that
+    scaling it down helps. (A cosine pool holds features along the direction, which fall when it is ablated.)
+
+    With `gradient` and `paper` the gradients are averaged first and each layer's dictionary is passed over once a
+    batch: two matrix products, in blocks of 8,192 features, with a running top-k. `ig` encodes anew at every step and
+    keeps the residuals and gradients of all steps: `steps` times the time and memory of that last part.
+
+    A TopK layer is taken whole, because its features are active only against all others: `8 · d_model · d_sae` bytes of
+    weights, and about four arrays of `4 · batch · pos · d_sae` bytes, one layer at a time. Batches that a device does
+    not hold are halved, as everywhere.
+
+    Raises:
+        InputError: unknown method ("exact" cannot be afforded here).
+    """
+    how = estimator(method, steps)
+    scoring = scoring or ScoredTokens()
+    overall: dict[int, Tensor] = {
+        layer: torch.zeros(suite[layer].spec.d_sae, dtype=torch.float64) for layer in suite.layers
+    }
+    best: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def run(batch: Batch) -> None:
+        ends = run_ends(model, batch, patch, metric, how)
+        terms = _terms(model, suite, batch, ends, metric, how)
+        mask = scoring.mask(batch)
+        running = _Top(len(batch), top)
+        sums: dict[int, Tensor] = {}
+        for layer in suite.layers:
+            device = model.layer_device(layer)
+            sums[layer] = _layer(suite, layer, ends, terms[layer], mask, running, device, falling)
+        # Added up only now, so that a batch that ran out of memory half-way and is repeated counts once.
+        for layer, part in sums.items():
+            overall[layer] += part
+        best.update({prompt: running.of(row) for row, prompt in enumerate(batch.prompt_ids)})
+        if progress is not None:
+            progress(len(best), len(items))
+
+    for _ in model.over_batches(items, run, gradients=True):
+        pass
+    local = tuple(_feature_set(*best[item.prompt_id], method, item.prompt_id) for item in items)
+    everything = torch.cat([overall[layer] for layer in suite.layers]) / len(items)
+    values, places = everything.topk(min(top, len(everything)))
+    codes = torch.cat([_codes(layer, 0, len(overall[layer])) for layer in suite.layers])
+    return DictionaryAttribution(local, _feature_set(values, codes[places], method, None))
+
+
+def _terms(
+    model: ChatModel, suite: Suite, batch: Batch, ends: Ends, metric: Metric, how: Estimator
+) -> Mapping[int, list[Term]]:
+    terms: dict[int, list[Term]] = {layer: [] for layer in suite.layers}
+    share = 1.0 / len(how.alphas)
+
+    def visit(layer: int, entered: Tensor, gradient: Tensor) -> None:
+        if layer not in terms:
+            return
+        if how.path:
+            terms[layer] += [(x, g * share) for x, g in zip(entered, gradient, strict=True)]
+        elif terms[layer]:
+            terms[layer][0][1].add_(gradient.sum(0), alpha=share)
+        else:
+            terms[layer].append((ends.clean[layer].float(), gradient.sum(0) * share))
+
+    run_path(model, batch, ends, metric, how, visit)
+    return terms
+
+
+def _layer(
+    suite: Suite,
+    layer: int,
+    ends: Ends,
+    terms: Sequence[Term],
+    mask: Tensor,
+    running: _Top,
+    device: torch.device,
+    falling: bool,
+) -> Float[Tensor, " d_sae"]:
+    """Sum over prompts of each feature's mean attribution; the running top-k of each prompt is brought up to date."""
+    weight = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(device)
+    sums: list[Tensor] = []
+    start = 0
+    for block in _blocks(suite[layer]):
+        block = block.to(device)
+        size = len(block.w_dec)
+        target = block.encode(ends.patched[layer])
+        means = torch.zeros(len(mask), size, device=device)
+        for origin, gradient in terms:
+            along = gradient @ block.w_dec.T
+            difference = target - block.encode(origin)
+            if falling:
+                difference = difference.clamp(max=0)
+            means += torch.einsum("bpk,bpk,bp->bk", difference, along, weight)
+        running.add(means.cpu(), _codes(layer, start, size))
+        sums.append(means.cpu().double().sum(0))
+        start += size
+    return torch.cat(sums)
+
+
+def _blocks(sae: Sae) -> Iterator[FeatureRows | DenseSae]:
+    if sae.spec.activation == "topk":
+        yield sae.dense()
+    else:
+        yield from sae.encoder_blocks(_BLOCK)
+
+
+# A feature as one integer, so that a running top-k can carry it along.
+_LAYER = 1 << 32
+
+
+def _codes(layer: int, start: int, n: int) -> Tensor:
+    return torch.arange(start, start + n) + layer * _LAYER
+
+
+def _feature_set(values: Tensor, codes: Tensor, method: str, prompt: str | None) -> FeatureSet:
+    features = tuple(FeatureId(int(code) // _LAYER, int(code) % _LAYER) for code in codes)
+    return FeatureSet(
+        features=features,
+        scores=tuple(values.tolist()),
+        scope="global" if prompt is None else "local",
+        method=f"dictionary+{method}",
+        prompt_id=prompt,
+    )
+
+
+class _Top:
+    """Running top-k of each row over blocks of features."""
+
+    def __init__(self, n_rows: int, top: int) -> None:
+        self.top = top
+        self.values = torch.empty(n_rows, 0)
+        self.codes = torch.empty(n_rows, 0, dtype=torch.long)
+
+    def add(self, values: Float[Tensor, "batch block"], codes: Tensor) -> None:
+        everything = torch.cat([self.values, values], 1)
+        names = torch.cat([self.codes, codes.expand(len(values), -1)], 1)
+        self.values, places = everything.topk(min(self.top, everything.shape[1]), dim=1)
+        self.codes = names.gather(1, places)
+
+    def of(self, row: int) -> tuple[Tensor, Tensor]:
+        return self.values[row], self.codes[row]

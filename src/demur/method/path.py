@@ -1,0 +1,235 @@
+"""The path from the clean to the patched run: what is moved along it, and the gradients taken there (paper, section 3).
+
+No SAE takes part. Decoding is affine and the SAE's error is interpolated too, so a layer's output a fraction α of the way
+is `x + α(x_patch − x)` whatever the dictionary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from demur.errors import InputError
+from demur.method.interventions import Compiled
+from demur.model import Batch, ChatModel, hooked
+
+Method = Literal["gradient", "ig", "paper", "exact"]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A linear estimate of what moving one feature to its patched value does to the metric.
+
+    Every layer's output is moved a fraction α of the way to its patched value, gradients are taken there, and a
+    feature's attribution is its difference times the gradient along its decoder row, averaged over α.
+
+    Attributes:
+        name: "gradient", "ig" or "paper".
+        alphas: fractions of the way.
+        straight_through: gradients pass each layer's mixing unchanged (else they are scaled by 1 − α there, the true
+            derivative).
+        path: differences are taken from the current point of the path (else from the clean run).
+        patch_before_edit: residuals of the patched run are taken before the layer's own edit, as the paper's code does.
+    """
+
+    name: Method
+    alphas: tuple[float, ...]
+    straight_through: bool
+    path: bool
+    patch_before_edit: bool = False
+
+    @property
+    def begins_clean(self) -> bool:
+        """The first pass of the path is the clean run, which then need not be made apart."""
+        return self.alphas[0] == 0.0
+
+
+def estimator(method: Method, steps: int = 10) -> Estimator:
+    """The estimator of that name.
+
+    `gradient`: attribution patching, one gradient at the clean run. `paper`: integrated gradients as the paper's
+    code computes them (α = k/N, straight-through). `ig`: the path-complete form (midpoints α = (k + ½)/N, true
+    gradients, differences along the path), whose features and error terms over all layers add up to the metric's
+    whole change.
+
+    Raises:
+        InputError: the name is none of these, or `steps` is below 1.
+    """
+    if steps < 1:
+        raise InputError(f"integrated gradients need at least 1 step; {steps} were asked for")
+    if method == "gradient":
+        return Estimator("gradient", (0.0,), straight_through=True, path=False)
+    if method == "paper":
+        alphas = tuple(k / steps for k in range(steps))
+        return Estimator("paper", alphas, straight_through=True, path=False, patch_before_edit=True)
+    if method == "ig":
+        return Estimator("ig", tuple((k + 0.5) / steps for k in range(steps)), straight_through=False, path=True)
+    raise InputError(f"{method!r} is not an estimate; expected gradient, ig or paper")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`m = logit(t_jb) − logit(t_refuse)` at the last position, in logits; positive when the model would rather comply.
+
+    `t_jb` is, per prompt, the patched run's most likely token. Several refusal tokens count as one: the log of the
+    sum of their exponentials.
+
+    Attributes:
+        refusal_ids: the model's refusal tokens.
+        allow_refusal_target: take the patched run's most likely token even if it is a refusal token (as the
+            paper's code does; the metric is then 0). By default the most likely other token is taken.
+    """
+
+    refusal_ids: tuple[int, ...]
+    allow_refusal_target: bool = False
+
+    def targets(self, patched_logits: Float[Tensor, "batch vocab"]) -> tuple[int, ...]:
+        """`t_jb` of each row."""
+        logits = patched_logits
+        if not self.allow_refusal_target:
+            logits = logits.clone()
+            logits[:, list(self.refusal_ids)] = -torch.inf
+        return tuple(int(token) for token in logits.argmax(-1))
+
+    def __call__(self, logits: Float[Tensor, "batch vocab"], targets: Sequence[int]) -> Float[Tensor, " batch"]:
+        chosen = logits.gather(1, torch.tensor(targets, device=logits.device)[:, None])[:, 0]
+        return chosen - logits[:, list(self.refusal_ids)].logsumexp(-1)
+
+
+Residuals = dict[int, Float[Tensor, "batch pos d_model"]]
+
+Visit = Callable[[int, Float[Tensor, "alpha batch pos d_model"], Float[Tensor, "alpha batch pos d_model"]], None]
+"""`(layer, residual that entered the mixing, gradient of the metric at the mixing's output)`, float32, detached."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Both ends of the path for one batch. Residuals are after each layer; metrics in logits.
+
+    `clean` and `clean_metric` are filled in by the path's own first pass where that is the clean run (α = 0).
+    """
+
+    clean: Residuals
+    patched: Residuals
+    """After the layer's own edit."""
+    mixed: Residuals
+    """What the path runs to: `patched`, or the patched run's residuals before the layer's own edit."""
+    targets: tuple[int, ...]
+    clean_metric: Float[Tensor, " batch"]
+    patched_metric: Float[Tensor, " batch"]
+
+
+def run_ends(
+    model: ChatModel,
+    batch: Batch,
+    patch: Compiled,
+    metric: Metric,
+    estimator: Estimator | None = None,
+) -> Ends:
+    """Run the batch patched, and clean unless the estimator's path begins with that very run."""
+    before_edit = estimator is not None and estimator.patch_before_edit
+    with torch.no_grad():
+        outer = model.capture() if before_edit else nullcontext()
+        with outer as entering, patch.on(batch), model.capture() as leaving:
+            patched_logits = model.last_logits(batch)
+        targets = metric.targets(patched_logits)
+        patched_metric = metric(patched_logits, targets)
+        clean: Residuals = {}
+        clean_metric = torch.zeros_like(patched_metric)
+        if estimator is None or not estimator.begins_clean:
+            with model.capture() as captured:
+                clean_metric = metric(model.last_logits(batch), targets)
+            clean = captured.residuals
+    mixed = leaving.residuals if entering is None else entering.residuals
+    return Ends(clean, leaving.residuals, mixed, targets, clean_metric, patched_metric)
+
+
+def run_path(
+    model: ChatModel,
+    batch: Batch,
+    ends: Ends,
+    metric: Metric,
+    estimator: Estimator,
+    visit: Visit,
+) -> None:
+    """One forward and one backward pass for each α, as many of them batched together as memory is planned for.
+
+    Gradients of activations only; each layer's gradient is handed to `visit` as soon as the backward pass reaches it,
+    so they are never all held at once.
+
+    Args:
+        model: the chat model.
+        batch: the prompts.
+        ends: both ends of the path; the clean one is filled in where the path begins with it.
+        metric: what gradients are taken of.
+        estimator: gives the α's, and how the mixing is differentiated.
+        visit: called once for each layer and pass.
+    """
+    alphas = estimator.alphas
+    alphas_at_once = _alphas_at_once(model, batch, len(alphas))
+    if estimator.begins_clean:
+        _run_alphas(model, batch, ends, metric, estimator, visit, alphas[:1])
+        alphas = alphas[1:]
+    for start in range(0, len(alphas), alphas_at_once):
+        _run_alphas(model, batch, ends, metric, estimator, visit, alphas[start : start + alphas_at_once])
+
+
+def _run_alphas(
+    model: ChatModel,
+    batch: Batch,
+    ends: Ends,
+    metric: Metric,
+    estimator: Estimator,
+    visit: Visit,
+    alphas: Sequence[float],
+) -> None:
+    shape = (len(alphas), len(batch), batch.input_ids.shape[1], model.d_model)
+    roots: list[Tensor] = []
+
+    def mix(layer: int) -> Callable[[Tensor], Tensor]:
+        def run(residual: Tensor) -> Tensor:
+            entered = residual.detach()
+            if alphas[0] == 0.0:
+                ends.clean[layer] = entered
+                mixed = residual
+            else:
+                fraction = torch.tensor(alphas, device=residual.device, dtype=residual.dtype)[:, None, None, None]
+                shift = (fraction * (ends.mixed[layer] - residual.view(shape))).view_as(residual)
+                mixed = residual + (shift.detach() if estimator.straight_through else shift)
+            if not mixed.requires_grad:
+                # Parameters are frozen, so the graph begins here, at the first layer.
+                mixed = mixed.detach().requires_grad_()
+                roots.append(mixed)
+
+            def arrived(gradient: Tensor) -> None:
+                visit(layer, entered.view(shape).float(), gradient.view(shape).float())
+
+            mixed.register_hook(arrived)
+            return mixed
+
+        return run
+
+    with torch.enable_grad(), hooked(model.layers, {layer: mix(layer) for layer in range(model.n_layers)}):
+        logits = model.last_logits(batch.repeat(len(alphas)))
+        values = metric(logits, ends.targets * len(alphas))
+    if alphas[0] == 0.0:
+        ends.clean_metric.copy_(values.detach())
+    torch.autograd.grad(values.sum(), roots)
+
+
+# On a CPU larger passes are no faster, they only hold more activations.
+_CPU_PATH_TOKENS = 256
+
+
+def _alphas_at_once(model: ChatModel, batch: Batch, steps: int) -> int:
+    """How many α's to batch together with this batch's prompts."""
+    tokens = model.budget(gradients=True)
+    if model.device.type == "cpu":
+        tokens = min(tokens, _CPU_PATH_TOKENS)
+    return max(1, min(steps, tokens // batch.input_ids.numel()))
