@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Final
 
-from demur.method.attribution import Metric, attribute
+from demur.method.attribution import attribute
 from demur.method.direction import Direction, find_direction
 from demur.method.interventions import Compiled, Intervention, ScaleFeatures, SetFeatures
+from demur.method.path import Metric
 from demur.method.selection import cosine_pool, firing_rates, global_set, mean_max_activations, random_set
 from demur.types import FeatureId, FeatureSet, Rate
 from recipes.bundled.metrics import DirectionRow, FeatureSetRow
