@@ -1,6 +1,7 @@
 """What README and docs promise: commands run, examples run, links lead somewhere, generated pages are up to date.
 
-A `sh` block is run for real, on the bundled model and small splits, unless the line above it is `<!-- not run: WHY -->`.
+A `sh` block is run for real, on the bundled model and small splits, unless the line above it is
+`<!-- not run: WHY -->`.
 Of every block, run or not, each `demur` command is parsed, and its options, values and names must exist.
 """
 
