@@ -223,6 +223,8 @@ def test_the_bundled_model_is_planned_without_a_model() -> None:
     assert "8 layers of 384 features" in text
     assert "download: model 0 bytes" in text
     assert "answers of 4" in text
+    longer = run("plan", "measured", "-n", "8,4,4,6", "--prompt-tokens", "100")
+    assert "prompts of 100 tokens" in " ".join(longer.out.split())
 
 
 @pytest.mark.shared

@@ -19,7 +19,7 @@ from demur.method.selection import (
     mean_max_activations,
     random_set,
 )
-from demur.model import ChatModel, Region
+from demur.model import Budgets, ChatModel, Region
 from demur.saes import ActivationName, DenseSae, Suite
 from demur.testing import tiny_model, tiny_suite
 from demur.types import FeatureId, FeatureSet
@@ -159,6 +159,25 @@ def test_activations_over_scored_tokens(model: ChatModel, activation: Activation
     some = [17, 0, d_sae - 1]
     peaks = mean_max_activations(model, suite, items, [FeatureId(2, n) for n in some])
     torch.testing.assert_close(peaks, torch.stack(expected["max"]).mean(0)[some], rtol=1e-4, atol=1e-4)
+
+
+def test_means_do_not_depend_on_how_prompts_are_batched(model: ChatModel) -> None:
+    suite = tiny_suite(model.hf, d_sae=24)
+    items = model.tokenize(TEXTS)
+    some = [FeatureId(0, 3), FeatureId(2, 7)]
+
+    def measured() -> list[torch.Tensor]:
+        maxima = mean_max_activations(model, suite, items, some)
+        return [mean_activations(model, suite, items)[1], firing_rates(model, suite, items)[1], maxima]
+
+    together, before = measured(), model.budgets
+    try:
+        model.budgets = Budgets(1, 1)
+        apart = measured()
+    finally:
+        model.budgets = before
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_decoders_and_controls_of_a_topk_suite(model: ChatModel) -> None:

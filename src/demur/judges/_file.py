@@ -131,12 +131,10 @@ def judge_file(
 
 def _with_likelihood(judge: Judge, model: ChatModel, answers: Sequence[Answer], max_new_tokens: int) -> CoherentJudge:
     """The judge, with an eye on what the clean model would write; its own answers to the file's prompts tell that."""
-    from demur.model import generate
-
     texts = list(dict.fromkeys(answer.prompt.text for answer in answers))
     step = -(-len(texts) // _CALIBRATION)
     prompts = [Prompt(id=str(number), text=text) for number, text in enumerate(texts[::step])]
-    return CoherentJudge.of(judge, model, generate(model, prompts, max_new_tokens=max_new_tokens))
+    return CoherentJudge.of(judge, model, list(model.generate(prompts, max_new_tokens=max_new_tokens)))
 
 
 def _judged(judge: Judge, answers: tuple[Answer, ...], cache: Path | None, progress: Progress | None) -> Judgement:
