@@ -19,6 +19,7 @@ MODULES = (
     "demur.saes.layouts",
     "demur.method.direction",
     "demur.method.attribution",
+    "demur.method.dictionary",
     "demur.method.selection",
     "demur.method.interventions",
     "demur.method.likelihood",
@@ -63,9 +64,8 @@ def python_reference() -> str:
 
 def _names(module: ModuleType) -> list[str]:
     """The module's public names; without `__all__`, those that it defines."""
-    if hasattr(module, "__all__"):
-        return [name for name in module.__all__ if not name.startswith("__")]
-    return [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    return [name for name in getattr(module, "__all__", own) if not name.startswith("_")]
 
 
 def _whole(place: str) -> Iterator[str]:
