@@ -1,22 +1,25 @@
-"""Write the reference pages that are made from the code: `python docs/make_reference.py`."""
+"""Write the reference pages that are made from the code: `python docs/make_reference.py [FOLDER]`."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Final
 
 from demur.cli.reference import reference
 
-FOLDER = Path(__file__).parent / "reference"
+_WIDTH: Final = 110
 MODULES = (
     "demur.model",
     "demur.saes",
     "demur.saes.layouts",
     "demur.method.direction",
     "demur.method.attribution",
+    "demur.method.dictionary",
     "demur.method.selection",
     "demur.method.interventions",
     "demur.method.likelihood",
@@ -61,9 +64,8 @@ def python_reference() -> str:
 
 def _names(module: ModuleType) -> list[str]:
     """The module's public names; without `__all__`, those that it defines."""
-    if hasattr(module, "__all__"):
-        return [name for name in module.__all__ if not name.startswith("__")]
-    return [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    return [name for name in getattr(module, "__all__", own) if not name.startswith("_")]
 
 
 def _whole(place: str) -> Iterator[str]:
@@ -72,8 +74,8 @@ def _whole(place: str) -> Iterator[str]:
     yield f"## {place}\n"
     for name in _names(module):
         value = getattr(module, name)
-        text = _markdown(inspect.getdoc(value) or "")
-        yield f"### {place}.{name}\n\n```text\n{_signature(name, value)}\n```\n\n{text}\n"
+        told = _markdown(inspect.getdoc(value) or "")
+        yield f"### {place}.{name}\n\n```text\n{_signature(name, value)}\n```\n\n{told}\n"
 
 
 def _listed(place: str) -> Iterator[str]:
@@ -94,11 +96,36 @@ def _first(docstring: str) -> str:
     return paragraph if end < 0 else paragraph[: end + 1]
 
 
-def _signature(name: str, value: Callable[..., object]) -> str:
+def _signature(name: str, value: Any) -> str:
+    """A function or class as it is called, annotations as they are written in the code."""
     try:
-        return f"{name}{inspect.signature(value)}"
+        signature = inspect.signature(value)
     except (TypeError, ValueError):
         return name
+    written = {
+        key: text for cls in reversed(_classes(value)) for key, text in vars(cls).get("__annotations__", {}).items()
+    }
+    parts: list[str] = []
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not {"*", "*args"} & {part[:5] for part in parts}:
+            # Values of pydantic take keywords only, which their fields say already.
+            parts += ["*"] if inspect.isfunction(value) else []
+        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        annotation: object = written.get(parameter.name, parameter.annotation)
+        annotation = getattr(annotation, "__forward_arg__", annotation)
+        default = "" if parameter.default is parameter.empty else f" = {_default(parameter.default)}"
+        parts.append(f"{stars}{parameter.name}: {annotation}{default}")
+    result = f" -> {signature.return_annotation}" if inspect.isfunction(value) else ""
+    whole = f"{name}({', '.join(parts)}){result}"
+    return whole if len(whole) <= _WIDTH else f"{name}(\n    {(',' + chr(10) + '    ').join(parts)},\n){result}"
+
+
+def _classes(value: object) -> tuple[type, ...]:
+    return value.__mro__ if inspect.isclass(value) else ()
+
+
+def _default(value: object) -> str:
+    return repr(value) if isinstance(value, str | int | float | tuple | None) else "…"
 
 
 def _markdown(docstring: str) -> str:
@@ -120,11 +147,11 @@ def _markdown(docstring: str) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
-    (FOLDER / "cli.md").write_text(reference(), encoding="utf-8")
-    (FOLDER / "python.md").write_text(python_reference(), encoding="utf-8")
+def main(folder: Path) -> None:
+    """Write the pages into a folder."""
+    (folder / "cli.md").write_text(reference(), encoding="utf-8")
+    (folder / "python.md").write_text(python_reference(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "reference")
