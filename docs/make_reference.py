@@ -46,8 +46,8 @@ INTRODUCTION = """# Python
 
 <!-- Made by `python docs/make_reference.py`; a test checks that it is up to date. -->
 
-`import demur` loads nothing heavy; each name is imported when it is first used. What it offers comes first, in full. Below
-are the public names of every room with the first sentence of their docstrings; `help(name)` has the rest.
+`import demur` loads nothing heavy; each name is imported when it is first used. What it offers comes first, in full.
+Below are the public names of every room with the first sentence of their docstrings; `help(name)` has the rest.
 """
 
 
@@ -72,7 +72,8 @@ def _whole(place: str) -> Iterator[str]:
     yield f"## {place}\n"
     for name in _names(module):
         value = getattr(module, name)
-        yield f"### {place}.{name}\n\n```text\n{_signature(name, value)}\n```\n\n{_markdown(inspect.getdoc(value) or '')}\n"
+        text = _markdown(inspect.getdoc(value) or "")
+        yield f"### {place}.{name}\n\n```text\n{_signature(name, value)}\n```\n\n{text}\n"
 
 
 def _listed(place: str) -> Iterator[str]:

@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from demur.method.attribution import Attribution, Method, Metric, attribute
+from demur.method.attribution import Attribution, attribute
 from demur.method.interventions import AblateDirection, Compiled
+from demur.method.path import Method, Metric
 from demur.method.selection import cosine_pool
 from demur.model import Batch, hooked
 from perf import common

@@ -1,6 +1,7 @@
 """What README and docs promise: commands run, examples run, links lead somewhere, generated pages are up to date.
 
-A `sh` block is run for real, on the bundled model and small splits, unless the line above it is `<!-- not run: WHY -->`.
+A `sh` block is run for real, on the bundled model and small splits, unless the line above it is
+`<!-- not run: WHY -->`.
 Of every block, run or not, each `demur` command is parsed, and its options, values and names must exist.
 """
 
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import click
 import pytest
+
 from command_line import run
 from demur.bundled import bundled_prompts
 from demur.cli.app import app
@@ -35,7 +37,9 @@ SMALL = ("-n", "12,8,8,8", "--n-exact", "1", "--max-new-tokens", "12", "--random
 SLOW = {"howto/compare.md"}
 """Pages whose commands take longer than a few seconds even so."""
 
-_BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE
+)
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
 
 

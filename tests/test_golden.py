@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from demur.method.attribution import Attribution, Metric, ScoredTokens, attribute
+from demur.method.attribution import Attribution, ScoredTokens, attribute
 from demur.method.direction import position_means
 from demur.method.interventions import (
     AblateDirection,
@@ -25,6 +25,7 @@ from demur.method.interventions import (
     ScaleFeatures,
     SetFeatures,
 )
+from demur.method.path import Metric
 from demur.method.selection import cosine_pool, cossim_set, global_set, local_sets
 from demur.model import ChatModel, TokenizedPrompt, generate, load_model
 from demur.saes import Suite, load_suite
@@ -242,8 +243,38 @@ _TEXTS = [
 
 @pytest.mark.parametrize("key", _TEXTS)
 def test_greedy_texts_are_identical(golden: Golden, key: str) -> None:
+    """Letter by letter, but for near ties.
+
+    Processors add floats up in different orders, which moves logits by some 1e-5; in a broken text the two likeliest
+    tokens can be nearer than that. Where a text differs, the golden one is fed to the model token by token, and at the
+    first step at which the texts part, both tokens must be within 1e-3 of the likeliest: as near as logits have to be
+    to the golden ones anyway.
+    """
     label, _, name = key.partition("/")
-    assert golden.texts(label, *_interventions(golden, name)) == golden.json("generations")[key]
+    changes = _interventions(golden, name)
+    expected: list[str] = golden.json("generations")[key]
+    for n, (found, text) in enumerate(zip(golden.texts(label, *changes), expected, strict=True)):
+        if found != text:
+            behind = _behind_the_likeliest(golden, label, n, (text, found), changes)
+            assert max(behind) < 1e-3, f"prompt {n}: {found!r} instead of {text!r}, {behind} behind the likeliest token"
+
+
+def _behind_the_likeliest(
+    golden: Golden, label: str, n: int, texts: tuple[str, str], changes: tuple[Intervention, ...]
+) -> list[float]:
+    """How far each text's token is behind the likeliest (logits) where the second text leaves the first."""
+    (item,) = golden.model.tokenize([Prompt(id=str(n), text=golden.prompts[label][n])])
+    first, second = (golden.model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+    assert [golden.model.decode(ids) for ids in (first, second)] == list(texts)
+    end = golden.model.eos_ids[0]
+    step, tokens = next(
+        (step, pair) for step, pair in enumerate(zip([*first, end], [*second, end], strict=False)) if pair[0] != pair[1]
+    )
+    # The intervention is bound to the prompt alone, so that values held there stop where the answer begins.
+    ids = torch.tensor([[*item.ids, *first[:step]]])
+    with torch.inference_mode(), Compiled(golden.model, golden.suite, changes).on(golden.model.batch([item])):
+        logits = golden.model.hf(ids).logits[0, -1]
+    return [float(logits.max() - logits[token]) for token in tokens]
 
 
 def test_every_golden_text_is_compared(golden: Golden) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import run
 from transformers import Gemma2Config
 
+from command_line import run
 from demur.plan.costs import EFFICIENCY, Machine, ModelSizes, model_sizes
 from demur.plan.counting import PromptLengths, Work, count_work
 from demur.studies import STUDIES
@@ -133,8 +133,8 @@ def test_demurs_own_studies_run_on_the_stand_ins(name: str) -> None:
         entry, config, n_layers=3, d_model=100, sae_layers=(0, 1, 2), d_sae=4000, top_k=None, lengths=LENGTHS
     )
     assert list(found)[:4] == ["clean answers", "direction", "pool", "attribution"]
-    # Direction, selection and tuning prompts of both classes are answered, then the test prompts.
-    assert found["clean answers"].written == 2 * (8 + 4 + 4 + 4) * 3
+    # Direction, selection and tuning prompts of both classes are answered, then the harmless test prompts.
+    assert found["clean answers"].written == (2 * (8 + 4 + 4) + 4) * 3
     # Means of 8 + 8 prompts; candidates on 3 of 3 layers within 0.8 of the depth, at 2 positions: one addition and two
     # forms of ablation on both classes; and the clean run.
     assert found["direction"].tokens == 12 * (16 + 4 + 3 * 2 * (4 + 2 * 8))
@@ -161,12 +161,14 @@ def test_sizes_of_a_model_are_counted_without_its_weights() -> None:
 
 
 def test_known_models_cost_what_they_are_known_to() -> None:
-    shape: dict[str, Any] = {"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4}
+    # Two of the layers of Gemma 2 2B, so that the model is made in no time.
+    shape: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4}
     gemma = Gemma2Config(vocab_size=256_000, hidden_size=2304, intermediate_size=9216, head_dim=256, **shape)
     sizes = model_sizes(gemma, torch.bfloat16, tokens=40)
-    assert sizes.parameters == 2_614_341_888
-    # 26 layers of q and o 2304 × 2048, k and v 2304 × 1024, gate, up and down 2304 × 9216; attention adds a percent.
-    assert sizes.token_flops == pytest.approx(4.05e9, rel=0.01)
+    # The whole model has 2,614,341,888 parameters and 4.05e9 operations a token, without attention's percent.
+    layer = 2 * 2304 * 2048 + 2 * 2304 * 1024 + 3 * 2304 * 9216
+    assert sizes.parameters == 2_614_341_888 - 24 * (layer + 4 * 2304)
+    assert sizes.token_flops == pytest.approx(4.05e9 * 2 / 26, rel=0.01)
     assert sizes.logit_flops == 2 * 2304 * 256_000
 
 
@@ -221,6 +223,8 @@ def test_the_bundled_model_is_planned_without_a_model() -> None:
     assert "8 layers of 384 features" in text
     assert "download: model 0 bytes" in text
     assert "answers of 4" in text
+    longer = run("plan", "measured", "-n", "8,4,4,6", "--prompt-tokens", "100")
+    assert "prompts of 100 tokens" in " ".join(longer.out.split())
 
 
 @pytest.mark.shared
@@ -258,7 +262,7 @@ def test_an_unreadable_configuration_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("measured")
-def test_a_download_adds_up_the_files_that_a_model_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_download_adds_up_the_files_that_a_model_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     import transformers
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Final
 
-from demur.method.attribution import Metric, attribute
+from demur.method.attribution import attribute
 from demur.method.direction import Direction, find_direction
 from demur.method.interventions import Compiled, Intervention, ScaleFeatures, SetFeatures
-from demur.method.selection import cosine_pool, firing_rates, global_set, mean_peaks, mean_rates, random_set
+from demur.method.path import Metric
+from demur.method.selection import cosine_pool, firing_rates, global_set, mean_max_activations, random_set
 from demur.types import FeatureId, FeatureSet, Rate
 from recipes.bundled.metrics import DirectionRow, FeatureSetRow
 from recipes.bundled.subject import Judged, Subject, behaved
@@ -115,12 +116,13 @@ def find_candidates(subject: Subject, direction: Direction) -> Candidates:
     logger.info("needed: %s", ", ".join(str(feature) for feature in ordered.features[:count]))
     ordered = ordered.head(max(SIZES))
     sizes = sorted({min(count, max(SIZES)), *(size for size in SIZES if size > count)})
-    rates = mean_rates(*(firing_rates(subject.model, subject.suite, items) for items in (harmful, harmless)))
+    high, low = (firing_rates(subject.model, subject.suite, items) for items in (harmful, harmless))
+    rates = {layer: (high[layer] + low[layer]) / 2 for layer in high}
 
     def controls(seeds: Sequence[int]) -> tuple[FeatureSet, ...]:
         return tuple(random_set(ordered, rates, exclude=pool.features, seed=seed) for seed in seeds)
 
-    maxima = mean_peaks(subject.model, subject.suite, harmful, ordered.features)
+    maxima = mean_max_activations(subject.model, subject.suite, harmful, ordered.features)
     return Candidates(ordered, tuple(sizes), tuple(maxima.tolist()), controls(TUNING_SEEDS), controls(TEST_SEEDS))
 
 

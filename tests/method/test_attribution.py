@@ -9,20 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from demur.errors import InputError
+from demur.errors import InputError, ModelError
 from demur.method.attribution import (
     Attribution,
     AttributionSpec,
-    Method,
-    Metric,
     PromptAttribution,
     ScoredTokens,
     attribute,
     attribute_batches,
-    attribute_dictionary,
-    estimator,
 )
+from demur.method.dictionary import attribute_dictionary
 from demur.method.interventions import AblateDirection, Compiled
+from demur.method.path import Method, Metric, estimator
 from demur.model import Budgets, ChatModel, Region, count_hooks, hooked
 from demur.saes import ActivationName, Suite
 from demur.testing import tiny_model, tiny_suite
@@ -235,15 +233,21 @@ def test_only_scored_tokens_count(model: ChatModel, suite: Suite, patch: Compile
 
 
 @pytest.mark.parametrize(
-    ("activation", "method"),
-    [("jumprelu", "gradient"), ("jumprelu", "paper"), ("jumprelu", "ig"), ("topk", "gradient"), ("topk", "ig")],
+    ("activation", "method", "d_sae"),
+    [
+        ("jumprelu", "gradient", 8200),
+        ("jumprelu", "paper", D_SAE),
+        ("jumprelu", "ig", 8200),
+        ("topk", "gradient", D_SAE),
+        ("topk", "ig", D_SAE),
+    ],
 )
 def test_the_whole_dictionary_streamed_equals_the_pool_of_everything(
-    model: ChatModel, activation: ActivationName, patch: Compiled, method: Method, monkeypatch: pytest.MonkeyPatch
+    model: ChatModel, activation: ActivationName, patch: Compiled, method: Method, d_sae: int
 ) -> None:
-    monkeypatch.setattr("demur.method.attribution._dictionary._BLOCK", 7)
-    suite = tiny_suite(model.hf, d_sae=D_SAE, activation=activation)
-    everything = {layer: range(D_SAE) for layer in suite.layers}
+    """Also where the dictionary is encoded in several blocks."""
+    suite = tiny_suite(model.hf, d_sae=d_sae, activation=activation)
+    everything = {layer: range(d_sae) for layer in suite.layers}
     whole = run(model, suite, patch, method=method, pool=everything, steps=3)
     found = attribute_dictionary(
         model, suite, model.tokenize(TEXTS), patch=patch, metric=METRIC, top=6, method=method, steps=3
@@ -284,6 +288,35 @@ def test_falling_counts_only_tokens_at_which_the_feature_is_lower_in_the_patched
         assert found.local[n].scores == pytest.approx(values.tolist(), rel=1e-3, abs=1e-7)
         changed += int(not torch.allclose(means, whole.means[n].float(), atol=1e-6))
     assert changed == len(TEXTS)
+
+
+@pytest.mark.parametrize("method", ["gradient", "ig", "paper", "exact"])
+def test_a_patched_run_that_is_the_clean_run_carries_no_signal(model: ChatModel, suite: Suite, method: Method) -> None:
+    nothing = Compiled(model, None, [])
+    found = run(model, suite, nothing, method=method)
+    assert not found.signal.any()
+    assert found.share_without_signal == 1.0
+    if method != "exact":
+        with pytest.raises(ModelError, match="nothing to rank"):
+            attribute_dictionary(
+                model, suite, model.tokenize(TEXTS), patch=nothing, metric=METRIC, top=5, method=method
+            )
+
+
+def test_under_the_papers_target_rule_a_run_that_still_refuses_carries_no_signal(
+    model: ChatModel, suite: Suite, patch: Compiled
+) -> None:
+    targets: list[int] = []
+    for text in TEXTS:
+        batch = model.batch(model.tokenize([text]))
+        with torch.inference_mode(), patch.on(batch):
+            targets.append(int(model.last_logits(batch)[0].argmax()))
+    refusing = Metric((targets[0],), allow_refusal_target=True)
+    found = run(model, suite, patch, method="paper", metric=refusing)
+    assert found.signal.tolist() == [target != targets[0] for target in targets]
+    assert not any(found.rows[0].totals)
+    # Aimed at the likeliest other token, the same prompt carries signal.
+    assert run(model, suite, patch, method="paper", metric=Metric((targets[0],))).signal.all()
 
 
 def test_parameters_keep_no_gradient_and_no_hook_stays(model: ChatModel, suite: Suite, patch: Compiled) -> None:

@@ -12,6 +12,7 @@ from demur.errors import ModelError
 from demur.method.direction import (
     Direction,
     DirectionSearch,
+    choose,
     clean_log_probs,
     find_direction,
     find_refusal_tokens,
@@ -20,7 +21,6 @@ from demur.method.direction import (
     post_instruction_positions,
     refusal_log_odds,
 )
-from demur.method.direction import _choose as choose
 from demur.method.interventions import AblateDirection, AddDirection, Compiled
 from demur.model import ChatModel
 from demur.testing import tiny_model
@@ -78,15 +78,16 @@ def test_first_token_scores_keep_the_order_of_the_prompts(model: ChatModel) -> N
         assert float(found.kl[n]) == pytest.approx(float((before.exp() * (before - after)).sum()), abs=1e-4)
 
 
-def test_candidates_are_scored_as_the_definition_says(model: ChatModel) -> None:
+@pytest.mark.parametrize("position", [-1, -2])
+def test_candidates_are_scored_as_the_definition_says(model: ChatModel, position: int) -> None:
     train = (model.tokenize(HARMFUL), model.tokenize(HARMLESS))
     validation = (model.tokenize(HARMFUL[:2]), model.tokenize(HARMLESS[:2]))
     found = find_direction(model, train, validation, REFUSAL, DirectionSearch(max_depth=0.8))
     positions = post_instruction_positions([*train[0], *train[1]])
     assert {c.layer for c in found.candidates} == {0, 1, 2, 3} & {n for n in range(4) if n < 3.2}
     assert {c.position for c in found.candidates} <= set(positions)
-    candidate = next(c for c in found.candidates if (c.layer, c.position, c.form) == (1, -1, "affine"))
-    harmful, harmless = (position_means(model, items, [-1])[:, 0] for items in train)
+    candidate = next(c for c in found.candidates if (c.layer, c.position, c.form) == (1, position, "affine"))
+    harmful, harmless = (position_means(model, items, [position])[:, 0] for items in train)
     vector = harmful[1] - harmless[1]
 
     def mean_log_odds(items: Any, change: Any) -> float:
@@ -111,6 +112,46 @@ def test_candidates_are_scored_as_the_definition_says(model: ChatModel) -> None:
         kl += float((before.exp() * (before - after)).sum()) / len(validation[1])
     assert candidate.kl == pytest.approx(kl, abs=1e-5)
     assert candidate.kept == (kl <= 0.1 and candidate.induce > 0)
+
+
+def test_a_candidate_is_kept_when_it_meets_both_conditions(model: ChatModel) -> None:
+    train = (model.tokenize(HARMFUL), model.tokenize(HARMLESS))
+    # Half of the vocabulary refuses, so that adding a direction brings refusal about in some places only.
+    refusal = list(range(0, model.hf.config.get_text_config().vocab_size, 2))
+    first = find_direction(model, train, train, refusal, DirectionSearch(forms=("linear",)))
+    middle = sorted(c.kl for c in first.candidates)[len(first.candidates) // 2]
+    found = find_direction(model, train, train, refusal, DirectionSearch(forms=("linear",), kl_threshold=middle))
+    conditions = {(c.kl <= middle, c.induce > 0): c.kept for c in found.candidates}
+    assert conditions == {(True, True): True, (True, False): False, (False, True): False, (False, False): False}
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(0.25, 1), (0.5, 2), (0.6, 3), (0.75, 3), (0.8, 4), (1.0, 4)])
+def test_candidates_come_from_the_first_part_of_the_model(model: ChatModel, depth: float, layers: int) -> None:
+    train = (model.tokenize(HARMFUL), model.tokenize(HARMLESS))
+    search = DirectionSearch(forms=("linear",), position=-1, max_depth=depth)
+    found = find_direction(model, train, train, REFUSAL, search)
+    assert {c.layer for c in found.candidates} == set(range(layers))
+
+
+@pytest.mark.parametrize("position", [None, -3])
+def test_the_affine_reference_is_the_harmless_mean_at_the_directions_own_place(
+    model: ChatModel, position: int | None
+) -> None:
+    train = (model.tokenize(HARMFUL), model.tokenize(HARMLESS))
+    found = find_direction(model, train, train, REFUSAL, DirectionSearch(forms=("affine",), position=position))
+    harmful, harmless = (position_means(model, items, [found.position])[:, 0] for items in train)
+    torch.testing.assert_close(found.harmless_mean, harmless)
+    torch.testing.assert_close(found.difference, (harmful - harmless)[found.layer])
+    ablation = found.ablate()
+    assert ablation.reference is not None
+    batch = model.batch(model.tokenize(HARMFUL[:1]))
+    with torch.inference_mode(), Compiled(model, None, [ablation]).on(batch), model.capture() as captured:
+        model.last_logits(batch)
+    unit = found.difference / found.difference.norm()
+    for layer in range(model.n_layers):
+        # Whatever the length of the difference, the projection on its unit vector becomes the reference's.
+        expected = (harmless[layer] @ unit).expand(batch.input_ids.shape)
+        torch.testing.assert_close(captured[layer] @ unit, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_an_interrupted_search_goes_on_where_it_stopped(model: ChatModel) -> None:

@@ -69,6 +69,52 @@ def test_sampling_is_repeatable_and_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_sampling_is_from_the_whole_distribution() -> None:
+    """At a very high temperature every token is as likely as any other: few of the drawn ones are among the best."""
+    hf, tokenizer = tiny_model("qwen3")
+    model = ChatModel(hf, tokenizer, name="m")
+    item = model.tokenize(TEXTS[:1])
+    with torch.inference_mode():
+        best = set(model.last_logits(model.batch(item))[0].topk(50).indices.tolist())
+    size = hf.config.get_text_config().vocab_size
+    prompts = [Prompt(id=str(n), text=TEXTS[0]) for n in range(200)]
+    found: list[int] = []
+    generate_tokens = cast("Any", hf).generate
+
+    def recorded(**options: Any) -> Any:
+        tokens = generate_tokens(**options)
+        found.extend(tokens[:, options["input_ids"].shape[1]].tolist())
+        return tokens
+
+    cast("Any", hf).generate = recorded
+    generate(model, prompts, max_new_tokens=1, temperature=1e4, seed=1)
+    assert len(found) == 200
+    share = sum(token in best for token in found) / 200
+    assert share == pytest.approx(50 / size, abs=4 * (0.25 / 200) ** 0.5)
+    assert 50 / size < 0.5
+
+
+@pytest.mark.parametrize("family", ["gemma2", "llama3"])
+def test_an_answer_ends_where_the_model_ends_its_turn(family: Any) -> None:
+    """Whichever of several end tokens it writes; the end itself is no part of the answer."""
+    hf, tokenizer = tiny_model(family)
+    model = ChatModel(hf, tokenizer, name="m")
+    item = model.tokenize(TEXTS[:1])[0]
+    ids = list(item.ids)
+    for _ in range(NEW):
+        with torch.inference_mode():
+            ids.append(int(cast("Any", hf)(torch.tensor([ids])).logits[0, -1].argmax()))
+    answer = ids[len(item) :]
+    place = next(n for n in range(1, NEW) if answer[n] not in answer[:n])
+    cast("Any", hf.generation_config).eos_token_id = [2, answer[place]]
+    (found,) = generate(model, TEXTS[:1], max_new_tokens=NEW)
+    assert found.finished
+    assert found.text == model.decode(answer[:place])
+    (cut,) = generate(model, TEXTS[:1], max_new_tokens=place)
+    assert not cut.finished
+    assert cut.text == found.text
+
+
 def test_batches_that_are_done_are_left_out() -> None:
     hf, tokenizer = tiny_model("gemma2")
     model = ChatModel(hf, tokenizer, name="m")

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from demur.errors import InputError, SaeError
-from demur.method.attribution import Metric, attribute
+from demur.method.attribution import attribute
 from demur.method.interventions import (
     INTERVENTIONS,
     AblateDirection,
@@ -27,6 +27,7 @@ from demur.method.interventions import (
     Where,
     bind,
 )
+from demur.method.path import Metric
 from demur.model import ChatModel, count_hooks, generate, hooked
 from demur.saes import Suite
 from demur.testing import tiny_model, tiny_suite

@@ -332,6 +332,27 @@ def test_bfloat16_models_are_read_in_float32() -> None:
     torch.testing.assert_close(after[1][batch.real], expected[batch.real], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("cut", [1, 5, 9])
+def test_held_values_stay_with_their_tokens_when_the_prompt_comes_in_parts(cut: int) -> None:
+    """As with a cache that is filled piece by piece: the second pass begins beyond the first slots."""
+    model, suite = setup()
+    batch = batch_of(model, TEXTS[1:2])
+    width = batch.input_ids.shape[1]
+    values = torch.rand(width, 2, generator=torch.Generator().manual_seed(4)) * 9
+    held = PerPrompt({"0": (HoldFeatures((FeatureId(1, 3), FeatureId(2, 5)), values),)})
+    hf = cast("Any", model.hf)
+    with torch.inference_mode(), Compiled(model, suite, [held]).on(batch):
+        whole = hf(batch.input_ids, attention_mask=batch.attention_mask, use_cache=True).logits
+        first = hf(batch.input_ids[:, :cut], attention_mask=batch.attention_mask[:, :cut], use_cache=True)
+        rest = hf(
+            batch.input_ids[:, cut:],
+            attention_mask=batch.attention_mask,
+            past_key_values=first.past_key_values,
+            use_cache=True,
+        )
+    torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), whole, rtol=1e-4, atol=1e-4)
+
+
 def test_names_tell_interventions_apart() -> None:
     one, two = (FeatureId(1, 3),), (FeatureId(1, 4),)
     vector = torch.ones(4)
@@ -349,10 +370,14 @@ def test_names_tell_interventions_apart() -> None:
         AblateDirection(vector),
         AblateDirection(vector, layers=(1,)),
         AblateDirection(vector, reference=torch.ones(2, 4)),
-        AblateDirection(2 * vector, where="prompt"),
+        AblateDirection(vector, reference=torch.zeros(2, 4)),
+        AblateDirection(vector, where="prompt"),
         AddDirection(vector, 1),
         AddDirection(vector, 2),
         AddDirection(vector, 1, 2.0),
+        AddDirection(vector, 1, where="prompt"),
+        SetFeatures(one, -3.0, "prompt"),
+        PerPrompt({"a": (ScaleFeatures(one, -3.0, "prompt"),)}),
     ]
     assert len({each.id for each in every}) == len(every)
     assert ScaleFeatures(one, -3.0).id == ScaleFeatures((FeatureId(1, 3),), -3).id

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from demur.errors import InputError
-from demur.method.attribution import Attribution, AttributionSpec, Metric, PromptAttribution, ScoredTokens
+from demur.errors import InputError, ModelError
+from demur.method.attribution import Attribution, AttributionSpec, PromptAttribution, ScoredTokens
+from demur.method.path import Method, Metric
 from demur.method.selection import (
     actdiff_set,
     cosine_pool,
@@ -14,11 +15,11 @@ from demur.method.selection import (
     firing_rates,
     global_set,
     local_sets,
-    mean_peaks,
-    peak_activations,
+    mean_activations,
+    mean_max_activations,
     random_set,
 )
-from demur.model import ChatModel, Region
+from demur.model import Budgets, ChatModel, Region
 from demur.saes import ActivationName, DenseSae, Suite
 from demur.testing import tiny_model, tiny_suite
 from demur.types import FeatureId, FeatureSet
@@ -31,7 +32,15 @@ def _suite() -> Suite:
         1: [[0, 0, 1.0], [3, 4, 0], [0, 0, 0], [0.1, 0, 0]],
     }
     saes = {
-        layer: DenseSae(layer, torch.zeros(3, 4), torch.zeros(4), None, None, torch.tensor(w), torch.zeros(3))
+        layer: DenseSae(
+            layer=layer,
+            w_enc=torch.zeros(3, 4),
+            b_enc=torch.zeros(4),
+            threshold=None,
+            k=None,
+            w_dec=torch.tensor(w),
+            b_dec=torch.zeros(3),
+        )
         for layer, w in rows.items()
     }
     return Suite.from_dense(saes)
@@ -76,6 +85,48 @@ def test_sets_by_mean_and_by_total() -> None:
     assert len(global_set(_attribution(), 9)) == 3
 
 
+def _signal_case(method: Method, *rows: PromptAttribution) -> Attribution:
+    metric = Metric((7,), allow_refusal_target=method == "paper")
+    return Attribution(
+        (FeatureId(0, 0), FeatureId(0, 1)), AttributionSpec.of(method, 3, metric, ScoredTokens(), "x"), rows
+    )
+
+
+def _row(prompt: str, patched: float, *totals: float, target: int = 3) -> PromptAttribution:
+    return PromptAttribution(
+        prompt_id=prompt, target=target, clean=-1.0, patched=patched, explained=0.0, n_scored=2, totals=totals
+    )
+
+
+MOVED, FLAT = _row("moved", 2.0, 4.0, 1.0), _row("flat", -1.0, 0.0, 0.0)
+AIMED_AT_REFUSAL, UNMOVED = _row("aimed", 2.0, 1.0, 9.0, target=7), _row("unmoved", -1.0 + 1e-8, 1.0, 9.0)
+NO_SCORE = _row("no score", 2.0, 0.0, 0.0)
+
+
+def test_prompts_without_signal_are_told_and_left_out_of_the_mean() -> None:
+    found = _signal_case("ig", MOVED, FLAT, AIMED_AT_REFUSAL, UNMOVED, NO_SCORE)
+    assert found.signal.tolist() == [True, False, False, False, False]
+    assert found.share_without_signal == pytest.approx(0.8)
+    assert global_set(found, 2).scores == pytest.approx((2.0, 0.5))
+    assert global_set(found, 2).features == (FeatureId(0, 0), FeatureId(0, 1))
+
+
+def test_the_papers_mean_counts_every_prompt() -> None:
+    found = _signal_case("paper", MOVED, FLAT)
+    assert found.signal.tolist() == [True, False]
+    assert global_set(found, 2).scores == pytest.approx((1.0, 0.25))
+
+
+@pytest.mark.parametrize("method", ["ig", "paper", "exact"])
+def test_where_no_prompt_has_signal_nothing_is_ranked(method: Method) -> None:
+    found = _signal_case(method, FLAT, AIMED_AT_REFUSAL, UNMOVED, NO_SCORE)
+    assert found.share_without_signal == 1.0
+    for ranked in (global_set, local_sets):
+        with pytest.raises(ModelError, match=r"nothing to rank.*another direction.*affine form") as error:
+            ranked(found, 2)
+        assert ("let the metric aim" in str(error.value)) == (method == "paper")
+
+
 @pytest.fixture(scope="module")
 def model() -> ChatModel:
     hf, tokenizer = tiny_model("gemma2")
@@ -85,12 +136,10 @@ def model() -> ChatModel:
 TEXTS = ["Tell me how to bake bread", "Sing", "Explain the rules of chess"]
 
 
-@pytest.mark.parametrize("activation", ["jumprelu", "topk"])
-def test_activations_over_scored_tokens(
-    model: ChatModel, activation: ActivationName, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("demur.method.selection._BLOCK", 5)
-    suite = tiny_suite(model.hf, d_sae=24, activation=activation)
+@pytest.mark.parametrize(("activation", "d_sae"), [("jumprelu", 8200), ("topk", 24)])
+def test_activations_over_scored_tokens(model: ChatModel, activation: ActivationName, d_sae: int) -> None:
+    """Also of a dictionary that is encoded in several blocks."""
+    suite = tiny_suite(model.hf, d_sae=d_sae, activation=activation)
     items = model.tokenize(TEXTS)
     expected: dict[str, list[torch.Tensor]] = {"max": [], "mean": [], "last": [], "rate": []}
     for item in items:
@@ -103,13 +152,32 @@ def test_activations_over_scored_tokens(
         expected["last"].append(f[-1])
         expected["rate"].append((f > 0).float().mean(0))
     for reduce in ("max", "mean", "last"):
-        found = peak_activations(model, suite, items, layers=[2], reduce=reduce)
+        found = mean_activations(model, suite, items, layers=[2], reduce=reduce)
         torch.testing.assert_close(found[2], torch.stack(expected[reduce]).mean(0), rtol=1e-4, atol=1e-4)
     rates = firing_rates(model, suite, items, layers=[2])
     torch.testing.assert_close(rates[2], torch.stack(expected["rate"]).mean(0), rtol=1e-4, atol=1e-4)
-    some = [17, 0, 5]
-    peaks = mean_peaks(model, suite, items, [FeatureId(2, n) for n in some])
+    some = [17, 0, d_sae - 1]
+    peaks = mean_max_activations(model, suite, items, [FeatureId(2, n) for n in some])
     torch.testing.assert_close(peaks, torch.stack(expected["max"]).mean(0)[some], rtol=1e-4, atol=1e-4)
+
+
+def test_means_do_not_depend_on_how_prompts_are_batched(model: ChatModel) -> None:
+    suite = tiny_suite(model.hf, d_sae=24)
+    items = model.tokenize(TEXTS)
+    some = [FeatureId(0, 3), FeatureId(2, 7)]
+
+    def measured() -> list[torch.Tensor]:
+        maxima = mean_max_activations(model, suite, items, some)
+        return [mean_activations(model, suite, items)[1], firing_rates(model, suite, items)[1], maxima]
+
+    together, before = measured(), model.budgets
+    try:
+        model.budgets = Budgets(1, 1)
+        apart = measured()
+    finally:
+        model.budgets = before
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_decoders_and_controls_of_a_topk_suite(model: ChatModel) -> None:
@@ -138,13 +206,13 @@ def test_actdiff_takes_the_largest_differences(model: ChatModel, activation: Act
     suite = tiny_suite(model.hf, d_sae=24, activation=activation)
     one, two = model.tokenize(TEXTS[:1]), model.tokenize(TEXTS[1:])
     found = actdiff_set(model, suite, one, two, 5)
-    high, low = peak_activations(model, suite, one), peak_activations(model, suite, two)
+    high, low = (mean_activations(model, suite, items, reduce="max") for items in (one, two))
     every = {FeatureId(l, i): float(high[l][i] - low[l][i]) for l in suite.layers for i in range(24)}
     best = sorted(every, key=lambda feature: -every[feature])[:5]
     assert list(found.features) == best
     assert found.scores == pytest.approx([every[feature] for feature in best], abs=1e-6)
     every_token = ScoredTokens(header_tokens=0)
-    high, low = (peak_activations(model, suite, items, reduce="mean", scoring=every_token) for items in (one, two))
+    high, low = (mean_activations(model, suite, items, reduce="mean", scoring=every_token) for items in (one, two))
     everywhere = actdiff_set(model, suite, one, two, 5, reduce="mean", scoring=every_token)
     assert everywhere.scores[0] == pytest.approx(max(float((high[l] - low[l]).max()) for l in suite.layers))
     assert everywhere.scores != actdiff_set(model, suite, one, two, 5, reduce="mean").scores
@@ -169,3 +237,21 @@ def test_random_features_match_layer_and_rate() -> None:
             assert abs(float(rates[drawn.layer][drawn.index] - rates[original.layer][original.index])) <= 0.05
     with pytest.raises(InputError, match="layer 0 has no features left"):
         random_set(like, rates, exclude=[FeatureId(0, n) for n in range(51)])
+
+
+def test_random_features_match_several_measures_by_rank() -> None:
+    """Ten features: rates rise with the index, sizes (in quite other units) fall, but for one far-off pair."""
+    rates = {0: torch.arange(10.0) / 100}
+    sizes = {0: torch.tensor([900.0, 800, 700, 600, 500, 400, 300, 200, 100, 650])}
+    like = FeatureSet(features=(FeatureId(0, 3),), scores=(1.0,), scope="global", method="x")
+
+    def nearest(*matched: dict[int, torch.Tensor]) -> set[int]:
+        drawn = (random_set(like, matched, neighbours=2, seed=seed) for seed in range(30))
+        return {found.features[0].index for found in drawn}
+
+    # By rank of both: 2 and 4 are one rank off in rate; 2 is two ranks off in size (9 lies between), 4 one.
+    assert nearest(rates, sizes) == {2, 4}
+    assert {found.features[0].index for found in (random_set(like, sizes, neighbours=1, seed=0),)} == {9}
+    tied = {0: torch.tensor([0.0, 0, 0, 5, 5, 5, 9, 9, 9, 9])}
+    # Ties share a rank, so the second measure decides among them.
+    assert nearest(tied, sizes) == {4, 5}

@@ -35,14 +35,22 @@ def test_anything_that_moves_a_number_moves_the_identity(tmp_path: Path) -> None
     assert len({str(sorted(each.items())) for each in seen}) == len(seen)
 
 
-def test_a_base_model_is_found_out_before_its_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.7, 1.0])
+def test_a_change_anywhere_in_a_file_changes_the_identity(tmp_path: Path, place: float) -> None:
+    folder = save_tiny("llama3", tmp_path / "model")
+    model = ChatModel.load(folder, device="cpu")
+    before = model_identity(model)
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[round(place * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
+    assert model_identity(model)["content"] != before["content"]
+
+
+def test_a_base_model_is_found_out_before_its_weights_are_read(tmp_path: Path) -> None:
     folder = save_tiny("gemma2", tmp_path / "model")
     next(folder.glob("*.jinja")).unlink()
-
-    def never(*_: object) -> None:
-        raise AssertionError("weights were read")
-
-    monkeypatch.setattr("demur.model._loading._load_weights", never)
+    (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="no chat template"):
         ChatModel.load(folder)
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demur.errors import ModelError
-from demur.method.attribution import Metric, attribute
+from demur.method.attribution import attribute
 from demur.method.interventions import AblateDirection, Compiled
+from demur.method.path import Metric
 from demur.model import Batch, ChatModel, by_length, halving, next_batch, peak_memory
 from demur.testing import tiny_model, tiny_suite
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +93,7 @@ def _resumable(folder: Path) -> Iterator[StageProgress]:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-    arguments: list[str] = click.get_current_context().find_root().obj or sys.argv[1:]
+    arguments: list[str] = click.get_current_context().find_root().obj
     try:
         with StageProgress(stderr) as progress:
             yield progress

@@ -78,6 +78,8 @@ class Judge(ABC):
     """What it is made with: nothing, `(source, placement)` of a model that runs here, or `(model, endpoint)`."""
     costly: ClassVar[bool] = False
     """Its verdicts cost time or money, and are kept."""
+    knows_incoherence: ClassVar[bool] = False
+    """It tells broken text by itself, so that no likelihood needs to be looked at besides."""
 
     @property
     def name(self) -> str:

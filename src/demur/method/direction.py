@@ -255,7 +255,7 @@ def find_direction(
     difference = harmful - harmless
     _refuse_degenerate(difference, layers)
     candidates = _score(model, difference, harmless, layers, positions, validation, refusal_ids, search, known, scored)
-    chosen, note = _choose(candidates)
+    chosen, note = choose(candidates)
     place = positions.index(chosen.position)
     return Direction(
         layer=chosen.layer,
@@ -336,9 +336,12 @@ def _score(
     return candidates
 
 
-def _choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
-    """Best bypass among the candidates that hold all conditions; conditions that nothing meets are relaxed, and
-    said."""
+def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
+    """The candidate with the best bypass among those that meet all conditions, and what was relaxed if none does.
+
+    Raises:
+        ModelError: no candidate's scores are finite.
+    """
     relaxations: tuple[tuple[Callable[[Candidate], bool], str], ...] = (
         (lambda c: c.kept, ""),
         (lambda c: c.induce > 0, "no candidate met the KL threshold; the best that induces refusal was taken"),

@@ -1,7 +1,7 @@
-"""The path from the clean to the patched run: what is moved along it, and the gradients taken there (paper, section 3).
+"""The path from the clean to the patched run, and the gradients taken along it (paper, section 3).
 
-No SAE takes part. Decoding is affine and the SAE's error is interpolated too, so a layer's output a fraction α of the way
-is `x + α(x_patch − x)` whatever the dictionary.
+No SAE takes part. Decoding is affine and the SAE's error is interpolated too, so a fraction α of the way a layer's
+output is `x + α(x_patch − x)` whatever the dictionary.
 """
 
 from __future__ import annotations

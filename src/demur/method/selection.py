@@ -88,7 +88,8 @@ def pool_of(suite: Suite, direction: Float[Tensor, " d_model"], features: Sequen
 
 def _scores(attribution: Attribution, score: Score) -> Float[Tensor, "prompt feature"]:
     if attribution.share_without_signal == 1.0:
-        raise ModelError(no_signal(attribution.spec))
+        spec = attribution.spec
+        raise ModelError(no_signal(spec.patch, allow_refusal_target=spec.allow_refusal_target))
     return attribution.means if score == "mean" else attribution.totals
 
 
@@ -206,7 +207,7 @@ def mean_max_activations(
     *,
     scoring: ScoredTokens | None = None,
 ) -> Float[Tensor, " feature"]:
-    """Mean over prompts of each feature's maximum activation over the scored tokens; only these features' rows are read.
+    """Mean over prompts of each feature's maximum activation over the scored tokens; only these rows are read.
 
     Args:
         model: the chat model.

@@ -76,7 +76,9 @@ def _load_weights(name: str, config: Any, options: dict[str, Any]) -> PreTrained
     multimodal = type(config) in AutoModelForImageTextToText._model_mapping  # pyright: ignore
     auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
     try:
-        hf, report = cast("Any", auto).from_pretrained(name, output_loading_info=True, **options)
+        # Weights of another shape are let pass here, so that they can be named below.
+        options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        hf, report = cast("Any", auto).from_pretrained(name, **options)
     except ImportError as error:
         raise ModelError(f"cannot load {name!r} over several devices: {error}\nInstall demur[multi-gpu]") from error
     except SafetensorError as error:

@@ -22,7 +22,7 @@ from demur.types import Value
 
 MANIFEST = "manifest.json"
 _STAGES = "stages"
-_PACKAGES = "demur torch transformers tokenizers safetensors huggingface-hub numpy scikit-learn sae-lens"
+_PACKAGES = "demur torch transformers tokenizers safetensors huggingface-hub numpy scipy sae-lens"
 
 Progress = Callable[[int, int], None]
 """`(done, total)`."""

@@ -112,6 +112,7 @@ class Experiment:
         side_inputs = SideInputs.read(self.side, context) if everything else SideInputs((), None)
         self._check_judges()
         found = self.found
+        context.watch_coherence([answer for each in found.clean.answers["tuning"] for answer in each.answers])
         with context.timed("clean answers"):
             self._clean_test()
         with context.timed("exact patching"):

@@ -15,17 +15,15 @@ from demur.errors import ModelError
 from demur.method.attribution import (
     Attribution,
     AttributionSpec,
-    DictionaryAttribution,
-    Method,
-    Metric,
     PromptAttribution,
     ScoredTokens,
     attribute_batches,
-    attribute_dictionary,
     pool_features,
 )
+from demur.method.dictionary import DictionaryAttribution, attribute_dictionary
 from demur.method.direction import FORMS, Direction, DirectionSearch, find_direction, find_refusal_tokens
 from demur.method.interventions import Compiled
+from demur.method.path import Method, Metric
 from demur.method.selection import (
     Pool,
     cosine_pool,
