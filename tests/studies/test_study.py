@@ -185,3 +185,10 @@ def test_a_model_that_never_refuses_says_so_with_samples(files: Any, tmp_path: P
     with pytest.raises(ModelError, match=r"refused 0 of \d+ harmful prompts.*no refusal to explain") as error:
         files.study(tmp_path / "run", harmful=str(other))
     assert "'Sure" in str(error.value)
+
+
+def test_a_pool_that_f_star_uses_up_has_no_control_and_says_so(files: Any, tmp_path: Path) -> None:
+    result = files.study(tmp_path / "run", **files.small(k0=1, k=40))
+    assert result.k == result.pool_size
+    assert result.controls_drawn == ("random",)
+    assert any("no control from the pool" in warning for warning in result.warnings)

@@ -246,9 +246,8 @@ class Experiment:
                     self.sets[method.name] = self.sets[method.follows or MAIN]
             self.given = self.sets[MAIN].given.found
             self.__dict__.pop("found", None)
-        for method in self.methods:
-            if method.has_set:
-                _ = self.sets[method.name][method.name]
+        # A control for which no set could be drawn is left out; the method has warned.
+        self.methods = tuple(m for m in self.methods if not m.has_set or self.sets[m.name][m.name])
 
     # -- strengths, from the tuning prompts ----------------------------------------------------------------------------
 

@@ -206,6 +206,9 @@ class RandomPool(RandomMatched):
     def draw(self, given: Selection, seeds: Sequence[int]) -> tuple[FeatureSet, ...]:
         rest = [feature for feature in given.found.pool.features if feature not in given.found.chosen.features]
         size = min(given.k, len(rest))
+        if size == 0:
+            given.work.warn("F* holds the whole pool, so there is no control from the pool; raise --k0 or lower --k")
+            return ()
         if size < given.k:
             given.work.warn(
                 f"the pool holds {len(rest)} features outside F*, so the control from the pool has sets of {size} "
