@@ -133,8 +133,8 @@ def read_config(
     kind: type[ConfigT],
     file: Path | None,
     given: Mapping[str, Any],
-    *,
     argument: str = "model",
+    *,
     complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> ConfigT:
     """A configuration from a TOML file, if any, with the options that were given laid over it.
