@@ -27,7 +27,7 @@ from demur.method.interventions import (
 )
 from demur.method.path import Metric
 from demur.method.selection import cosine_pool, cossim_set, global_set, local_sets
-from demur.model import ChatModel, TokenizedPrompt, generate, load_model
+from demur.model import ChatModel, TokenizedPrompt, load_model
 from demur.saes import Suite, load_suite
 from demur.types import FeatureId, Prompt
 
@@ -107,7 +107,8 @@ class Golden:
     def texts(self, label: str, *interventions: Intervention) -> list[str]:
         prompts = [Prompt(id=str(n), text=t, label="harmful") for n, t in enumerate(self.prompts[label])]
         compiled = Compiled(self.model, self.suite, interventions)
-        return [each.text for each in generate(self.model, prompts, compiled, max_new_tokens=NEW_TOKENS)]
+        with self.model.intervene(compiled):
+            return list(self.model.generate(prompts, max_new_tokens=NEW_TOKENS).texts)
 
     def local(self, factor: float) -> PerPrompt:
         sets = (tuple(FeatureId(*each) for each in features) for features in self.selection["local"])

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Gemma2ForCausalLM, PreTrainedTokenizerFast
 
 from demur.bundled import FRAMINGS, BundledPaths, BundledPrompts, bundled_path, bundled_prompts, framed
-from demur.model import ChatModel, generate, hooked, load_model
+from demur.model import ChatModel, hooked, load_model
 from demur.saes import DenseSae, Suite, load_suite
 from demur.types import Prompt, PromptSet
 from recipes.bundled.corpus import Example, chat_prompts
@@ -82,7 +82,7 @@ def held_out_chats(model: ChatModel) -> list[Example]:
 
 def own_chats(model: ChatModel, prompts: Sequence[Prompt]) -> list[Example]:
     """Prompts with the model's answers."""
-    return [Example(answer.prompt.text, answer.text) for answer in generate(model, prompts, max_new_tokens=NEW_TOKENS)]
+    return [Example(answer.prompt.text, answer.text) for answer in model.generate(prompts, max_new_tokens=NEW_TOKENS)]
 
 
 def _loss(model: ChatModel, chats: Sequence[Example], layer: int, replace: DenseSae | float | None) -> float:

@@ -9,7 +9,7 @@ from demur.bundled import BundledJudge
 from demur.judges import Judgement
 from demur.method.direction import find_refusal_tokens
 from demur.method.interventions import Compiled, Intervention
-from demur.model import ChatModel, generate
+from demur.model import ChatModel
 from demur.saes import Suite
 from demur.stats import wilson
 from demur.types import REFUSALS, Answer, Prompt, Rate
@@ -57,7 +57,8 @@ def answered(
         change: what is done to the model meanwhile (None: nothing).
         new_tokens: limit on an answer's length.
     """
-    answers = tuple(generate(model, prompts, change, max_new_tokens=new_tokens))
+    with model.intervene(() if change is None else change):
+        answers = tuple(model.generate(prompts, max_new_tokens=new_tokens))
     return Judged(judge=BundledJudge.kind, answers=answers, verdicts=tuple(BundledJudge().judge(answers)))
 
 

@@ -27,9 +27,9 @@ def stored() -> BundledMetrics:
 
 
 def refusal(prompts: list[Prompt]) -> float:
-    from demur.model import generate, load_model
+    from demur.model import load_model
 
-    answers = generate(load_model(PLACE.model, device="cpu"), prompts, max_new_tokens=40)
+    answers = load_model(PLACE.model, device="cpu").generate(prompts, max_new_tokens=40)
     return rate_of(BundledJudge().judge(answers), REFUSALS).value
 
 

@@ -25,7 +25,7 @@ from demur.capability import (
 )
 from demur.errors import InputError, ModelError
 from demur.method.interventions import AblateDirection, Compiled, Intervention, PerPrompt, ScaleFeatures, SetFeatures
-from demur.model import PINNED_DATE, ChatModel, Region, TokenizedPrompt, count_hooks, generate
+from demur.model import PINNED_DATE, ChatModel, Region, TokenizedPrompt, count_hooks
 from demur.saes import load_suite
 from demur.testing import FAMILIES, Family, save_tiny, tiny_suite
 from demur.types import FeatureId, Prompt
@@ -250,8 +250,9 @@ def test_answers_are_written_under_the_intervention(family: Family, folder: Path
 def chat_answers_are_demurs_own(model: ChatModel, compiled: Compiled, texts: Sequence[str], new: int, at: Path) -> None:
     """In the chat template the harness writes, under the intervention, what `demur.model.generate` writes."""
     prompts = [Prompt(id=str(n), text=text, label="harmless") for n, text in enumerate(texts)]
-    changed = [answer.text for answer in generate(model, prompts, compiled, max_new_tokens=new)]
-    plain = [answer.text for answer in generate(model, prompts, max_new_tokens=new)]
+    with model.intervene(compiled):
+        changed = list(model.generate(prompts, max_new_tokens=new).texts)
+    plain = list(model.generate(prompts, max_new_tokens=new).texts)
     task = task_files.written_answers(at, list(zip(texts, changed, strict=True)), new)
     (row,) = measure_capability(model, [task], compiled, chat_template=True, batch_size=3)
     assert row.scores == (1.0,) * len(texts)

@@ -285,6 +285,14 @@ def test_bad_options_are_named(arguments: list[str], message: str) -> None:
     assert message in error
 
 
+def test_a_negative_number_is_a_value_and_no_option() -> None:
+    stopping(ModelError("no further"))
+    assert run("toy", *SMALL, "--weights", "-3", "--direction-lair", "1").error.startswith(
+        "error: No such option '--dir"
+    )
+    assert "--weights -x: should be a valid number" in run("toy", *SMALL, "--weights", "-x").error
+
+
 def test_several_mistakes_are_one_message() -> None:
     code, _, error = run("toy", "--times", "0", "--side", "up")
     assert code == 2

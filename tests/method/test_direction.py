@@ -133,12 +133,24 @@ def test_candidates_come_from_the_first_part_of_the_model(model: ChatModel, dept
     assert {c.layer for c in found.candidates} == set(range(layers))
 
 
-@pytest.mark.parametrize("position", [None, -3])
-def test_the_affine_reference_is_the_harmless_mean_at_the_directions_own_place(
-    model: ChatModel, position: int | None
-) -> None:
+@pytest.mark.parametrize("position", [-1, -2, -3])
+def test_the_affine_reference_is_the_harmless_mean_at_the_directions_own_place(model: ChatModel, position: int) -> None:
     train = (model.tokenize(HARMFUL), model.tokenize(HARMLESS))
-    found = find_direction(model, train, train, REFUSAL, DirectionSearch(forms=("affine",), position=position))
+    known = [
+        Candidate(
+            layer=layer,
+            position=each,
+            form="affine",
+            bypass=-9.0 if (layer, each) == (1, position) else 0.0,
+            induce=1.0,
+            kl=0.0,
+            kept=True,
+        )
+        for layer in range(model.n_layers)
+        for each in post_instruction_positions([*train[0], *train[1]])
+    ]
+    found = find_direction(model, train, train, REFUSAL, DirectionSearch(forms=("affine",)), known=known)
+    assert (found.layer, found.position) == (1, position)
     harmful, harmless = (position_means(model, items, [found.position])[:, 0] for items in train)
     torch.testing.assert_close(found.harmless_mean, harmless)
     torch.testing.assert_close(found.difference, (harmful - harmless)[found.layer])

@@ -9,7 +9,7 @@ import torch
 
 from demur.errors import InputError
 from demur.method.interventions import Compiled, ScaleFeatures
-from demur.model import Budgets, ChatModel, answer_batches, generate
+from demur.model import Budgets, ChatModel, answer_batches
 from demur.testing import FAMILIES, tiny_model, tiny_suite
 from demur.types import FeatureId, Prompt
 
@@ -36,7 +36,7 @@ def test_answers_are_the_greedy_ones_in_the_order_of_the_prompts(family: Any) ->
     hf, tokenizer = tiny_model(family)
     model = ChatModel(hf, tokenizer, name=family)
     model.budgets = Budgets(100, 100)
-    found = generate(model, PROMPTS, max_new_tokens=NEW)
+    found = model.generate(PROMPTS, max_new_tokens=NEW)
     assert [answer.prompt.id for answer in found] == [prompt.id for prompt in PROMPTS]
     assert [(answer.text, answer.finished) for answer in found] == [by_hand(model, text) for text in TEXTS]
     assert {answer.intervention for answer in found} == {"none"}
@@ -45,7 +45,7 @@ def test_answers_are_the_greedy_ones_in_the_order_of_the_prompts(family: Any) ->
 def test_the_checkpoints_own_settings_stay_out_and_stay() -> None:
     hf, tokenizer = tiny_model("qwen2.5")
     model = ChatModel(hf, tokenizer, name="m")
-    plain = [answer.text for answer in generate(model, PROMPTS, max_new_tokens=NEW)]
+    plain = [answer.text for answer in model.generate(PROMPTS, max_new_tokens=NEW)]
     settings = cast("Any", hf.generation_config)
     first = [int(tokenizer(text, add_special_tokens=False)["input_ids"][0]) for text in plain if text]
     settings.suppress_tokens = first
@@ -53,7 +53,7 @@ def test_the_checkpoints_own_settings_stay_out_and_stay() -> None:
     settings.repetition_penalty = 9.0
     settings.do_sample, settings.temperature = True, 5.0
     settings.cache_implementation = "static"
-    assert [answer.text for answer in generate(model, PROMPTS, max_new_tokens=NEW)] == plain
+    assert [answer.text for answer in model.generate(PROMPTS, max_new_tokens=NEW)] == plain
     assert hf.generation_config is settings
 
 
@@ -62,7 +62,7 @@ def test_sampling_is_repeatable_and_leaves_the_global_generator_alone() -> None:
     model = ChatModel(hf, tokenizer, name="m")
 
     def sample(seed: int) -> list[str]:
-        return [a.text for a in generate(model, PROMPTS, max_new_tokens=NEW, temperature=3.0, seed=seed)]
+        return [a.text for a in model.generate(PROMPTS, max_new_tokens=NEW, temperature=3.0, seed=seed)]
 
     state = torch.get_rng_state()
     assert sample(1) == sample(1) != sample(2)
@@ -87,7 +87,7 @@ def test_sampling_is_from_the_whole_distribution() -> None:
         return tokens
 
     cast("Any", hf).generate = recorded
-    generate(model, prompts, max_new_tokens=1, temperature=1e4, seed=1)
+    model.generate(prompts, max_new_tokens=1, temperature=1e4, seed=1)
     assert len(found) == 200
     share = sum(token in best for token in found) / 200
     assert share == pytest.approx(50 / size, abs=4 * (0.25 / 200) ** 0.5)
@@ -107,10 +107,10 @@ def test_an_answer_ends_where_the_model_ends_its_turn(family: Any) -> None:
     answer = ids[len(item) :]
     place = next(n for n in range(1, NEW) if answer[n] not in answer[:n])
     cast("Any", hf.generation_config).eos_token_id = [2, answer[place]]
-    (found,) = generate(model, TEXTS[:1], max_new_tokens=NEW)
+    (found,) = model.generate(TEXTS[:1], max_new_tokens=NEW)
     assert found.finished
     assert found.text == model.decode(answer[:place])
-    (cut,) = generate(model, TEXTS[:1], max_new_tokens=place)
+    (cut,) = model.generate(TEXTS[:1], max_new_tokens=place)
     assert not cut.finished
     assert cut.text == found.text
 
@@ -132,4 +132,4 @@ def test_a_prompt_that_leaves_no_room_for_the_answer_is_named() -> None:
     model = ChatModel(hf, tokenizer, name="m")
     assert model.max_context is not None
     with pytest.raises(InputError, match=r"prompt 0 is \d+ tokens long plus"):
-        generate(model, PROMPTS, max_new_tokens=model.max_context)
+        model.generate(PROMPTS, max_new_tokens=model.max_context)

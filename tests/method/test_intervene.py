@@ -28,7 +28,7 @@ from demur.method.interventions import (
     bind,
 )
 from demur.method.path import Metric
-from demur.model import ChatModel, count_hooks, generate, hooked
+from demur.model import ChatModel, answer_batches, count_hooks, hooked
 from demur.saes import Suite
 from demur.testing import tiny_model, tiny_suite
 from demur.types import FeatureId, Prompt
@@ -99,12 +99,15 @@ def test_answers_are_those_of_hooks_by_hand_and_the_model_is_itself_again(model:
     assert count_hooks(model.hf) == 0
 
 
-def test_one_intervention_given_to_generate_or_opened_around_it(model: ChatModel, suite: Suite) -> None:
+def test_one_intervention_given_with_the_prompts_or_opened_around_them(model: ChatModel, suite: Suite) -> None:
     bound = ScaleFeatures(ONE, -3.0).bind(suite)
     with model.intervene(bound):
         opened = model.generate(PROMPTS, max_new_tokens=NEW)
-    assert generate(model, PROMPTS, bound, max_new_tokens=NEW) == opened
-    assert generate(model, PROMPTS, Compiled(model, suite, bound.interventions), max_new_tokens=NEW) == opened
+    compiled = Compiled(model, suite, bound.interventions)
+    for given in (bound, compiled):
+        batches = answer_batches(model, PROMPTS, given, max_new_tokens=NEW)
+        found = {answer.prompt.id: answer for batch in batches for answer in batch}
+        assert tuple(found[prompt.id] for prompt in PROMPTS) == opened
     with pytest.raises(SaeError, match="none was given"), model.intervene(ScaleFeatures(ONE, 0.0)):
         pass
 
@@ -231,8 +234,8 @@ def test_a_users_intervention_has_an_id_of_its_own_and_a_name(model: ChatModel) 
     ids = {ClampNorm(0.5).id, ClampNorm(0.6).id, ClampNorm(0.5, "prompt").id, Other(0.5).id}
     assert len(ids) == 4
     assert ClampNorm(1).id == ClampNorm(1.0).id
-    assert INTERVENTIONS["scale"] is ScaleFeatures
-    INTERVENTIONS.register("clamp-norm", ClampNorm)
-    assert INTERVENTIONS["clamp-norm"] is ClampNorm
+    assert INTERVENTIONS["ScaleFeatures"] is ScaleFeatures
+    INTERVENTIONS.register("ClampNorm", ClampNorm)
+    assert INTERVENTIONS["ClampNorm"] is ClampNorm
     with pytest.raises(NotImplementedError, match="give it `change`"):
         Other(0.5).change(model, 0)

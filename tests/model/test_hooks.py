@@ -10,7 +10,6 @@ from torch import nn
 
 from demur.errors import ModelError
 from demur.model import Batch, ChatModel, Cursor, count_hooks, find_layers, hooked, track
-from demur.model._hooks import residual_of
 from demur.testing import FAMILIES, tiny_model
 
 
@@ -154,21 +153,24 @@ def test_layers_that_cannot_be_told_apart_are_refused() -> None:
 
 def test_layer_outputs_of_both_kinds() -> None:
     x = torch.ones(1, 2, 3)
-    assert residual_of(x) is x
-    assert residual_of((x, None)) is x
-    with pytest.raises(ModelError, match="returned dict"):
-        residual_of({"x": x})
     seen: list[torch.Tensor] = []
 
     class Old(nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, str]:
             return x, "cache"
 
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"x": x}
+
+    with pytest.raises(ModelError, match="returned dict"), hooked([odd := Odd()], {0: lambda _: None}):
+        odd(x)
     layer = Old()
     with hooked([layer], {0: lambda x: seen.append(x) or x + 1}):
         out = layer(x)
     assert out[1] == "cache"
     torch.testing.assert_close(out[0], x + 1)
+    assert torch.equal(seen[0], x)
 
 
 def test_a_compiled_model_is_refused() -> None:

@@ -67,7 +67,7 @@ def attributed(method: Method) -> Attribution:
         here.model,
         here.made.suite,
         here.harmful,
-        pool.by_layer,
+        pool,
         patch=here.patch,
         metric=here.metric,
         method=method,

@@ -33,6 +33,7 @@ def plan_command(name: str) -> ConfigCommand:
     length = click.Option(
         ["--prompt-tokens"],
         type=click.IntRange(min=1),
+        metavar="INTEGER",
         help="Mean tokens of a prompt with its template (default: counted where prompts and tokenizer are at hand).",
     )
     own = [CONFIG_FILE, length]

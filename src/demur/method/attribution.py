@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -220,8 +220,17 @@ PoolIndices = Mapping[int, Sequence[int]]
 """Layer → indices of the features to attribute."""
 
 
-def pool_features(pool: PoolIndices) -> tuple[FeatureId, ...]:
+@runtime_checkable
+class HasLayers(Protocol):
+    """A pool, as `cosine_pool` returns it."""
+
+    @property
+    def by_layer(self) -> PoolIndices: ...
+
+
+def pool_features(pool: PoolIndices | HasLayers) -> tuple[FeatureId, ...]:
     """Features in column order: layers ascending, indices as given."""
+    pool = pool if isinstance(pool, Mapping) else pool.by_layer
     return tuple(FeatureId(layer, int(index)) for layer in sorted(pool) for index in pool[layer])
 
 
@@ -229,7 +238,7 @@ def attribute_batches(
     model: ChatModel,
     suite: Suite,
     items: Sequence[TokenizedPrompt],
-    pool: PoolIndices,
+    pool: PoolIndices | HasLayers,
     *,
     patch: Compiled,
     metric: Metric,
@@ -239,11 +248,13 @@ def attribute_batches(
     keep_positions: bool = False,
     done: Collection[str] = (),
 ) -> Iterator[Attribution]:
-    """Attribute batch by batch, as `attribute` does, and yield each batch's part as soon as it is there.
+    """Attribute batch by batch, and yield each batch's part as soon as it is there; see `attribute`.
 
     Args:
+        model, suite, items, pool, patch, metric, method, steps, scoring, keep_positions: as for `attribute`.
         done: ids of prompts already attributed; a batch that holds only such prompts is left out.
     """
+    pool = pool if isinstance(pool, Mapping) else pool.by_layer
     if not any(len(indices) for indices in pool.values()):
         raise InputError("the pool holds no feature to attribute")
     features = pool_features(pool)
@@ -281,7 +292,7 @@ def attribute(
     model: ChatModel,
     suite: Suite,
     items: Sequence[TokenizedPrompt],
-    pool: PoolIndices,
+    pool: PoolIndices | HasLayers,
     *,
     patch: Compiled,
     metric: Metric,
@@ -297,7 +308,7 @@ def attribute(
         model: the chat model.
         suite: SAEs of the pool's layers.
         items: tokenized prompts.
-        pool: layer → indices.
+        pool: what `cosine_pool` returns, or layer → indices.
         patch: what the patched run does, usually the refusal direction ablated everywhere.
         metric: the answer's metric.
         method: "gradient", "ig" and "paper" are estimates (see `estimator`); "exact" patches one feature at a time and

@@ -248,19 +248,9 @@ def _fitting(vector: Float[Tensor, " _"], model: ChatModel, layer: int) -> Float
     return vector.detach().to(model.layer_device(layer), torch.float32)
 
 
+_BUILTIN = {c.__name__: c for c in (ScaleFeatures, SetFeatures, HoldFeatures, AblateDirection, AddDirection)}
 INTERVENTIONS: Registry[type[Intervention]] = Registry(
-    "demur.interventions",
-    "intervention",
-    {
-        name: f"demur.method.interventions:{cls}"
-        for name, cls in (
-            ("scale", "ScaleFeatures"),
-            ("set", "SetFeatures"),
-            ("hold", "HoldFeatures"),
-            ("ablate", "AblateDirection"),
-            ("add", "AddDirection"),
-        )
-    },
+    "demur.interventions", "intervention", {name: f"{__name__}:{name}" for name in _BUILTIN}
 )
 
 
@@ -328,9 +318,7 @@ class Compiled:
         return self if model is self.model else Compiled(model, self.suite, self.interventions)
 
     def edits(self, batch: Batch | None) -> dict[int, list[Edit]]:
-        """Layer → edits, in order, for the rows of `batch`.
-
-        Without a batch they are for passes of any shape; see `everywhere`.
+        """Layer → edits, in order, for the rows of `batch` (None: for passes of any shape).
 
         Raises:
             InputError: there is no batch, and an intervention differs by prompt or stops where the prompt ends.
@@ -351,16 +339,13 @@ class Compiled:
 
     @contextmanager
     def everywhere(self) -> Iterator[None]:
-        """Install for whatever the model is called on while the context is open, with no batch known beforehand.
+        """Install for code that calls the model itself, such as evaluation harnesses: any passes, rows of any length.
 
-        For code that calls the model itself, such as evaluation harnesses: single passes and `generate`, rows of any
-        number and length. Every token is changed, in prompts and in answers; padding is not, where the call's
-        attention mask tells it. A call without a mask has its padding on the right, if any: that is changed too, and
-        nothing attends to it.
+        Every token is changed but padding, where the call's attention mask tells it. A call without a mask has its
+        padding on the right, if any: that is changed too, and nothing attends to it.
 
         Raises:
-            InputError: an intervention belongs to single prompts (`PerPrompt`), or to the prompts' tokens alone
-                (`where="prompt"`): which tokens those are is known of a batch only.
+            InputError: an intervention differs by prompt, or stops where the prompt ends.
         """
         _refuse_unannounced(self.interventions)
         with self.model.intervene(self):
@@ -368,11 +353,10 @@ class Compiled:
 
 
 def _refuse_unannounced(interventions: Iterable[Intervention]) -> None:
-    """Refuse what needs a batch: changes of single prompts, and changes of the prompt's tokens alone."""
     for each in interventions:
         if isinstance(each, PerPrompt):
             raise InputError(
-                f"{each.id} changes single prompts, and here the model is called on texts that have no prompt id; give "
+                f"{each.id} changes single prompts, and here the model is called on texts without prompt ids; give "
                 "interventions that are the same for every text"
             )
         if each.where != "all":

@@ -2,7 +2,7 @@
 
 from demur.model._chat_format import PINNED_DATE, SCORED_REGIONS, Batch, ChatFormat, Region, TokenizedPrompt, pad
 from demur.model._chat_model import ChatModel, load_model
-from demur.model._generation import answer_batches, generate
+from demur.model._generation import answer_batches
 from demur.model._hooks import (
     BoundIntervention,
     Captured,
@@ -49,7 +49,6 @@ __all__ = [
     "edited",
     "find_layers",
     "fitting_threads",
-    "generate",
     "halving",
     "hooked",
     "is_out_of_memory",

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from demur.model import _hooks
 from demur.model._chat_format import Batch, ChatFormat, TokenizedPrompt, check_length, pad
-from demur.model._generation import generate
+from demur.model._generation import answer_batches
 from demur.model._loading import find_layers, load_checkpoint, refuse_unfit
 from demur.model._resources import Budgets, by_length, halving, next_batch, token_budget
-from demur.types import Answers, Prompt, as_prompts
+from demur.types import Answer, Answers, Prompt, as_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -336,10 +336,25 @@ class ChatModel:
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> Answers:
-        """Answer prompts under the interventions that are open; see `demur.model.generate`."""
-        return generate(
-            self, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, progress=progress
-        )
+        """Answer prompts, in their order, under the interventions that are open.
+
+        Args:
+            prompts: what to answer; batched by length.
+            max_new_tokens: limit on an answer's length.
+            temperature: None for greedy decoding; sampling is from the whole distribution and repeatable by `seed`.
+            seed: of sampling; has no effect on greedy decoding.
+            progress: called with (answered, all) after each batch.
+
+        Raises:
+            InputError: a prompt does not fit the context together with `max_new_tokens`.
+        """
+        prompts = as_prompts(prompts)
+        found: dict[str, Answer] = {}
+        for answers in answer_batches(self, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
+            found |= {answer.prompt.id: answer for answer in answers}
+            if progress is not None:
+                progress(len(found), len(prompts))
+        return Answers(found[prompt.id] for prompt in prompts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of answer tokens, special tokens left out."""

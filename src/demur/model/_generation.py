@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from demur.model._chat_format import Batch
 from demur.model._hooks import BoundIntervention
-from demur.types import Answer, Answers, Prompt, as_prompts
+from demur.types import Answer, Prompt, as_prompts
 
 if TYPE_CHECKING:
     from demur.model._chat_model import ChatModel
@@ -64,7 +64,7 @@ def answer_batches(
     seed: int = 0,
     done: Collection[str] = (),
 ) -> Iterator[list[Answer]]:
-    """Answer prompts batch by batch, as `generate` does, and yield each batch's answers as soon as they are there.
+    """Answer prompts batch by batch, and yield each batch's answers as soon as they are there.
 
     Args:
         model: the chat model.
@@ -75,6 +75,9 @@ def answer_batches(
         seed: of sampling; has no effect on greedy decoding.
         done: ids of prompts already answered: a batch that holds only such prompts is left out, other batches are
             answered whole, so that a resumed job yields what a clean one would.
+
+    Raises:
+        InputError: a prompt does not fit the context together with `max_new_tokens`.
     """
     prompts = as_prompts(prompts)
     items = model.tokenize(prompts, new_tokens=max_new_tokens)
@@ -103,38 +106,3 @@ def answer_batches(
             Answer(prompt=prompts[place], text=text, intervention=name, finished=finished)
             for place, (text, finished) in zip(places, answers, strict=True)
         ]
-
-
-def generate(
-    model: ChatModel,
-    prompts: Iterable[Prompt | str],
-    intervention: BoundIntervention | None = None,
-    *,
-    max_new_tokens: int = 64,
-    temperature: float | None = None,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Answers:
-    """Answer prompts, in their order.
-
-    Args:
-        model: the chat model.
-        prompts: what to answer; batched by length.
-        intervention: what to do to the model meanwhile, beside the interventions that are open already.
-        max_new_tokens: limit on an answer's length.
-        temperature: None for greedy decoding; sampling is from the whole distribution and repeatable by `seed`.
-        seed: of sampling; has no effect on greedy decoding.
-        progress: called with (answered, all) after each batch.
-
-    Raises:
-        InputError: a prompt does not fit the context together with `max_new_tokens`.
-    """
-    prompts = as_prompts(prompts)
-    answers: dict[str, Answer] = {}
-    for batch in answer_batches(
-        model, prompts, intervention, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-    ):
-        answers |= {answer.prompt.id: answer for answer in batch}
-        if progress is not None:
-            progress(len(answers), len(prompts))
-    return Answers(answers[prompt.id] for prompt in prompts)

@@ -178,8 +178,8 @@ class Context(Workspace[ConfigT]):
             return ""
         rate = judge.coherence.false_positives
         return (
-            f"; incoherent beyond {judge.coherence.worst_run:.1f} nats per token under the clean model (false positives on "
-            f"{rate.n} clean answers: {rate.value:.0%} [{rate.low:.0%}–{rate.high:.0%}])"
+            f"; incoherent beyond {judge.coherence.worst_run:.1f} nats per token under the clean model, which calls "
+            f"{rate.value:.0%} [{rate.low:.0%}–{rate.high:.0%}] of {rate.n} clean answers incoherent"
         )
 
     def completed(self, result: ResultT) -> ResultT:

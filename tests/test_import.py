@@ -1,0 +1,32 @@
+"""`import demur`: light, and with the names that the documentation uses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import demur
+
+
+def test_importing_demur_loads_nothing() -> None:
+    code = (
+        "import sys\nbefore = set(sys.modules)\nimport demur\n"
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "demur"
+
+
+def test_every_name_is_there() -> None:
+    assert dir(demur) == sorted(demur.__all__)
+    for name in demur.__all__:
+        assert getattr(demur, name) is not None
+    # The functions of the example in the README, and what they take and give.
+    assert {"load_model", "load_saes", "load_prompts", "find_features", "compare", "judge", "run"} < set(dir(demur))
+
+
+def test_a_name_that_is_not_there_is_an_error_that_lists_those_that_are() -> None:
+    with pytest.raises(AttributeError, match=r"demur has no 'load_modle'; it has .*load_model"):
+        _ = demur.load_modle  # type: ignore[attr-defined]
