@@ -84,8 +84,9 @@ def _listed(place: str) -> Iterator[str]:
     yield f"## {place}\n\n{_first(inspect.getdoc(module) or '')}\n\n| name | what it is |\n|---|---|"
     for name in _names(module):
         value = getattr(module, name)
-        told = inspect.getdoc(value) if inspect.isclass(value) or callable(value) else None
-        yield f"| `{name}` | {_first(told or '').replace('|', chr(92) + '|')} |"
+        if inspect.isclass(value) or inspect.isroutine(value):
+            told = _first(inspect.getdoc(value) or "").replace("|", "\\|")
+            yield f"| `{name}` | {told} |"
     yield ""
 
 
