@@ -318,9 +318,9 @@ def test_failures_between_answers_are_no_reason_to_give_up() -> None:
 
 def test_requests_are_spaced() -> None:
     with loopback(always(Reply("No"))) as server:
-        refusal(server, concurrency=4, requests_per_minute=1200).judge(pairs(["a"] * 6, [str(n) for n in range(6)]))
+        refusal(server, concurrency=4, requests_per_minute=600).judge(pairs(["a"] * 6, [str(n) for n in range(6)]))
         times = sorted(request.at for request in server.requests)
-        assert times[-1] - times[0] >= 5 * 0.05 - 0.02
+        assert times[-1] - times[0] >= 5 * 0.1 - 0.1  # The first may be late: it opens the connection.
 
 
 def test_options_that_newer_models_refuse_are_put_otherwise_for_all_rows() -> None:

@@ -121,6 +121,8 @@ class ChatClient:
         """Once set, nobody starts or waits any more."""
         self._lock = threading.Lock()
         self._reached = False
+        self._users = 1
+        """This client's owner, and the questions under way."""
         priced = endpoint.price_in is not None or endpoint.price_out is not None
         self.usage = Usage(cost=0.0 if priced else None)
         address, _, query = endpoint.base.partition("?")
@@ -140,7 +142,15 @@ class ChatClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stopped.set()
-        self._client.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        """The last user closes the connections: under a request that is under way a socket would stay open."""
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self._client.close()
 
     def ask(self, messages: Sequence[Message]) -> str:
         """The model's answer.
@@ -149,14 +159,19 @@ class ChatClient:
             RowFailedError: all attempts failed, or the answer was cut off or withheld.
             JudgeStopped: no question can be answered: access refused, no server, no such model.
         """
+        with self._lock:
+            self._users += 1
         left = self._endpoint.attempts
-        while True:
-            try:
-                return self._once(messages, left)
-            except _AgainError as error:
-                left -= error.used
-                if left <= 0:
-                    raise RowFailedError(f"{error} ({self._endpoint.attempts} attempts)") from error
+        try:
+            while True:
+                try:
+                    return self._once(messages, left)
+                except _AgainError as error:
+                    left -= error.used
+                    if left <= 0:
+                        raise RowFailedError(f"{error} ({self._endpoint.attempts} attempts)") from error
+        finally:
+            self._leave()
 
     def _once(self, messages: Sequence[Message], attempts: int) -> str:
         import openai
