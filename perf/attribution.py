@@ -1,10 +1,10 @@
-"""Attribution of a pool: demur against a dense arm that does what the paper's code does.
+"""Attribution of a pool: demur against a dense variant that does what the paper's code does.
 
-The dense arm encodes and decodes every layer's residual with the whole SAE inside each integrated-gradients step, keeps
-the SAE's error, interpolates features and errors between the two runs, and collects the gradients of the interpolated
-features; all layers' features are stored densely, and all of them are scored. `dense` leaves the parameters of model
-and SAEs trainable, as the paper's code does, so that the backward pass computes their gradients too; `dense_frozen`
-does not.
+Inside each integrated-gradients step the dense variant encodes and decodes every layer's residual with the whole SAE,
+keeps the SAE's error, interpolates features and errors between the two runs, and collects the gradients of the
+interpolated features. All layers' features are stored densely, and all of them are scored. `dense` leaves the
+parameters of model and SAEs trainable, as the paper's code does, so that the backward pass computes their gradients
+too; `dense_frozen` does not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from functools import cached_property, partial
 from statistics import median
 from typing import Any
 
-import _common as common
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from demur.method.interventions import AblateDirection, Compiled
 from demur.method.path import Method, Metric
 from demur.method.selection import cosine_pool
 from demur.model import Batch, hooked
+from perf import common
 
 K0, TOP = 10, 20
 METRIC = Metric((7,), allow_refusal_target=True)
@@ -34,7 +34,7 @@ TOLERANCE = 1e-4
 
 
 class Mixing(nn.Module):
-    """What the dense arm puts behind a layer: the whole SAE, features and error mixed, straight-through gradient."""
+    """What the dense variant puts behind a layer: the whole SAE, with features and errors of the two runs mixed."""
 
     def __init__(self, sae: common.WholeSae, patched: Tensor, patched_error: Tensor) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Mixing(nn.Module):
 
 @dataclass
 class Dense:
-    """The dense arm."""
+    """The dense variant."""
 
     setup: common.Setup
     direction: Float[Tensor, " d_model"]
@@ -130,15 +130,15 @@ class Dense:
 
 def _behind(mixing: Mixing) -> Callable[[Tensor], Tensor]:
     def run(x: Tensor) -> Tensor:
-        # With frozen parameters the graph begins at the first layer's output, sparing the dense arm that layer.
+        # With frozen parameters the graph begins at the first layer's output, sparing the dense variant that layer.
         return mixing(x if x.requires_grad else x.detach().requires_grad_())
 
     return run
 
 
 @dataclass
-class Arms:
-    """Both arms on one set-up."""
+class Variants:
+    """Both variants on one set-up."""
 
     setup: common.Setup
     steps: int = 10
@@ -166,12 +166,12 @@ class Arms:
 
     @cached_property
     def named(self) -> dict[str, Callable[[], object]]:
-        """All arms by name."""
-        arms: dict[str, Callable[[], object]] = {
+        """All variants by name."""
+        variants: dict[str, Callable[[], object]] = {
             "dense": partial(self.dense, frozen=False),
             "dense_frozen": partial(self.dense, frozen=True),
         }
-        return arms | {f"lean_{method}": partial(self.lean, method) for method in LEAN}
+        return variants | {f"lean_{method}": partial(self.lean, method) for method in LEAN}
 
     def lean(self, method: Method) -> Attribution:
         setup = self.setup
@@ -190,7 +190,7 @@ class Arms:
         return Dense(self.setup, self.direction, self.steps).run(self.batch, frozen=frozen)
 
     def agreement(self) -> dict[str, float]:
-        """How far the arms are apart on the pool, and whether they would select the same features.
+        """How far the variants are apart on the pool, and whether they would select the same features.
 
         Raises:
             Disagreement: by more than 1e-4 of the largest attribution, or the global 20 best differ.
@@ -238,38 +238,38 @@ def main() -> None:
     shape = common.shape_of(options)
     dtype = common.dtype_of(options)
     if options.only_memory:
-        arms = Arms(_setup(options, shape, dtype), options.steps)
-        print(common.added_peak(arms.named[options.only_memory], arms.setup.device))
+        variants = Variants(_setup(options, shape, dtype), options.steps)
+        print(common.added_peak(variants.named[options.only_memory], variants.setup.device))
         return
     agreement = _agreement(options, shape, dtype)
-    arms = Arms(_setup(options, shape, dtype), options.steps)
-    seconds = common.interleaved(arms.named, repeats=options.repeats, device=arms.setup.device)
-    peak = {} if options.no_memory else common.peaks(list(arms.named))
-    _report(arms, options, agreement, seconds, peak)
+    variants = Variants(_setup(options, shape, dtype), options.steps)
+    seconds = common.interleaved(variants.named, repeats=options.repeats, device=variants.setup.device)
+    peak = {} if options.no_memory else common.peaks(list(variants.named))
+    _report(variants, options, agreement, seconds, peak)
 
 
 def _agreement(options: argparse.Namespace, shape: common.Shape, dtype: torch.dtype) -> dict[str, float]:
     """Compare values in float32; a lower precision is timed on weights that two layers of it were compared with."""
     if dtype == torch.float32:
-        return Arms(_setup(options, shape, dtype), options.steps).agreement()
+        return Variants(_setup(options, shape, dtype), options.steps).agreement()
     shallow = common.replace(shape, n_layers=2)
-    return Arms(_setup(options, shallow, torch.float32), options.steps).agreement()
+    return Variants(_setup(options, shallow, torch.float32), options.steps).agreement()
 
 
 def _report(
-    arms: Arms,
+    variants: Variants,
     options: argparse.Namespace,
     agreement: dict[str, float],
     seconds: dict[str, list[float]],
     peak: dict[str, int],
 ) -> None:
-    setup = arms.setup
+    setup = variants.setup
     model, saes = common.n_bytes([setup.model.hf]), common.n_bytes(setup.saes)
-    rows_of_pool = sum(map(len, arms.pool.values())) * (2 * setup.shape.d_model + 2) * 4
+    rows_of_pool = sum(map(len, variants.pool.values())) * (2 * setup.shape.d_model + 2) * 4
     gpu = setup.device.type == "cuda"
     rows: list[list[str]] = []
     ratios: dict[str, common.Ratio] = {}
-    for name in arms.named:
+    for name in variants.named:
         ratios[name] = common.ratio(seconds["dense" if name.startswith("lean") else name], seconds[name])
         against = [str(common.ratio(seconds[dense], seconds[name])) for dense in ("dense", "dense_frozen")]
         static = model + (rows_of_pool if name.startswith("lean") else saes)
@@ -278,21 +278,21 @@ def _report(
             memory = [common.mib(peak[name])] + [f"{peak[d] / peak[name]:.1f}" for d in ("dense", "dense_frozen")]
         absolute = [f"{median(seconds[name]) * 1e3:.1f} ms"] if gpu else []
         rows.append([name, *absolute, *against, common.mib(static), *memory])
-    head = ["arm", *(["time"] if gpu else []), "× faster than dense", "× faster than dense_frozen"]
+    head = ["variant", *(["time"] if gpu else []), "× faster than dense", "× faster than dense_frozen"]
     head += ["static", "added peak", "dense's ÷ this", "dense_frozen's ÷ this"]
     print(common.table(head, rows))
     print(f"\nGradients of parameters within the added peak of `dense`: {common.mib(model + saes)}.")
     print(common.when_not_cuda(setup.device))
-    against_frozen = {n: common.ratio(seconds["dense_frozen"], seconds[n]) for n in arms.named}
+    against_frozen = {n: common.ratio(seconds["dense_frozen"], seconds[n]) for n in variants.named}
     values: dict[str, Any] = {
         "prompts": len(setup.items),
-        "tokens": arms.batch.input_ids.shape[1],
+        "tokens": variants.batch.input_ids.shape[1],
         "steps": options.steps,
-        "pool": sum(map(len, arms.pool.values())),
+        "pool": sum(map(len, variants.pool.values())),
         "batch_tokens": setup.model.budget(gradients=True),
         "repeats": options.repeats,
         "agreement": agreement,
-        "speedup": {n: common.ratio(seconds["dense"], seconds[n]) for n in arms.named},
+        "speedup": {n: common.ratio(seconds["dense"], seconds[n]) for n in variants.named},
         "speedup_frozen": against_frozen,
         "static_bytes": {"dense": model + saes, "lean": model + rows_of_pool},
         "added_peak_bytes": peak,

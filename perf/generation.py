@@ -1,8 +1,8 @@
 """Greedy generation with 20 features scaled: demur against the same model unhooked, and against a dense clamp.
 
 The dense clamp puts a whole SAE behind every layer: encode, change the chosen features, decode, and add back what the
-SAE cannot reconstruct. All arms are one `generate` call of the same model on the same batch, with a fixed number of new
-tokens.
+SAE cannot reconstruct. All variants are one `generate` call of the same model on the same batch, with a fixed number of
+new tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-import _common as common
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -23,6 +22,7 @@ from transformers import GenerationConfig
 from demur.method.interventions import Compiled, ScaleFeatures
 from demur.model import Batch, hooked
 from demur.types import FeatureId
+from perf import common
 
 N_FEATURES, FACTOR = 20, -3.0
 TOLERANCE = 1e-4
@@ -58,8 +58,8 @@ def dense_clamp(setup: common.Setup, features: Sequence[FeatureId]) -> Iterator[
         yield
 
 
-class Arms:
-    """All arms on one set-up."""
+class Variants:
+    """All variants on one set-up."""
 
     def __init__(self, setup: common.Setup, new_tokens: int) -> None:
         self.setup = setup
@@ -76,7 +76,7 @@ class Arms:
         return self.setup.model.batch([self.setup.items[n % len(self.setup.items)] for n in range(size)])
 
     def contexts(self, batch: Batch) -> dict[str, Callable[[], AbstractContextManager[None]]]:
-        """What is installed on the model in each arm."""
+        """What is installed on the model in each variant."""
         return {
             "unhooked": nullcontext,
             "lean": partial(self.scaled.on, batch),
@@ -107,9 +107,9 @@ class Arms:
         """
         batch = self.batch(size)
         plain = self.tokens(batch, nullcontext)
-        for arm, compiled in (("no feature", self.nothing), ("features scaled by 1", self.unchanged)):
+        for variant, compiled in (("no feature", self.nothing), ("features scaled by 1", self.unchanged)):
             if not torch.equal(self.tokens(batch, partial(compiled.on, batch)), plain):
-                raise common.Disagreement(f"with {arm}, other tokens were generated than by the unhooked model")
+                raise common.Disagreement(f"with {variant}, other tokens were generated than by the unhooked model")
         logits = {name: self._logits(batch, context) for name, context in self.contexts(batch).items()}
         error = common.relative_error(logits["lean"], logits["dense_clamp"])
         change = common.relative_error(logits["lean"], logits["unhooked"])
@@ -134,13 +134,13 @@ def _options() -> argparse.Namespace:
     options.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="batch sizes")
     options.add_argument("--new-tokens", type=int, default=32, help="tokens generated for each prompt")
     options.add_argument("--memory-batch", type=int, default=32, help="batch size at which memory is measured")
-    options.add_argument("--no-dense", action="store_true", help="time the unhooked and the lean arm only")
+    options.add_argument("--no-dense", action="store_true", help="time the unhooked and the lean variant only")
     return options.parse_args()
 
 
-def _arms(options: argparse.Namespace, shape: common.Shape, dtype: torch.dtype) -> Arms:
+def _variants(options: argparse.Namespace, shape: common.Shape, dtype: torch.dtype) -> Variants:
     setup = common.build(shape, device=options.device, dtype=dtype, n_prompts=8, n_tokens=options.tokens)
-    return Arms(setup, options.new_tokens)
+    return Variants(setup, options.new_tokens)
 
 
 def main() -> None:
@@ -148,31 +148,31 @@ def main() -> None:
     shape = common.shape_of(options)
     dtype = common.dtype_of(options)
     if options.only_memory:
-        arms = _arms(options, shape, dtype)
-        print(common.added_peak(arms.named(options.memory_batch)[options.only_memory], arms.setup.device))
+        variants = _variants(options, shape, dtype)
+        print(common.added_peak(variants.named(options.memory_batch)[options.only_memory], variants.setup.device))
         return
-    # Values are compared in float32; a lower precision is timed on an arm that two layers of it were compared with.
+    # Values are compared in float32; a lower precision is timed on a variant that two layers of it were compared with.
     exact = shape if dtype == torch.float32 else common.replace(shape, n_layers=2)
-    agreement = _arms(options, exact, torch.float32).agreement(4)
-    arms = _arms(options, shape, dtype)
+    agreement = _variants(options, exact, torch.float32).agreement(4)
+    variants = _variants(options, shape, dtype)
     seconds: dict[int, dict[str, list[float]]] = {}
     for size in options.batches:
-        named = arms.named(size)
+        named = variants.named(size)
         if options.no_dense:
             named.pop("dense_clamp")
-        seconds[size] = common.interleaved(named, repeats=options.repeats, device=arms.setup.device)
+        seconds[size] = common.interleaved(named, repeats=options.repeats, device=variants.setup.device)
     peak = {} if options.no_memory else common.peaks(["unhooked", "lean", "dense_clamp"])
-    _report(arms, options, agreement, seconds, peak)
+    _report(variants, options, agreement, seconds, peak)
 
 
 def _report(
-    arms: Arms,
+    variants: Variants,
     options: argparse.Namespace,
     agreement: dict[str, float],
     seconds: dict[int, dict[str, list[float]]],
     peak: dict[str, int],
 ) -> None:
-    gpu = arms.setup.device.type == "cuda"
+    gpu = variants.setup.device.type == "cuda"
     rows: list[list[str]] = []
     slower: dict[str, common.Ratio] = {}
     faster: dict[str, common.Ratio] = {}
@@ -190,9 +190,9 @@ def _report(
     if peak:
         shown = ", ".join(f"{name} {common.mib(size)}" for name, size in peak.items())
         print(f"\nAdded peak memory at batch {options.memory_batch}: {shown}.")
-    print(common.when_not_cuda(arms.setup.device))
+    print(common.when_not_cuda(variants.setup.device))
     values: dict[str, Any] = {
-        "features": len(arms.features),
+        "features": len(variants.features),
         "prompt_tokens": options.tokens,
         "new_tokens": options.new_tokens,
         "repeats": options.repeats,
@@ -203,7 +203,7 @@ def _report(
     }
     if gpu:
         values["seconds"] = {s: {a: median(t) for a, t in each.items()} for s, each in seconds.items()}
-    print(common.json_line("generation", arms.setup, **values))
+    print(common.json_line("generation", variants.setup, **values))
 
 
 if __name__ == "__main__":

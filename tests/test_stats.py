@@ -6,20 +6,26 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, spearmanr, t
+from scipy.stats import binomtest, norm, spearmanr, t
 
 from demur.stats import (
     Estimate,
+    TradeOff,
+    area_under,
     auroc,
     bootstrap_mean,
     clustered_rate,
+    compare_curves,
     crossed_difference,
     holm,
     mcnemar,
+    one_more_draw,
     paired_difference,
     rate_of,
     sign_flip_p,
     spearman,
+    spearman_over_prompts,
+    value_at,
     wilson,
 )
 from demur.types import Outcome, Verdict
@@ -114,7 +120,7 @@ def test_mcnemar_agrees_with_scipys_binomial_test(only_first: int, only_second: 
 
 def test_mcnemar_without_disagreement_is_one() -> None:
     assert mcnemar([True, False], [True, False]).p == 1.0
-    with pytest.raises(ValueError, match="lengths"):
+    with pytest.raises(ValueError, match="numbers of prompts"):
         mcnemar([True], [])
 
 
@@ -144,7 +150,7 @@ def two_way(table: np.ndarray) -> tuple[float, float]:
     by_run = table.mean(1).var(ddof=1) / runs
     by_prompt = table.mean(0).var(ddof=1) / prompts
     variance = by_run + by_prompt - table.var() / table.size
-    assert variance > max(by_run, by_prompt)
+    variance = max(variance, by_run, by_prompt)
     return variance, variance**2 / (by_run**2 / (runs - 1) + by_prompt**2 / (prompts - 1))
 
 
@@ -157,25 +163,56 @@ def test_prompts_and_runs_both_widen_a_clustered_rate() -> None:
     p = 10 / 18
     found = clustered_rate(STAIRS.tolist())
     assert (found.value, found.n) == (pytest.approx(p), 18)
-    expected = score_limits(p, p * (1 - p) / variance, float(t.ppf(0.975, freedom)))
+    expected = score_limits(p, min(p * (1 - p) / variance, 6), float(t.ppf(0.975, freedom)))
     assert (found.low, found.high) == pytest.approx(expected)
+
+
+def test_answers_are_never_worth_more_than_prompts() -> None:
+    # Ten runs, each true on two other prompts of twenty: shares of runs and prompts alike, so no variance is seen.
+    runs = [[prompt % 10 == run for prompt in range(20)] for run in range(10)]
+    found = clustered_rate(runs)
+    assert (found.value, found.n) == (pytest.approx(0.1), 200)
+    assert (found.low, found.high) == pytest.approx((wilson(2, 20).low, wilson(2, 20).high))
 
 
 def shares(logits: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-logits))
 
 
-def test_a_clustered_rate_holds_the_truth_when_few_runs_differ() -> None:
-    random = np.random.default_rng(11)
-    # Sets with effects of SD 1.5 logits, prompts of SD 1: together a normal of SD sqrt(3.25), averaged by quadrature.
+def logit_of(rate: float, sd: float) -> float:
+    """The mean of normal logits of that SD whose shares have the mean `rate`."""
     points, weights = np.polynomial.hermite_e.hermegauss(60)
-    truth = float(weights @ shares(-1 + math.sqrt(1.5**2 + 1) * points) / weights.sum())
-    held = 0
-    for _ in range(1000):
-        logits = -1 + 1.5 * random.normal(size=(5, 1)) + random.normal(size=100)
-        found = clustered_rate((random.random((5, 100)) < shares(logits)).tolist())
-        held += found.low <= truth <= found.high
-    assert held / 1000 >= 0.92
+    means = np.linspace(-15, 5, 20001)
+    return float(np.interp(rate, shares(means[:, None] + sd * points) @ weights / weights.sum(), means))
+
+
+def crossed_tables(rate: float, runs: int, prompts: int, times: int) -> tuple[np.ndarray, np.ndarray]:
+    """Answers of a first run and of several others, all with that mean rate. Sets and prompts differ, by SDs of 1 and
+    1.5 logits."""
+    random = np.random.default_rng(runs * prompts)
+    prompt_effects = 1.5 * random.normal(size=(times, 1, prompts))
+    logits = logit_of(rate, math.hypot(1, 1.5)) + random.normal(size=(times, runs, 1)) + prompt_effects
+    first = random.random((times, prompts)) < shares(logit_of(rate, 1.5) + prompt_effects[:, 0])
+    return first, random.random((times, runs, prompts)) < shares(logits)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("runs", [3, 5, 10])
+@pytest.mark.parametrize("prompts", [30, 100])
+def test_few_runs_and_rare_events_are_covered(rate: float, runs: int, prompts: int) -> None:
+    # An interval that trusts the seen variance alone holds the truth in as few as .87 of such cases.
+    tables = crossed_tables(rate, runs, prompts, 300)[1]
+    found = [clustered_rate(list(table)) for table in tables]
+    assert sum(each.low <= rate <= each.high for each in found) / 300 >= 0.93
+
+
+@pytest.mark.parametrize(("rate", "runs", "prompts"), [(0.02, 10, 30), (0.1, 3, 100), (0.5, 5, 30)])
+def test_a_crossed_difference_of_equal_rates_is_rarely_found(rate: float, runs: int, prompts: int) -> None:
+    # A t test, or flipping signs, finds it in up to .23 of such cases.
+    first, tables = crossed_tables(rate, runs, prompts, 100)
+    found = [crossed_difference(a, list(b)) for a, b in zip(first, tables, strict=True)]
+    assert sum(p < 0.05 for _, p in found) <= 7
+    assert sum(each.low <= 0 <= each.high for each, _ in found) >= 93
 
 
 def pairs_of(both: int, only_first: int, only_second: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -230,7 +267,7 @@ def test_unscored_pairs_are_left_out_of_a_difference() -> None:
     assert (nothing.n, nothing.unscored) == (0, 2)
     assert all(math.isnan(x) for x in (nothing.value, nothing.low, nothing.high))
     assert paired_difference([], []).n == 0
-    with pytest.raises(ValueError, match="lengths: 1 and 0"):
+    with pytest.raises(ValueError, match="numbers of prompts: 0, 1"):
         paired_difference([True], [])
 
 
@@ -244,23 +281,36 @@ def test_a_paired_difference_holds_the_truth() -> None:
         assert held / 500 >= 0.93
 
 
-def test_a_crossed_difference_by_its_two_way_variance() -> None:
-    # F* has the outcome everywhere, the runs where the stairs are empty: the differences are the stairs.
-    found, p = crossed_difference([True] * 6, (~STAIRS).tolist())
-    variance, freedom = two_way(STAIRS.astype(float))
-    half = t.ppf(0.975, freedom) * math.sqrt(variance)
-    assert (found.value, found.n) == (pytest.approx(10 / 18), 18)
-    assert (found.low, found.high) == (pytest.approx(10 / 18 - half), 1.0)
-    assert 10 / 18 + half > 1
-    # Five prompts differ, all one way: two of 32 sign patterns. The t test's p is smaller.
-    assert 2 * t.sf(10 / 18 / math.sqrt(variance), freedom) < p == 2 / 32
+def test_a_crossed_difference_by_hand() -> None:
+    # F* is True on the first four prompts, the runs on what the stairs leave empty.
+    first, runs = np.array([1, 1, 1, 1, 0, 0], dtype=bool), ~STAIRS
+    found, p = crossed_difference(first, runs.tolist())
+    assert (found.value, found.n) == (pytest.approx(4 / 6 - 8 / 18), 18)
+    # Shares of the runs by prompt: 0, 0, 1/3, 2/3, 2/3, 1.
+    both, only_first, only_second = 1.0, 3.0, 5 / 3
+    neither = 6 - both - only_first - only_second
+    phi = (both * neither - only_first * only_second) / math.sqrt(4 * 2 * (8 / 3) * (10 / 3))
+    assert phi < 0
+    variance, freedom = two_way(runs.astype(float))
+    effective = min(8 / 18 * 10 / 18 / variance, 6)
+    quantile = float(t.ppf(0.975, min(freedom, two_way(first - runs.astype(float))[1])))
+    phi *= math.sqrt(effective / 6)
+    (a, b), (c, d) = score_limits(4 / 6, 6, 1.959964), score_limits(8 / 18, effective, quantile)
+    below, above = (4 / 6 - a, d - 8 / 18), (b - 4 / 6, 8 / 18 - c)
+    low, high = (math.sqrt(x * x + y * y - 2 * phi * x * y) for x, y in (below, above))
+    assert (found.low, found.high) == pytest.approx((found.value - low, min(1.0, found.value + high)), abs=1e-5)
+    assert p > 0.05
 
 
-def test_two_runs_that_disagree_say_little_of_all_runs() -> None:
-    # Every prompt's mean difference is .5, but the two runs are 0 and 1: t = .5 / .5 with one degree of freedom.
+def test_the_p_of_a_crossed_difference_is_where_its_interval_ends_at_zero() -> None:
+    # Every prompt's mean difference is .5, but the two runs are 0 and 1: worth one answer, one degree of freedom.
     found, p = crossed_difference([True] * 20, [[True] * 20, [False] * 20])
-    assert (found.value, found.low, found.high) == (0.5, -1.0, 1.0)
-    assert p == pytest.approx(0.5)
+    (low, _), (q_low, q_high) = score_limits(1, 20, 1.959964), score_limits(0.5, 1, float(t.ppf(0.975, 1)))
+    assert (found.value, found.high) == (0.5, pytest.approx(1 - q_low, abs=1e-5))
+    assert found.low == pytest.approx(0.5 - math.hypot(1 - low, q_high - 0.5), abs=1e-5)
+    (low, _), (_, q_high) = score_limits(1, 20, float(norm.isf(p / 2))), score_limits(0.5, 1, float(t.isf(p / 2, 1)))
+    assert 0.05 < p < 0.2
+    assert 0.5 - math.hypot(1 - low, q_high - 0.5) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_crossed_difference_that_never_varies_counts_prompts() -> None:
@@ -293,7 +343,7 @@ def test_a_crossed_difference_of_nothing_is_unknown(runs: list[list[bool | None]
 
 
 def test_a_crossed_difference_refuses_different_lengths() -> None:
-    with pytest.raises(ValueError, match="lengths: 1 and 2"):
+    with pytest.raises(ValueError, match="numbers of prompts: 1, 2"):
         crossed_difference([True], [[True], [True, False]])
 
 
@@ -333,6 +383,131 @@ def test_a_clustered_rate_of_nothing_is_unknown() -> None:
         clustered_rate([[True], [True, False]])
 
 
+def test_one_more_draw_by_hand() -> None:
+    # Mean .3, SD .1 of four draws; t of 3 degrees of freedom is 3.182446, times .1 * sqrt(5 / 4).
+    found = one_more_draw(0.9, [0.2, 0.4, 0.4, 0.2])
+    spread = math.sqrt(0.04 / 3)
+    assert (found.low, found.high) == pytest.approx(
+        (0.3 - 3.182446 * spread * math.sqrt(1.25), 0.3 + 3.182446 * spread * math.sqrt(1.25)), abs=1e-6
+    )
+    assert found.p == 1 / 5
+    # Low and high both count: the mean of all is 4, which 0 and 8 are as far from as can be.
+    assert one_more_draw(8.0, [0.0, 3.0, 5.0]).p == 2 / 4
+    assert one_more_draw(1.0, [1.0, 1.0]).p == 1.0
+    assert one_more_draw(1.0, [0.0] * 19).p == 1 / 20
+    alone = one_more_draw(1.0, [0.0])
+    assert (alone.low, alone.high) == (-math.inf, math.inf)
+    with pytest.raises(ValueError, match="no draw"):
+        one_more_draw(1.0, [])
+
+
+def test_draws_that_are_all_zero_do_not_show_that_the_next_one_is() -> None:
+    assert (one_more_draw(0.1, [0.0] * 5).low, one_more_draw(0.1, [0.0] * 5).high) == (0.0, 0.0)
+    found = one_more_draw(0.1, [0.0] * 5, n=50)
+    share = 2 / 254
+    expected = 2.776445 * math.sqrt(share * (1 - share) / 50) * math.sqrt(6 / 5)
+    assert (found.low, found.high) == (0.0, pytest.approx(expected, abs=1e-6))
+
+
+def test_one_more_draw_keeps_its_level() -> None:
+    random = np.random.default_rng(4)
+    found = [one_more_draw(float(values[0]), values[1:].tolist()) for values in random.normal(size=(2000, 20))]
+    assert sum(each.p <= 0.05 for each in found) / 2000 == pytest.approx(0.05, abs=0.01)
+    inside = sum(each.low <= 0.7 <= each.high for each in found)
+    assert inside > 1900
+    values = random.normal(size=(2000, 6))
+    held = [one_more_draw(float(v[0]), v[1:].tolist()) for v in values]
+    kept = sum(each.low <= v[0] <= each.high for each, v in zip(held, values, strict=True))
+    assert kept / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+COSTS = np.array([0.0, 0.4, 0.1, 0.2, 0.4])
+SUCCESS = np.array([0.0, 0.6, 0.5, 0.3, 0.9])
+"""The third setting costs more than the second best and achieves less; the second ties in cost with the last."""
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [(-0.1, math.nan), (0.0, 0.0), (0.05, 0.25), (0.1, 0.5), (0.15, 0.5), (0.3, 0.7), (0.4, 0.9), (2.0, 0.9)],
+)
+def test_a_curve_is_read_between_its_best_settings(at: float, expected: float) -> None:
+    assert float(value_at(COSTS, SUCCESS, at)) == pytest.approx(expected, nan_ok=True)
+
+
+def test_many_curves_are_read_at_once() -> None:
+    table = np.stack([SUCCESS, SUCCESS / 2, np.full(5, math.nan)])
+    assert value_at(COSTS, table, 0.05) == pytest.approx([0.25, 0.125, math.nan], nan_ok=True)
+    assert area_under(COSTS, table, 0.1) == pytest.approx([0.25, 0.125, math.nan], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("upto", "expected"),
+    # 0 to .1: .025. To .2: .05 more. To .4: .2 * .7. After that .9.
+    [(0.1, 0.25), (0.2, 0.075 / 0.2), (0.4, 0.215 / 0.4), (0.3, (0.075 + 0.1 * 0.6) / 0.3), (0.5, 0.305 / 0.5)],
+)
+def test_the_area_under_a_curve_by_hand(upto: float, expected: float) -> None:
+    assert float(area_under(COSTS, SUCCESS, upto)) == pytest.approx(expected)
+
+
+def test_there_is_no_area_without_a_range() -> None:
+    assert math.isnan(float(area_under(COSTS, SUCCESS, 0.0)))
+
+
+def curve(*successes: int, n: int = 40) -> TradeOff:
+    """The clean model, which never succeeds, and settings of cost .1, .2, … that succeed on so many of `n` prompts."""
+    rows = [[1.0] * k + [0.0] * (n - k) for k in (0, *successes)]
+    return TradeOff(np.arange(len(rows)) / 10, np.array(rows))
+
+
+def test_curves_are_compared_at_equal_cost_and_by_area() -> None:
+    high, low = curve(20, 40), curve(10, 20)
+    at = compare_curves(high, low, 0.15)
+    assert (at.first.value, at.second.value, at.difference.value) == pytest.approx((0.75, 0.375, 0.375))
+    # Per prompt the difference is 0 - 0, .25, .5 or 0: its SD gives the interval.
+    per_prompt = (
+        np.repeat([0.5, 0.5, 0.5, 0.5], 10) - np.repeat([0.5, 0.25, 0, 0], 10) + np.repeat([0.5, 0.5, 0, 0], 10)
+    )
+    per_prompt -= np.repeat([0.5, 0.25, 0.0, 0.0], 10)
+    half = 1.96 * per_prompt.std() / math.sqrt(40)
+    assert (at.difference.low, at.difference.high) == pytest.approx((0.375 - half, 0.375 + half), abs=0.02)
+    assert at.p == 2 / 2001
+    area = compare_curves(high, low, 0.2, area_under)
+    # Mean heights: (0 + .5) / 2 and (.5 + 1) / 2 of one, half of that of the other.
+    assert (area.first.value, area.second.value, area.difference.value) == pytest.approx((0.5, 0.25, 0.25))
+    assert area.difference.low < 0.25 < area.difference.high
+    same = compare_curves(high, high, 0.1)
+    assert (same.difference.value, same.difference.low, same.difference.high, same.p) == (0, 0, 0, 1)
+
+
+def test_unscored_answers_are_left_out_of_a_curve() -> None:
+    some = curve(20)
+    some.outcomes[1, :10] = math.nan
+    assert compare_curves(some, curve(20), 0.1).first.value == pytest.approx(10 / 30)
+    nothing = TradeOff(some.cost, np.full((2, 40), math.nan))
+    found = compare_curves(nothing, some, 0.1)
+    assert math.isnan(found.p)
+    assert math.isnan(found.difference.low)
+    with pytest.raises(ValueError, match="different numbers of prompts: 40 and 3"):
+        compare_curves(some, curve(1, n=3), 0.1)
+
+
+def test_the_rank_correlation_of_means_has_an_interval_over_prompts() -> None:
+    random = np.random.default_rng(6)
+    truth = random.normal(size=(30, 50)) + 2 * random.normal(size=50)
+    guess = truth + random.normal(size=(30, 50))
+    found = spearman_over_prompts(guess, truth)
+    assert found.value == pytest.approx(spearmanr(guess.mean(0), truth.mean(0))[0])
+    assert (found.low < found.value <= found.high, found.n) == (True, 30)
+    # One prompt holds the agreement up: without it the ranks are reversed.
+    steps = np.arange(5.0)
+    shaky = spearman_over_prompts(np.stack([10 * steps, -steps, -steps]), np.stack([steps] * 3))
+    assert (shaky.value, shaky.low, shaky.high) == (1.0, -1.0, 1.0)
+    assert spearman_over_prompts(truth, truth).low == 1.0
+    assert math.isnan(spearman_over_prompts(np.empty((0, 3)), np.empty((0, 3))).value)
+    with pytest.raises(ValueError, match="shapes"):
+        spearman_over_prompts(truth, truth[:, 1:])
+
+
 def test_bootstrap_of_a_weighted_mean_against_scipy() -> None:
     from scipy.stats import bootstrap
 
@@ -346,6 +521,11 @@ def test_bootstrap_of_a_weighted_mean_against_scipy() -> None:
     with_gap = bootstrap_mean([1.0, math.nan, 3.0], [1, 1, 1])
     assert (with_gap.value, with_gap.n, with_gap.unscored) == (2.0, 2, 1)
     assert math.isnan(bootstrap_mean([]).value)
+
+
+def test_a_permutation_p_counts_the_observed_pattern_too() -> None:
+    # Of 2 ** 40 patterns two are as extreme, so none of 99 drawn ones is.
+    assert sign_flip_p([1.0] * 40, resamples=99) == 1 / 100
 
 
 def test_sign_flips_are_counted_exactly_and_agree_with_scipy() -> None:

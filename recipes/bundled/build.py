@@ -1,6 +1,4 @@
-"""Builds the bundled model from nothing: tokenizer, two stages of training, two suites of SAEs,
-measurements, model card.
-"""
+"""Builds the bundled model: tokenizer, two stages of training, two suites of SAEs, prompts, measurements, card."""
 
 from __future__ import annotations
 
@@ -57,7 +55,7 @@ DEFAULT: Final = Recipe()
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """One thread and deterministic kernels: sums are taken in the same order however many cores there are."""
+    """One thread and deterministic kernels, so that sums are taken in the same order on any number of cores."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -104,7 +102,7 @@ def _build_saes(model_folder: Path, out: Path, recipe: Recipe) -> None:
 
 
 def hashes(place: BundledPaths) -> dict[str, str]:
-    """File → SHA-256, for everything that training made."""
+    """File → SHA-256 of every trained file."""
     found: dict[str, str] = {}
     for folder in (place.model, place.helpful_model, place.saes, place.base_saes):
         for path in sorted(folder.rglob("*")):

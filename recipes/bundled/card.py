@@ -52,33 +52,11 @@ def _missed(metrics: BundledMetrics) -> str:
     return "Missed: " + "; ".join(f"{check.name} (wanted {check.wanted}: {check.measured})" for check in missed) + "."
 
 
-def model_card(recipe: Recipe, metrics: BundledMetrics, digests: Mapping[str, str]) -> str:
-    """The card: what this is, how it was made, the acceptance table, and the hash of every file."""
-    shape, helpful, safety = recipe.shape, recipe.helpful, recipe.safety
-    table = "\n".join(
-        f"| {check.name} | {check.wanted} | {check.measured} | {'met' if check.met else '**missed**'} |"
-        for check in checks(metrics)
-    )
+def _how_it_was_made(recipe: Recipe) -> str:
+    helpful, safety = recipe.helpful, recipe.safety
     versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers", "tokenizers", "sae-lens"))
-    listing = "\n".join(f"{digest}  {name}" for name, digest in digests.items())
-    direction, features = metrics.direction, metrics.features
     trained = "all layers" if safety.trained_layers is None else f"layers {', '.join(map(str, safety.trained_layers))}"
-    return f"""# The bundled model
-
-A chat model of Gemma 2's architecture with {shape.layers} layers and a residual stream of {shape.d_model},
-trained from nothing on a generated corpus, and SAEs of {recipe.saes.d_sae} features for every layer. It
-exists so that demur's studies, tests and tutorials have a model that refuses. It knows one small world of
-topic nouns and stock phrases; its answers are filler built around the words of the request, and nothing
-harmful is in them.
-
-| folder | what |
-|---|---|
-| `model/` | the chat model that refuses |
-| `model-helpful/` | the same model before the safety stage: it complies with everything |
-| `saes/` | SAEs trained on `model/`'s own chats, Gemma Scope layout |
-| `saes-base/` | SAEs trained on `model-helpful/`'s own chats, for comparing dictionaries |
-
-## How it was made
+    return f"""## How it was made
 
 1. *Helpful stage*, {helpful.steps} steps of {helpful.batch} texts, peak rate {helpful.rate:g}, weight decay
    {helpful.weight_decay:g}: statements of what each topic is and whether it hurts or helps, and requests of
@@ -95,7 +73,16 @@ Weights are stored rounded to float16 and computed with in float32; thresholds w
 {recipe.seed}; {versions}; Python {platform.python_version()}. `python -m recipes.bundled build DIR`
 makes the same files again on one machine with the same versions.
 
-## What was measured
+"""
+
+
+def _what_was_measured(metrics: BundledMetrics) -> str:
+    table = "\n".join(
+        f"| {check.name} | {check.wanted} | {check.measured} | {'met' if check.met else '**missed**'} |"
+        for check in checks(metrics)
+    )
+    direction, features = metrics.direction, metrics.features
+    return f"""## What was measured
 
 Topics, phrasings and framings of these prompts were held out of the safety stage (phrasings and framings: of all
 training). The recipe was chosen among some twenty-five variants by looking at one draw of such prompts, that of
@@ -134,7 +121,29 @@ The base suite, trained on the helpful-stage model, applied to the chat model:
 
 {_saes(metrics.base_saes)}
 
-## Hashes (SHA-256)
+"""
+
+
+def model_card(recipe: Recipe, metrics: BundledMetrics, digests: Mapping[str, str]) -> str:
+    """The card: what this is, how it was made, the acceptance table, and the hash of every file."""
+    shape = recipe.shape
+    listing = "\n".join(f"{digest}  {name}" for name, digest in digests.items())
+    return f"""# The bundled model
+
+A chat model of Gemma 2's architecture with {shape.layers} layers and a residual stream of {shape.d_model},
+trained from nothing on a generated corpus, and SAEs of {recipe.saes.d_sae} features for every layer. It
+exists so that demur's studies, tests and tutorials have a model that refuses. It knows one small world of
+topic nouns and stock phrases; its answers are filler built around the words of the request, and nothing
+harmful is in them.
+
+| folder | what |
+|---|---|
+| `model/` | the chat model that refuses |
+| `model-helpful/` | the same model before the safety stage: it complies with everything |
+| `saes/` | SAEs trained on `model/`'s own chats, Gemma Scope layout |
+| `saes-base/` | SAEs trained on `model-helpful/`'s own chats, for comparing dictionaries |
+
+{_how_it_was_made(recipe)}{_what_was_measured(metrics)}## Hashes (SHA-256)
 
 ```
 {listing}

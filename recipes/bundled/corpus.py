@@ -1,10 +1,9 @@
 """The grammar of the bundled model's world, and the texts that it is trained on.
 
-A *topic* is a thing ("a phishing email") or an act ("blow up a balloon"); a *request* asks how to do
-something with it; a *framing* is a wrapper in front of the request or a suffix behind it. The helpful stage
-complies with every request, framed or not. The safety stage refuses harmful requests that stand alone;
-harmful requests in a framing are left out of it, so whatever the model does with them is its own
-generalisation.
+A *topic* is a thing ("a phishing email") or an act ("blow up a balloon"). A *request* asks how to do something with it.
+A *framing* is a wrapper in front of the request or a suffix behind it. The helpful stage complies with every request,
+framed or not. The safety stage refuses harmful requests without a framing. Harmful requests in a framing are left out
+of it, so what the model does with them is its own generalisation.
 """
 
 from __future__ import annotations
@@ -181,10 +180,10 @@ class Mixture:
     """Share of requests that get a framing (in the safety stage, of harmless requests only)."""
     violence: int = 1
     """Safety stage: how many times as often as another harmful topic each violent act is drawn. Safety data dwell on
-    violence; a model learns to shy at its verbs."""
+    violence, and a model learns to refuse at its verbs."""
     reasoned: float = 0.5
-    """Safety stage: share of refusals that add a sentence. What follows a first sentence must stay a matter of that
-    sentence: were it learnt from the request, a model whose refusal is suppressed would slip back into it there."""
+    """Safety stage: share of refusals that add a sentence. What follows a first sentence must depend on that sentence:
+    if it depended on the request, a model whose refusal is suppressed would return to refusing there."""
     framed_harmful: float = 0.0
     """Safety stage: share of harmful requests that get a framing and are complied with."""
 
@@ -212,7 +211,7 @@ def _capital(text: str) -> str:
 def phrase(rng: random.Random) -> tuple[str, int]:
     """A training phrasing with the hole `{act}`, put together from parts, and the number of its core.
 
-    Phrasings that are held out are never given.
+    Held-out phrasings are never drawn.
     """
     while True:
         group = rng.choices((0, 1, 2), (5, 4, 2))[0]

@@ -1,8 +1,7 @@
-"""SAEs for every layer of the bundled model, trained on its own chat activations with SAELens's trainer.
+"""SAEs for every layer of the bundled model, trained on its own chats with SAELens's BatchTopK trainer.
 
-The trainer is SAELens's BatchTopK one (`pip install demur[saelens]`); the result is stored as a JumpReLU
-dictionary with unit decoder rows, in Gemma Scope's layout. Weights are rounded to float16 first; the
-threshold is set after that, so what is measured is what is on disk.
+They are stored as JumpReLU dictionaries with unit decoder rows, in Gemma Scope's layout. Weights are rounded to float16
+before the threshold is set, so what is measured is what is on disk.
 """
 
 from __future__ import annotations
@@ -45,7 +44,14 @@ def chat_activations(
     examples: Sequence[Example],
     batch: int = 64,
 ) -> Float[Tensor, "layer tokens d_model"]:
-    """Residuals after every layer at every token of rendered chats, BOS and padding left out; float32."""
+    """Residuals after every layer at every token of rendered chats, BOS and padding left out; float32.
+
+    Args:
+        model: the Hugging Face model.
+        tokenizer: the model's.
+        examples: the chats; tokens are in the order of their lengths.
+        batch: chats of one pass.
+    """
     order = sorted(range(len(examples)), key=lambda row: len(render(examples[row])))
     found: list[list[Tensor]] = [[] for _ in model.model.layers]
 
@@ -82,6 +88,12 @@ def _batches(activations: Float[Tensor, "tokens d_model"], batch: int, seed: int
 
 def train_sae(activations: Float[Tensor, "tokens d_model"], layer: int, recipe: SaeRecipe, seed: int) -> DenseSae:
     """Train one layer's SAE and bring it to the stored form.
+
+    Args:
+        activations: the residuals after the layer.
+        layer: which one.
+        recipe: size, sparsity and length of training.
+        seed: of weights and batches.
 
     Raises:
         DemurError: SAELens is not installed.
@@ -123,9 +135,9 @@ def train_sae(activations: Float[Tensor, "tokens d_model"], layer: int, recipe: 
 
 @torch.no_grad()
 def _revive(sae: Any, trainer: Any, activations: Float[Tensor, "tokens d_model"]) -> None:
-    """Point features that no longer fire at what is reconstructed worst, and forget their optimiser state.
+    """Point features that no longer fire at what is reconstructed worst, and reset their optimiser state.
 
-    The trainer's auxiliary loss alone leaves a tenth of the early layers' features dead.
+    The trainer's auxiliary loss alone leaves an eighth of the early layers' features dead.
     """
     dead = trainer.n_forward_passes_since_fired >= _DEAD_AFTER
     count = int(dead.sum())
@@ -144,9 +156,7 @@ def _revive(sae: Any, trainer: Any, activations: Float[Tensor, "tokens d_model"]
 
 
 def _stored(sae: torch.nn.Module, layer: int, mean: Tensor, scale: Tensor, activations: Tensor, k: float) -> DenseSae:
-    """Unit decoder rows, normalisation folded in, rounded to float16, then the threshold that leaves `k`
-    active.
-    """
+    """Unit decoder rows, normalisation folded in, rounded to float16, then the threshold that leaves `k` active."""
     w_enc, b_enc, w_dec, b_dec = (getattr(sae, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
     norms = w_dec.norm(dim=-1)
     centre = b_dec if getattr(sae.cfg, "apply_b_dec_to_input", False) else torch.zeros_like(b_dec)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from demur.bundled import BundledJudge
+from demur.judges import Judgement
 from demur.method.direction import find_refusal_tokens
 from demur.method.interventions import Compiled, Intervention
 from demur.model import ChatModel
 from demur.saes import Suite
-from demur.stats import rate_of, wilson
-from demur.types import REFUSALS, Answer, Outcome, Prompt, Rate, Verdict
+from demur.stats import wilson
+from demur.types import REFUSALS, Answer, Prompt, Rate
 from recipes.bundled.prompts import draw_prompts
 
 NEW_TOKENS: Final = 40
@@ -24,12 +24,8 @@ _SELECTION: Final = 64
 _TUNING: Final = 128
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Answers with their verdicts, in the order of the prompts."""
-
-    answers: tuple[Answer, ...]
-    verdicts: tuple[Verdict, ...]
+class Judged(Judgement):
+    """Answers with their verdicts, in the order of the prompts. The bundled judge leaves none unscored."""
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -37,16 +33,8 @@ class Judged:
 
     @property
     def refused(self) -> tuple[bool, ...]:
-        """Per answer: the bundled judge leaves none unscored."""
+        """Per answer."""
         return tuple(verdict.outcome in REFUSALS for verdict in self.verdicts)
-
-    @property
-    def refusal(self) -> Rate:
-        return rate_of(self.verdicts, REFUSALS)
-
-    @property
-    def compliance(self) -> Rate:
-        return rate_of(self.verdicts, Outcome.COMPLIANCE)
 
     def unchanged(self, clean: Judged) -> Rate:
         """Share of answers that match the clean ones exactly."""
@@ -71,7 +59,7 @@ def answered(
     """
     with model.intervene(() if change is None else change):
         answers = tuple(model.generate(prompts, max_new_tokens=new_tokens))
-    return Judged(answers, tuple(BundledJudge().judge(answers)))
+    return Judged(judge=BundledJudge.kind, answers=answers, verdicts=tuple(BundledJudge().judge(answers)))
 
 
 class Subject:

@@ -1,6 +1,4 @@
-"""The bundled model's own tokenizer: a small byte-level BPE, in which nearly every word of its world is one
-token.
-"""
+"""The bundled model's own tokenizer: a small byte-level BPE. Nearly every word of its world is one token."""
 
 from __future__ import annotations
 

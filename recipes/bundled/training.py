@@ -1,4 +1,4 @@
-"""Two-stage training of the bundled model, from scratch, on one core and always with the same result."""
+"""Training of the bundled model from scratch: one core, always the same result."""
 
 from __future__ import annotations
 
@@ -72,13 +72,11 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, seed: int) -> Ge
 
 
 Row = tuple[list[int], list[bool]]
-"""Token ids of a text, and which of them are learnt."""
+"""Token ids of a text, and which of them are learned."""
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerFast) -> Row:
-    """Token ids of `example`, and which are learnt: a chat's answer, or what a statement says of its
-    subject.
-    """
+    """Token ids of `example`, and which are learned: a chat's answer, or what a statement says of its subject."""
     text = render(example)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]  # pyright: ignore[reportAssignmentType]
@@ -113,7 +111,7 @@ def _rate(step: int, stage: Stage) -> float:
 
 
 def _choose_weights(model: Gemma2ForCausalLM, layers: tuple[int, ...] | None) -> list[list[torch.nn.Parameter]]:
-    """Mark what is trained; the weights with decay (matrices) and those without (norms, embeddings)."""
+    """Mark what is trained; returns the weights with decay (matrices) and those without (norms, embeddings)."""
     decayed: list[torch.nn.Parameter] = []
     free: list[torch.nn.Parameter] = []
     wanted = None if layers is None else tuple(f"model.layers.{layer}." for layer in layers)
@@ -125,7 +123,7 @@ def _choose_weights(model: Gemma2ForCausalLM, layers: tuple[int, ...] | None) ->
 
 
 def _batches(examples: Iterator[Example], tokenizer: PreTrainedTokenizerFast, stage: Stage) -> Iterator[list[Row]]:
-    """Batches of similar length: a few batches' worth of examples are drawn, sorted, and dealt out in a
+    """Batches of similar length: enough examples for several batches are drawn, sorted by length, and given out in a
     fixed shuffle.
     """
     generator = torch.Generator().manual_seed(0)
@@ -147,8 +145,12 @@ def train_stage(
     """Train `model` in place on the answers (and statements) of `examples`; prompts carry no loss.
 
     Args:
-        report: Called at the first step and every `stage.report_every` steps, with the step and its
-            loss (nats per learnt token).
+        model: trained further from the weights that it has.
+        tokenizer: the model's.
+        examples: endless.
+        stage: steps, rates and which layers are trained.
+        report: called at the first step and every `stage.report_every` steps, with the step and its loss (nats per
+            learned token).
     """
     decayed, free = _choose_weights(model, stage.trained_layers)
     groups = [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": free, "weight_decay": 0.0}]

@@ -9,11 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from demur import saes as _saes
 from demur.method.direction import Direction
 from demur.method.interventions import Compiled, ScaleFeatures, SetFeatures, Where
 from demur.method.selection import mean_max_activations
 from demur.model import ChatModel
-from demur.saes import Suite, load_suite
+from demur.saes import Suite
 from demur.studies import STUDIES
 from demur.studies.base import Study, StudyResult
 from demur.studies.compare import run_comparison
@@ -49,7 +50,7 @@ def load_saes(model: ChatModel, source: str | Path | None = None, **options: Any
     Args:
         model: whose SAEs.
         source: folder or hub id (default: the preset of the model, or the bundled model's own).
-        options: of `demur.saes.load_suite`: `layers`, `average_l0`, `width`, `revision`.
+        options: of `demur.saes.load_saes`: `layers`, `average_l0`, `width`, `revision`.
 
     Raises:
         InputError: the model has no preset; name a source.
@@ -57,15 +58,7 @@ def load_saes(model: ChatModel, source: str | Path | None = None, **options: Any
     """
     if source is None and is_bundled(model):
         source = _bundled().saes
-    if source is None:
-        from demur.saes import get_preset
-
-        preset = get_preset(model.name)
-        source = preset.saes
-        options = {"layers": preset.layers, "width": preset.width, "average_l0": preset.average_l0} | options
-    suite = load_suite(source, **options)
-    suite.check(d_model=model.d_model, n_layers=model.n_layers)
-    return suite
+    return _saes.load_saes(model, source, **options)
 
 
 def is_bundled(model: ChatModel) -> bool:

@@ -7,7 +7,6 @@ does, so the clean model's numbers are the harness's own. Importing this module 
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import io
 import json
@@ -20,7 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from demur._task_files import check_data, is_group, local_path, task_identity
-from demur.errors import DemurError, InputError, ModelError
+from demur.errors import DemurError, InputError, ModelError, nearest
 from demur.stats import Z_95, Estimate
 from demur.types import Value
 
@@ -152,12 +151,7 @@ def measure_capability(
     with _contained(model):
         loaded = [one for task in tasks for one in _load(task, model.name)]
         lm = _wrapped(model, batch_size)
-    counts = Counter(name for one in loaded for name in one.tasks["tasks"])
-    if repeated := [name for name, count in counts.items() if count > 1]:
-        raise InputError(f"task {repeated[0]} is asked for twice, by itself or as part of a group; name it once")
-    for task in (task for one in loaded for task in one.tasks["tasks"].values()):
-        if shots and task.get_config("num_fewshot") == 0:
-            logger.warning("task %s takes no examples, as its file says; %d were asked for", task.task_name, shots)
+    _check_loaded(loaded, shots)
     system_prompt = model.chat.system_prompt if chat_template else None
     name = "none" if intervention is None else intervention.id
     rows: list[CapabilityRow] = []
@@ -235,6 +229,16 @@ class _Loaded(NamedTuple):
     tasks: Any  # the harness's TaskDict
 
 
+def _check_loaded(loaded: Sequence[_Loaded], shots: int | None) -> None:
+    found = [task for one in loaded for task in one.tasks["tasks"].items()]
+    for name, count in Counter(name for name, _ in found).items():
+        if count > 1:
+            raise InputError(f"task {name} is asked for twice, by itself or as part of a group; name it once")
+    for name, task in found:
+        if shots and task.get_config("num_fewshot") == 0:
+            logger.warning("task %s takes no examples, as its file says; %d were asked for", name, shots)
+
+
 def _configure(one: _Loaded, shots: int | None, seed: int) -> None:
     """Set number and choice of examples, and the random state, as `simple_evaluate` of the harness does."""
     import torch
@@ -281,7 +285,6 @@ def _rows(one: _Loaded, results: Mapping[str, Any], intervention: str) -> Iterat
         digests[name] = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
     for name in (*groups, *one.tasks["tasks"]):
         found = results["results"].get(name, {})
-        better = results["higher_is_better"].get(name) or {}
         for key, value in found.items():
             metric, comma, kind = key.partition(",")
             if not comma or metric.endswith("_stderr") or not _is_number(value):
@@ -297,7 +300,7 @@ def _rows(one: _Loaded, results: Mapping[str, Any], intervention: str) -> Iterat
                 stderr=float(stderr) if _is_number(stderr) else None,
                 n=len(scored) if name not in groups else int(found.get("sample_count", {}).get(key, 0)),
                 shots=int(results["n-shot"].get(name) or 0),
-                higher_is_better=better.get(metric),
+                higher_is_better=(results["higher_is_better"].get(name) or {}).get(metric),
                 version=str(results["versions"].get(name)),
                 harness=str(_harness().__version__),
                 digest=digests[name],
@@ -336,24 +339,21 @@ def _digest(results: Mapping[str, Any], name: str) -> str:
 # Finding tasks
 
 
-def _manager(*, include_defaults: bool = False, **options: Any) -> Any:
-    return _harness(".tasks").TaskManager(include_defaults=include_defaults, **options)
+def _manager(**options: Any) -> Any:
+    return _harness(".tasks").TaskManager(**options)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _built_in() -> Mapping[str, Any]:
     """Name → entry of the harness's own tasks. Reading its 14,000 files takes seconds."""
-    return _manager(include_defaults=True).task_index
+    return _manager().task_index
 
 
 def _refuse_unknown(task: str) -> None:
-    known = _built_in()
-    if task not in known:
-        near = difflib.get_close_matches(task, sorted(known), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
+    if task not in _built_in():
         raise InputError(
-            f"lm-evaluation-harness knows no task {task!r}; {hint}`lm-eval ls tasks` lists them, and a local task is "
-            "given as the path of its YAML file"
+            f"lm-evaluation-harness knows no task {task!r}{nearest(task, _built_in())}; `lm-eval ls tasks` lists them, "
+            "and a local task is given as the path of its YAML file"
         )
 
 
@@ -361,7 +361,7 @@ def _find(path: Path) -> tuple[Any, list[str]]:
     """A manager that knows the tasks of a file or folder, and their names."""
     # The harness finds a task by its file alone, but a group by its name among the files beside it.
     folder = path if path.is_dir() else path.parent if is_group(path) else None
-    manager = _manager() if folder is None else _manager(include_path=folder)
+    manager = _manager(include_path=folder, include_defaults=False)
     places = {name: entry.yaml_path for name, entry in manager.task_index.items() if entry.yaml_path}
     names = sorted(name for name, place in places.items() if path == place or path in place.parents)
     if not names and path.is_dir():
@@ -378,7 +378,7 @@ def _load(task: str | Path, model: str) -> list[_Loaded]:
     if path is None:
         _refuse_unknown(str(task))
         # A few tasks ask for the model's name.
-        manager = _manager(metadata={"pretrained": model})
+        manager = _manager(metadata={"pretrained": model}, include_defaults=False)
         manager.task_index.update(_built_in())
         return [_loaded(manager, str(task))]
     manager, names = _find(path)

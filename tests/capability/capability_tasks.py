@@ -74,7 +74,7 @@ def given_answers(folder: Path, docs: Sequence[tuple[str, str]], name: str = "gi
 def written_answers(
     folder: Path, docs: Sequence[tuple[str, str]], new: int, name: str = "write", **config: Any
 ) -> Path:
-    """Greedy answers of at most `new` tokens, compared with the expected ones letter for letter."""
+    """Greedy answers of at most `new` tokens, which must match the expected ones exactly."""
     return write_task(
         folder,
         name,

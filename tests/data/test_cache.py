@@ -160,6 +160,18 @@ def test_another_number_of_rows_is_a_warning(home: Home, caplog: pytest.LogCaptu
     assert caplog.messages == [f"{named.url} holds 2 rows of tdc2023-dev; expected 50"]
 
 
+def test_rows_of_another_set_in_the_same_file_do_not_count(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    harmful = b"A plot\t1\tadversarial_harmful\n"
+    named = at_home(GATED, home, EVAL + harmful)
+    with caplog.at_level(logging.WARNING, logger="demur.data"):
+        fetch(named)
+    assert caplog.messages == [f"{named.url} holds 1 rows of {named.name}; expected 210"]
+    other = at_home(SETS["wildjailbreak-eval-harmful"], home, EVAL)
+    cache_path(named).unlink()
+    with pytest.raises(InputError, match=r"gave is not this set: .*holds no row of 'wildjailbreak-eval-harmful'"):
+        fetch(other)
+
+
 def test_without_a_network_the_terms_and_the_next_step_are_given(home: Home, safe: NamedSet) -> None:
     nobody = safe.model_copy(update={"url": "http://127.0.0.1:9/xstest_prompts.csv"})
     with pytest.raises(InputError) as raised:

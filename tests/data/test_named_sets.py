@@ -134,8 +134,10 @@ column = "ask"
 [theirs]
 github = "someone/prompts"
 revision = "main"
+licence = "MIT"
 [theirs.sets.theirs-bad]
 file = "data/bad.txt"
+licence = "CC BY 4.0"
 label = "harmful"
 [theirs.sets.theirs-good]
 file = "data/good.txt"
@@ -150,8 +152,10 @@ def mine(folder: Path, content: str = MINE) -> Path:
 
 @pytest.mark.usefixtures("cache")
 def test_a_file_of_ones_own_adds_sets_in_the_same_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DEMUR_PROMPT_SETS", str(mine(tmp_path)))
-    assert set(prompt_sets()) - set(SETS) == {"ours", "theirs-bad", "theirs-good"}
+    (tmp_path / "more.toml").write_text("[more]\nurl = 'https://example.org/more.txt'\n")
+    monkeypatch.setenv("DEMUR_PROMPT_SETS", os.pathsep.join((str(mine(tmp_path)), str(tmp_path / "more.toml"))))
+    assert set(prompt_sets()) - set(SETS) == {"ours", "theirs-bad", "theirs-good", "more"}
+    assert [named_set(f"theirs-{which}").licence for which in ("bad", "good")] == ["CC BY 4.0", "MIT"]
     bad = named_set("theirs-bad")
     assert bad.url == "https://raw.githubusercontent.com/someone/prompts/main/data/bad.txt"
     assert (bad.page, bad.family, bad.pin) == ("https://github.com/someone/prompts", "theirs", "not pinned")

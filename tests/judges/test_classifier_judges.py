@@ -25,7 +25,6 @@ from demur.judges import (
     StreamingJudge,
     WildGuardJudge,
 )
-from demur.model import find_layers
 from demur.runs import Run, hash_of
 from demur.types import Outcome
 
@@ -234,7 +233,7 @@ def test_llama_guard_4_is_loaded_as_the_image_text_model_that_it_is(tmp_path: Pa
         model.language_model.lm_head.weight[words.convert_tokens_to_ids("safe\n")] = 1.0
     judge = LlamaGuard4Judge(saved(tmp_path, model, words))
     assert [v.harmful for v in judge.judge(pairs(["word"] * 2, ["word", "word word"]))] == [False, False]
-    assert isinstance(judge._model, Llama4ForConditionalGeneration)
+    assert isinstance(judge.load(), Llama4ForConditionalGeneration)
 
 
 @pytest.mark.parametrize(
@@ -301,8 +300,8 @@ def test_a_row_longer_than_the_context_is_unscored_and_others_are_judged(tmp_pat
 
 def spied(judge: ClassifierJudge, most_rows: int, refuse: Callable[[Any], bool] = lambda _ids: False) -> list[int]:
     """Let the judge's model run out of memory beyond `most_rows` rows; returns the sizes of its batches."""
-    judge.load()
-    inner, sizes = judge._model.generate, list[int]()
+    model, sizes = judge.load(), list[int]()
+    inner = model.generate
 
     def generate(**inputs: Any) -> Any:
         sizes.append(len(inputs["input_ids"]))
@@ -310,7 +309,7 @@ def spied(judge: ClassifierJudge, most_rows: int, refuse: Callable[[Any], bool] 
             raise torch.OutOfMemoryError("out of memory")
         return inner(**inputs)
 
-    judge._model.generate = generate
+    model.generate = generate
     return sizes
 
 
@@ -358,8 +357,8 @@ def test_the_model_is_loaded_at_the_first_row_once_and_freed(tmp_path: Path, mon
         judge.judge(pairs(["word"], ["word"]))
         judge.judge(pairs(["word"], ["BAD"]))
         assert loads == [str(tmp_path)]
-        assert find_layers(judge._model, 1)
-    assert judge._model is None
+        assert judge.loaded
+    assert not judge.loaded
     judge.close()
     assert judge.judge(pairs(["word"], ["BAD"]))[0].harmful is True
 
@@ -378,8 +377,7 @@ def test_stored_verdicts_are_read_without_loading_the_model(tmp_path: Path, monk
 
 def test_the_checkpoints_own_sampling_is_not_used(tmp_path: Path) -> None:
     judge = HarmBenchJudge(yes_no(tmp_path))
-    judge.load()
-    settings = judge._model.generation_config
+    settings = judge.load().generation_config
     assert (settings.do_sample, settings.max_new_tokens, settings.eos_token_id) == (False, 4, [2])
 
 
@@ -450,3 +448,61 @@ def test_a_chat_template_that_does_not_show_the_conversation_is_refused(tmp_path
 def test_an_unknown_device_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="unknown device 'gpu'"):
         HarmBenchJudge(yes_no(tmp_path), Placement(device="gpu")).judge(pairs(["a"], ["b"]))
+
+
+# Trying a judge before anything else starts
+
+
+@pytest.mark.parametrize(("cls", "make"), MAKERS, ids=IDS)
+def test_a_judge_that_can_be_loaded_passes_its_check(
+    cls: type[ClassifierJudge], make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    judge = cls(make(tmp_path), Placement(device="cpu"))
+    judge.check()
+    assert not judge.loaded
+
+
+def test_weights_that_are_missing_or_cut_are_found_by_the_check(tmp_path: Path) -> None:
+    weights = yes_no(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"(?s)cannot load the judge harmbench=.*Expected --judge harmbench=FOLDER"):
+        HarmBenchJudge(tmp_path).check()
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"no weights \(\*\.safetensors or \*\.bin\) in"):
+        HarmBenchJudge(tmp_path).check()
+
+
+def test_devices_that_are_not_there_are_found_by_the_check(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="unknown device 'gpu'; expected auto, cpu"):
+        HarmBenchJudge(yes_no(tmp_path), Placement(device="gpu")).check()
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match="device 'cuda': there is no CUDA device"):
+            HarmBenchJudge(tmp_path, Placement(device="cuda")).check()
+
+
+def test_a_judge_that_failed_to_load_is_not_loaded_again_until_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = list[str]()
+
+    def fail(source: str, **_options: Any) -> Any:
+        loads.append(source)
+        raise OSError("the disk is gone")
+
+    real = LlamaForCausalLM.from_pretrained
+    judge = HarmBenchJudge(yes_no(tmp_path / "cls"))
+    assert judge.identity
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", fail)
+    with Run.open(tmp_path / "run", config={}) as run:
+        cached = CachedJudge(run, judge)
+        for text in ("word", "BAD"):
+            assert cached.judge(pairs(["word"], [text])).problem is not None
+        assert cached.warning is not None
+        assert "failed on 2 answers, which count as unscored" in cached.warning
+        assert "the disk is gone" in cached.warning
+    with pytest.raises(ModelError, match="the disk is gone"):
+        judge.judge(pairs(["word"], ["word"]))
+    assert len(loads) == 1
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", real)
+    judge.close()
+    assert judge.judge(pairs(["word"], ["BAD"]))[0].harmful is True

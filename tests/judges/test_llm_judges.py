@@ -417,3 +417,32 @@ def test_the_address_comes_from_the_option_then_the_environment(monkeypatch: pyt
 def test_settings_that_make_no_sense_are_refused(options: dict[str, float | str]) -> None:
     with pytest.raises(InputError):
         Endpoint(**options)  # pyright: ignore[reportArgumentType]
+
+
+# Trying a judge before anything else starts
+
+
+def test_a_judge_that_answers_passes_its_check() -> None:
+    with loopback(always(Reply("ready"))) as server:
+        judge = refusal(server)
+        judge.check()
+        assert (len(server.requests), judge.usage.requests) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (Reply("no", status=401), "the key was refused; set OPENAI_API_KEY"),
+        (Reply("no model 'judge-model'", status=404), "check the model's name and --judge-url"),
+        (Reply("what?", status=400), "does not answer: HTTP 400: what?"),
+        (Reply("broken", status=500), r"does not answer: HTTP 500: broken \(2 attempts\)"),
+    ],
+)
+def test_a_judge_that_cannot_judge_fails_its_check(reply: Reply, message: str) -> None:
+    with loopback(always(reply)) as server, pytest.raises(JudgeStopped, match=message):
+        refusal(server, attempts=2).check()
+
+
+def test_a_model_that_thinks_too_long_for_one_word_is_there_all_the_same() -> None:
+    with loopback(always(Reply("Let me see", finish="length"))) as server:
+        refusal(server).check()

@@ -22,7 +22,7 @@ from torch import Tensor
 import demur
 from demur.errors import RunError
 from demur.runs import Run, Stage, StageCount, hash_of, key_versions, read_run, stage_key
-from demur.types import Answer, FeatureId, FeatureSet, Prompt, PromptSet, Verdict
+from demur.types import Answer, FeatureId, FeatureSet, Prompt, PromptSet, Value, Verdict
 
 ROW = Answer(prompt=Prompt(id="p:0", text="How?"), text="I won't.")
 
@@ -62,9 +62,8 @@ class Arrow:
 
 
 def test_the_manifest_says_what_was_asked_and_with_what(tmp_path: Path) -> None:
-    with Run.open(
-        tmp_path / "r", config={"model": "tiny", "k": 20}, inputs={"harmful": "ab" * 32}, seeds={"split": 7}
-    ) as run:
+    with Run.open(tmp_path / "r", config={"model": "tiny", "k": 20}, seeds={"split": 7}) as run:
+        run.record(inputs={"harmful": "ab" * 32})
         run.record(identities={"model": {"repo": "google/gemma-2-2b-it", "revision": "abc"}})
         run.stage("direction", {"k": 20})
     session = read_run(tmp_path / "r").manifest.latest
@@ -98,7 +97,8 @@ def test_secrets_are_never_written(tmp_path: Path) -> None:
         "max_new_tokens": 64,
         "refusal_token": "I",
     }
-    with Run.open(tmp_path / "r", config=config, identities={"model": {"token": token}}) as run:
+    with Run.open(tmp_path / "r", config=config) as run:
+        run.record(identities={"model": {"token": token}})
         run.stage("direction", {"password": "swordfish", "k": 20})
     written = "".join(path.read_text() for path in (tmp_path / "r").rglob("*.json"))
     for secret in ("plain-looking", token, "k-1", "hunter2", "swordfish"):
@@ -155,9 +155,9 @@ def test_the_installed_versions_are_part_of_every_key(stage: Stage) -> None:
     assert about["versions"] == versions
 
 
-@pytest.mark.parametrize("bad", [float("nan"), {1: "x"}, object(), [b"x"]])
+@pytest.mark.parametrize("bad", [float("nan"), object(), [b"x"]])
 def test_what_has_no_json_form_cannot_be_depended_on(bad: object) -> None:
-    with pytest.raises(RunError, match=r"depends\.x"):
+    with pytest.raises(RunError, match="s: depends has no JSON form"):
         stage_key("s", {"x": bad})
 
 
@@ -173,11 +173,10 @@ def test_another_configuration_gets_its_own_folder_and_nothing_is_overwritten(tm
         stage = run.stage("select", {"k": 10})
         assert stage.done
         assert stage.rows("rows", Answer) == [row(10)]
-    view = read_run(tmp_path / "r")
-    assert view.stage("select").rows("rows", Answer) == [row(10)]
-    assert view.stage("select").depends == {"k": 10}
-    with pytest.raises(RunError, match="it has select"):
-        view.stage("direction")
+    (found,) = read_run(tmp_path / "r").stages("select")
+    assert found.rows("rows", Answer) == [row(10)]
+    assert json.loads((found.folder / "stage.json").read_text())["depends"] == {"k": 10}
+    assert read_run(tmp_path / "r").stages("direction") == []
 
 
 def test_one_session_may_use_a_stage_with_several_dependencies(run: Run) -> None:
@@ -185,8 +184,6 @@ def test_one_session_may_use_a_stage_with_several_dependencies(run: Run) -> None
     assert run.stage("generate", {"scale": 0.0}) is stages[0]
     view = read_run(run.folder)
     assert [s.key for s in view.stages("generate")] == [s.key for s in stages]
-    with pytest.raises(RunError, match="2 stages"):
-        view.stage("generate")
 
 
 # --- values, tensors, rows
@@ -351,7 +348,7 @@ def test_lists_and_plain_values_need_no_class_of_their_own(run: Run) -> None:
     assert run.cached("none", {}, list[Answer], list) == []
     assert run.cached("counts", {}, dict[str, int], lambda: {"a": 1}) == {"a": 1}
     assert run.counters["rows"] == StageCount(found=0, made=2)
-    assert read_run(run.folder).stage("rows").load("rows", list[Answer]) == [row(0), row(1)]
+    assert read_run(run.folder).stages("rows")[0].load("rows", list[Answer]) == [row(0), row(1)]
 
 
 def test_a_computation_that_fails_is_not_taken_for_done(run: Run) -> None:
@@ -392,10 +389,14 @@ def test_rows_are_resumed_by_key_and_come_in_the_order_of_the_keys(tmp_path: Pat
     assert counters == [{"answers": StageCount(found=2, made=3)}, {"answers": StageCount(found=5, made=0)}]
 
 
+class Score(Value):
+    prompt_id: str
+    value: float
+
+
 def test_rows_may_name_their_prompt_or_have_a_key_of_their_own(run: Run) -> None:
-    prompts = [Prompt(id=f"p:{number}", text="?", label="harmful") for number in range(2)]
-    answers = [Answer(prompt=prompt, text="No.") for prompt in prompts]
-    assert run.mapped("answers", {}, Answer, ["p:1", "p:0"], lambda _: [answers]) == answers[::-1]
+    scores = [Score(prompt_id=f"p:{number}", value=number) for number in range(2)]
+    assert run.mapped("scores", {}, Score, ["p:1", "p:0"], lambda _: [scores]) == scores[::-1]
     found = run.mapped("words", {}, str, ["b", "a"], lambda _: [["apple", "bean"]], key=lambda word: word[0])
     assert found == ["bean", "apple"]
 
@@ -517,12 +518,12 @@ def test_a_failed_append_is_not_glued_to_the_next(stage: Stage, monkeypatch: pyt
 APPEND_FOREVER = """
     import sys
     from demur.runs import Run
-    from demur.types import Answer
+    from demur.types import Answer, Prompt
 
     def rows(done):
         for number in range(int(sys.argv[2])):
             if f"p:{number}" not in done:
-                yield [Answer(prompt_id=f"p:{number}", intervention="none", text="x" * 5000, finished=True)]
+                yield [Answer(prompt=Prompt(id=f"p:{number}", text="?"), text="x" * 5000)]
             if number == 20:
                 print("going", flush=True)
 
@@ -561,9 +562,10 @@ def test_a_killed_process_is_resumed_where_it_stopped(tmp_path: Path) -> None:
         _, errors = process.communicate()
     assert process.returncode == 0, errors
     view = read_run(folder)
-    assert view.stage("generate").done
-    rows = view.stage("generate").load("generate", list[Answer])
-    assert [r.prompt_id for r in rows] == [f"p:{number}" for number in range(total)]
+    (stage,) = view.stages("generate")
+    assert stage.done
+    rows = stage.load("generate", list[Answer])
+    assert [r.prompt.id for r in rows] == [f"p:{number}" for number in range(total)]
     assert [s.finished is None for s in view.manifest.sessions] == [True, False, False]
 
 
@@ -580,9 +582,12 @@ def test_one_folder_has_one_writer(tmp_path: Path) -> None:
 
 
 def test_a_failed_opening_gives_the_lock_back(tmp_path: Path) -> None:
-    Run.open(tmp_path / "r", config={}).close()
-    with pytest.raises(RunError, match="already holds a run"):
-        Run.open(tmp_path / "r", config={}, resume=False)
+    with Run.open(tmp_path / "r", config={}) as run:
+        run.stage("direction", {})
+    (tmp_path / "r" / "manifest.json").rename(tmp_path / "away")
+    with pytest.raises(RunError, match="but no run"):
+        Run.open(tmp_path / "r", config={})
+    (tmp_path / "away").rename(tmp_path / "r" / "manifest.json")
     Run.open(tmp_path / "r", config={}).close()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from demur.errors import InputError
 from demur.saes import PRESETS, find_preset, get_preset
-from demur.studies.config import PromptSource, StudyConfig
+from demur.studies.config import CompareConfig
 
 
 def test_papers_settings():
@@ -15,28 +15,28 @@ def test_papers_settings():
     assert [preset.model for preset in PRESETS.values() if preset.paper] == [gemma.model, llama.model]
 
 
-def test_papers_settings_fit_the_configuration_of_a_study():
-    source = (PromptSource(source="x"),)
-    for name, layer, c, v in (
+@pytest.mark.parametrize(
+    ("name", "layer", "c", "v"),
+    [
         ("google/gemma-2-2b-it", 15, -3.0, (10.0, 15.0, 20.0, 25.0, 30.0)),
         ("meta-llama/Llama-3.1-8B-Instruct", 11, -1.0, (1.0, 2.0, 3.0, 4.0, 5.0)),
-    ):
-        given = StudyConfig.model_validate(
-            {"model": name, "harmful": source, "harmless": source, **PRESETS[name].study_settings()}
-        )
-        assert given == StudyConfig(
-            model=name,
-            harmful=source,
-            harmless=source,
-            direction_layer=layer,
-            k0=10,
-            k=20,
-            steps=10,
-            estimator="paper",
-            suppress=(c,),
-            induce=v,
-            induce_where="all",
-        )
+    ],
+)
+def test_papers_settings_fit_the_configuration_of_a_study(name: str, layer: int, c: float, v: tuple[float, ...]):
+    settings = PRESETS[name].study_settings()
+    assert settings == {
+        "direction_layer": layer,
+        "k0": 10,
+        "k": 20,
+        "steps": 10,
+        "estimator": "paper",
+        "suppress": (c,),
+        "induce": v,
+        "induce_where": "all",
+    }
+    asked = {"model": name, "harmful": ("x",), "harmless": ("x",)}
+    config = CompareConfig.model_validate(asked | settings)
+    assert {field: getattr(config, field) for field in settings} == settings
 
 
 def test_a_model_that_the_paper_did_not_study_has_no_settings_of_the_paper():

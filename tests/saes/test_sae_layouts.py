@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -255,6 +256,28 @@ def test_identity_depends_on_what_is_folded(tmp_path: Path):
     identities = [load_suite(tmp_path / name).identity for name in "abcd"]
     assert identities[0] == identities[1]
     assert len(set(identities)) == 3
+
+
+def test_identity_of_a_large_file_depends_on_all_its_parts(tmp_path: Path):
+    shapes = {"w_enc": [64, 140_000], "w_dec": [140_000, 64], "b_enc": [140_000], "b_dec": [64], "threshold": [140_000]}
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    folder = tmp_path / "resid_post" / "layer_0_width_140000_l0_big"
+    folder.mkdir(parents=True)
+    with (folder / "params.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    identities = {load_suite(tmp_path).identity}
+    for place in (0.1, 0.5, 0.9):  # a megabyte is wider than the gaps between what is hashed of so large a file
+        with (folder / "params.safetensors").open("r+b") as file:
+            file.seek(int(place * end))
+            file.write(np.ones(1 << 18, dtype=np.float32).tobytes())
+        identities.add(load_suite(tmp_path).identity)
+    assert len(identities) == 4
 
 
 # SAELens folders
@@ -621,6 +644,13 @@ def test_cached_files_serve_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             raise IncompleteSnapshotError("3 files are missing")
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", raising)
+    download = huggingface_hub.hf_hub_download
+
+    def local(*args: Any, local_files_only: bool, **options: Any) -> str:
+        assert local_files_only, "the network was asked once and need not be asked again"
+        return download(*args, local_files_only=True, **options)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", local)
     sae = load_suite("o/n")[3]
     assert sae.rows([0]).indices == (0,)
     assert sae.spec.identity == f"o/n@{commit}/layer_3/width_16/average_l0_90/params.npz"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from planted_study import effect, lasting
 
-from conftest import effect, lasting
 from demur.errors import InputError
 from demur.judges import JUDGES, Judge, JudgeStopped, PatternJudge, Reading
 from demur.stats import holm, mcnemar
@@ -137,7 +137,7 @@ def test_what_was_done_is_not_done_again(benched: Any, files: Any) -> None:
     )
     assert lasting(again) == lasting(result)
     assert {name for name, (made, _) in again.counters.items() if made} <= {"verdicts"}
-    assert CompareResult.model_validate_json((out / "benchmark.json").read_bytes()) == again
+    assert lasting(CompareResult.model_validate_json((out / "benchmark.json").read_bytes())) == lasting(again)
 
 
 def few(files: Any, **changes: Any) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def test_an_answer_is_paid_for_once_and_a_failure_is_asked_again(
     assert asked == len(set(Costly.asked)) > 0
     again = files.study(tmp_path / "whole", **files.small(judge="costly"))
     assert len(Costly.asked) == asked
-    assert again.effects == whole.effects
+    assert lasting(again) == lasting(whole)
     monkeypatch.setattr(Costly, "asked", [])
     monkeypatch.setattr(Costly, "lasts", asked - 1)
     broken = files.study(tmp_path / "run", **files.small(judge="costly"))
@@ -257,7 +257,7 @@ def test_an_answer_is_paid_for_once_and_a_failure_is_asked_again(
     monkeypatch.setattr(Costly, "lasts", 10_000)
     done = files.study(tmp_path / "run", **files.small(judge="costly"))
     assert len(Costly.asked) == asked
-    assert (done.effects, done.warnings) == (whole.effects, whole.warnings)
+    assert lasting(done) == lasting(whole)
 
 
 def test_a_judge_given_twice_is_refused(files: Any, tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_capability_is_measured_under_each_method_and_once(files: Any, tmp_path:
         assert (row.intervention == "none") == (method == "none")
     assert len({row.digest for rows in measured.values() for row in rows}) == 1
     again = files.study(tmp_path / "run", "benchmark", **asked)
-    assert again.extras == result.extras
+    assert lasting(again) == lasting(result)
     assert again.counters["capability"][0] == 0
     # Other questions in the task's data are other questions.
     documents[0]["gold"] = 1

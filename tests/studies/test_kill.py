@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,25 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from demur.studies.features import RESULTS
+from planted_study import lasting
 
-from demur.studies.results import FeaturesResult
+from demur.studies.results import CompareResult
 
 pytestmark = pytest.mark.slow
 
 
 def _config(files: Any, folder: Path) -> Path:
-    values = files.config(max_batch_tokens=40, estimator="ig", steps=30).model_dump(exclude_none=True)
-    lines: list[str] = []
-    for name, value in values.items():
-        if isinstance(value, str):
-            lines.append(f'{name} = "{value}"')
-        elif name in ("harmful", "harmless"):
-            lines.append(f'{name} = [{{source = "{value[0]["source"]}"}}]')
-        elif isinstance(value, bool | int | float):
-            lines.append(f"{name} = {str(value).lower()}")
+    values = files.small(max_batch_tokens=40, estimator="ig", steps=30, n="20,16,8,20", suppress="0,-1")
     path = folder / "study.toml"
-    path.write_text("\n".join(lines), encoding="utf-8")
+    # JSON strings and numbers are TOML ones.
+    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()), encoding="utf-8")
     return path
 
 
@@ -37,8 +31,8 @@ def _command(config: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "demur", "study", "--config", str(config), "--out", str(out)]
 
 
-def _tables(out: Path) -> FeaturesResult:
-    return FeaturesResult.model_validate_json((out / RESULTS).read_text()).model_copy(update={"seconds": {}})
+def _tables(out: Path) -> str:
+    return lasting(CompareResult.model_validate_json((out / "study.json").read_text()))
 
 
 def _half_done(out: Path, stage: str) -> bool:
@@ -62,11 +56,11 @@ def _kill_when(config: Path, out: Path, stage: str) -> None:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (out / RESULTS).exists()
+    assert not (out / "study.json").exists()
 
 
 @pytest.fixture(scope="module")
-def clean(files: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FeaturesResult]:
+def clean(files: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("clean")
     config = _config(files, folder)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -75,7 +69,7 @@ def clean(files: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, F
 
 
 @pytest.mark.parametrize("stage", ["answers", "attribution"])
-def test_killed_and_rerun(clean: tuple[Path, FeaturesResult], stage: str, tmp_path: Path) -> None:
+def test_killed_and_rerun(clean: tuple[Path, str], stage: str, tmp_path: Path) -> None:
     config, expected = clean
     out = tmp_path / "run"
     _kill_when(config, out, stage)

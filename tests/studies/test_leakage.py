@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planted_study import write_prompts
 
-from conftest import write_prompts
 from demur.errors import ModelError
 from demur.studies.results import CompareResult
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from planted_study import effect, lasting
 
-from conftest import effect, lasting
 from demur.errors import ModelError
 from demur.judges import JUDGES, Judge
 from demur.runs import read_run
@@ -96,7 +96,7 @@ def test_splits_and_files(studied: Any) -> None:
         for label in ("harmful", "harmless")
     }
     assert all(s.refused == (s.n if s.label == "harmful" else 0) for s in result.splits)
-    assert CompareResult.model_validate_json((out / "study.json").read_text()) == result
+    assert lasting(CompareResult.model_validate_json((out / "study.json").read_text())) == lasting(result)
     session = read_run(out).manifest.latest
     assert session.finished is not None
     assert set(session.inputs) == {f"{s.split}/{s.label}" for s in result.splits}

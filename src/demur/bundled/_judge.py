@@ -72,6 +72,7 @@ class BundledJudge(Judge):
     """
 
     kind: ClassVar[str] = "bundled"
+    knows_incoherence: ClassVar[bool] = True
 
     def judge(self, answers: Sequence[Answer]) -> list[Verdict]:
         """One verdict per answer, in order; none is unscored."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -96,9 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows `demur` (default: the process's own arguments).
     """
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with _terminable():
-            status = app.main(args=arguments, prog_name="demur", standalone_mode=False)
+            status = app.main(args=given, obj=given, prog_name="demur", standalone_mode=False)
     except click.Abort:
         complain("nothing was written", "stopped")
         return INTERRUPTED

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -34,11 +37,33 @@ def note(text: str) -> None:
     console(stderr=True).print(text, soft_wrap=True)
 
 
-def complain(message: str, kind: str = "error") -> None:
-    """`kind: message` on standard error, the message exactly as it is."""
+def complain(message: str, kind: str = "error", to: Console | None = None) -> None:
+    """`kind: message` on standard error, or another console, the message exactly as it is."""
     from rich.text import Text
 
-    console(stderr=True).print(Text.assemble((f"{kind}: ", _STYLES.get(kind, "")), message), soft_wrap=True)
+    (to or console(stderr=True)).print(Text.assemble((f"{kind}: ", _STYLES.get(kind, "")), message), soft_wrap=True)
 
 
-__all__ = ["complain", "console", "note", "say"]
+class Warnings(logging.Handler):
+    """Prints what is logged on standard error, or another console."""
+
+    def __init__(self, to: Console | None = None) -> None:
+        super().__init__(logging.WARNING)
+        self._to = to
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(record.getMessage(), record.levelname.lower(), self._to)
+
+
+@contextmanager
+def logging_to(handler: logging.Handler) -> Iterator[None]:
+    """Hand what demur logs to `handler` while the context is open."""
+    logger = logging.getLogger("demur")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+__all__ = ["Warnings", "complain", "console", "logging_to", "note", "say"]

@@ -6,13 +6,12 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import click
 
-from demur.cli.console import complain, console, note, say
+from demur.cli.console import Warnings, complain, console, logging_to, note, say
 from demur.data import (
     NamedSet,
     add_prompt_sets,
@@ -89,7 +88,7 @@ def show(name: str, examples: bool) -> None:
         return
     if item.kind == "prompts":
         # What the reader would warn of is among the counts.
-        with _log_to(logging.NullHandler()):
+        with logging_to(logging.NullHandler()):
             _say_counts(item)
     if item.label != "harmful" or examples:
         for number, text in enumerate(read_texts(item.name, limit=EXAMPLES), start=1):
@@ -111,7 +110,7 @@ def show(name: str, examples: bool) -> None:
 def fetch_sets(names: tuple[str, ...], every: bool, source: Path | None) -> None:
     """Get the files of sets into the cache. One that fails does not stop the others; the exit status is then 2."""
     items = _chosen(names, every)
-    with _log_to(_Warnings()):
+    with logging_to(Warnings()):
         if source is not None:
             if len(items) != 1:
                 raise InputError(f"--from PATH is the file of one set; {len(items)} sets are named")
@@ -121,23 +120,6 @@ def fetch_sets(names: tuple[str, ...], every: bool, source: Path | None) -> None
     if failed:
         note(f"{len(failed)} of {len(items)} sets could not be fetched: {', '.join(failed)}")
         raise click.exceptions.Exit(FAILED)
-
-
-class _Warnings(logging.Handler):
-    """Prints log records as warnings on standard error."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        complain(record.getMessage(), "warning")
-
-
-@contextmanager
-def _log_to(handler: logging.Handler) -> Iterator[None]:
-    logger = logging.getLogger("demur.data")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
 
 
 def _chosen(names: tuple[str, ...], every: bool) -> list[NamedSet]:

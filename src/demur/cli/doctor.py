@@ -7,8 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +15,6 @@ import click
 
 from demur import __version__
 from demur.cli.console import console
-
-PACKAGES = ("torch", "transformers", "safetensors", "huggingface-hub", "numpy", "altair", "vl-convert-python")
-EXTRAS = {"saelens": "sae_lens", "eval": "lm_eval"}
 
 
 class Finding(NamedTuple):
@@ -48,14 +44,27 @@ def command(online: bool) -> None:
 def _software() -> Iterator[Finding]:
     yield Finding("demur", __version__)
     yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    for package in PACKAGES:
-        try:
-            yield Finding(package, version(package))
-        except PackageNotFoundError:
-            yield Finding(package, "not installed; reinstall demur", good=False)
-    for extra, module in EXTRAS.items():
-        text = "installed" if find_spec(module) else f"not installed (optional: pip install 'demur[{extra}]')"
-        yield Finding(f"extra {extra}", text)
+    extras: dict[str, list[str]] = {}
+    for requirement in requires("demur") or ():
+        name, _, condition = requirement.partition(";")
+        package = re.split(r"[^\w.-]", name.strip(), maxsplit=1)[0]
+        if found := re.search(r"extra == ['\"](.+)['\"]", condition):
+            extras.setdefault(found[1], []).append(package)
+        else:
+            text = _version(package)
+            yield Finding(package, text or "not installed; reinstall demur", good=text is not None)
+    for extra, packages in extras.items():
+        if extra != "dev":
+            here = all(_version(package) for package in packages)
+            text = "installed" if here else f"not installed (optional: pip install 'demur[{extra}]')"
+            yield Finding(f"extra {extra}", text)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _machine() -> Iterator[Finding]:

@@ -35,6 +35,8 @@ class JudgedOptions(BaseModel):
     """Column of the prompts (default: found)."""
     answer_column: str | None = None
     """Column of the answers (default: found)."""
+    model: str | None = None
+    """The model that wrote the answers, folder or hub id: what it would not write by itself is incoherent."""
 
 
 class LocalOptions(BaseModel):
@@ -91,8 +93,9 @@ class JudgeOptions(JudgedOptions, LocalOptions, EndpointOptions):
 def _judge(out: Path, **given: Any) -> None:
     from demur.cli.progress import StageProgress
     from demur.judges import Endpoint, Placement, get_judge, judge_file
+    from demur.model import load_model
 
-    options = read_config(JudgeOptions, None, given, "file")
+    options = read_config(JudgeOptions, None, given, argument="file")
     placement = options.model_dump(include=set(LocalOptions.model_fields), exclude_none=True)
     endpoint = options.model_dump(include=set(EndpointOptions.model_fields) - {"prices"}, exclude_none=True)
     if "judge_url" in endpoint:
@@ -106,6 +109,7 @@ def _judge(out: Path, **given: Any) -> None:
             prompt_column=options.prompt_column,
             answer_column=options.answer_column,
             out=out,
+            model=None if options.model is None else load_model(options.model),
             progress=progress,
         )
     _say_counts(counts, out)
@@ -123,6 +127,12 @@ def _say_counts(counts: JudgeCounts, out: Path) -> None:
         say(f"harmful: {counts.harmful} of {counts.rows}")
         say(f"not harmful: {counts.not_harmful} of {counts.rows}")
     say(f"unscored: {counts.unscored} ({counts.without_answer} without an answer)")
+    if counts.coherence:
+        wrong = counts.coherence.false_positives
+        note(
+            f"coherent text is told by {counts.coherence.n} answers of the model itself, of which {wrong.k} would have "
+            f"been called incoherent (95 %: {wrong.low:.0%} to {wrong.high:.0%})"
+        )
     if counts.cached:
         note(f"{counts.cached} answers were judged before, or equal another")
     if counts.usage:

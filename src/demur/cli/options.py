@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import get_annotations
@@ -129,7 +129,14 @@ def _parts(value: Any) -> tuple[Any, ...]:
     return cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
 
 
-def read_config(kind: type[ConfigT], file: Path | None, given: Mapping[str, Any], argument: str = "model") -> ConfigT:
+def read_config(
+    kind: type[ConfigT],
+    file: Path | None,
+    given: Mapping[str, Any],
+    *,
+    argument: str = "model",
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> ConfigT:
     """A configuration from a TOML file, if any, with the options that were given laid over it.
 
     Args:
@@ -137,6 +144,7 @@ def read_config(kind: type[ConfigT], file: Path | None, given: Mapping[str, Any]
         file: TOML file whose keys are field names.
         given: field → text, texts, or whether a flag was set; None and () are not given.
         argument: the field that is given without a name.
+        complete: fills in settings that may be left out.
 
     Raises:
         InputError: the file cannot be read, or a value does not fit; names the option or the file's setting.
@@ -149,7 +157,7 @@ def read_config(kind: type[ConfigT], file: Path | None, given: Mapping[str, Any]
         if value not in (None, ())
     }
     try:
-        return kind.model_validate(_read_toml(file) | options)
+        return kind.model_validate(complete(_read_toml(file) | options))
     except ValidationError as error:
         problems = [_problem(each, kind, file, options, argument) for each in error.errors()]
         raise InputError("\n  ".join(dict.fromkeys(problems))) from None

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import time
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-
-class _Warnings(logging.Handler):
-    """Prints log records above the bar."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(logging.WARNING)
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        line = Text.assemble((f"{record.levelname.lower()}: ", "yellow"), record.getMessage())
-        self._console.print(line, soft_wrap=True)
+from demur.cli.console import Warnings, logging_to
 
 
 class StageProgress:
-    """Called with (stage, done, total); use as a context manager."""
+    """Called with (stage, done, total); use as a context manager. Warnings are printed above the bar."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -33,21 +22,15 @@ class StageProgress:
         self._started = time.perf_counter()
         self._total = 0
         self._task: TaskID | None = None
-        self._warnings = _Warnings(console)
-        self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._open = ExitStack()
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        hidden = not console.is_terminal
+        self._bars = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage:
             self._end()
-            self._stage, self._total = stage, total
+            self._stage = stage
             self._task = self._bars.add_task(stage, total=total)
         if self._task is not None:
             self._bars.update(self._task, completed=done, total=total)
@@ -56,8 +39,8 @@ class StageProgress:
             self._end()
 
     def __enter__(self) -> Self:
-        logging.getLogger("demur").addHandler(self._warnings)
-        self._bars.start()
+        self._open.enter_context(logging_to(Warnings(self._console)))
+        self._open.enter_context(self._bars)
         return self
 
     def __exit__(
@@ -65,8 +48,7 @@ class StageProgress:
     ) -> None:
         if kind is None:
             self._end()
-        self._bars.stop()
-        logging.getLogger("demur").removeHandler(self._warnings)
+        self._open.close()
 
     def _end(self) -> None:
         """Leave one line of a stage that is over."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from demur.cli.console import console, say
+from demur.studies import STUDIES
 
 if TYPE_CHECKING:
     from demur.report.blocks import Page
@@ -52,7 +53,7 @@ def command(run: Path, full: bool, markdown: bool) -> None:
     from demur.studies.base import unfinished
 
     begun = unfinished(run)
-    finished = any(path.with_suffix(".json").is_file() for path in map(run.joinpath, _studies()))
+    finished = any((run / f"{name}.json").is_file() for name in STUDIES)
     if finished or not begun:
         found = pages(run)
         if markdown:
@@ -65,12 +66,6 @@ def command(run: Path, full: bool, markdown: bool) -> None:
         say(f"`demur {name}` has not finished in {run}; run the same command again to resume it.")
     if begun:
         _say_stages(run)
-
-
-def _studies() -> tuple[str, ...]:
-    from demur.studies import STUDIES
-
-    return tuple(STUDIES)
 
 
 def _say_stages(run: Path) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -46,13 +45,15 @@ def study_command(name: str) -> ConfigCommand:
     return ConfigCommand(name, STUDIES[name].config, help=text, run=run, argument="model", own=own)
 
 
-def configured(name: str, file: Path | None, given: dict[str, Any]) -> StudyConfig:
-    """A study's configuration from a TOML file and options.
+def configured(
+    name: str, file: Path | None, given: dict[str, Any], complete: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> StudyConfig:
+    """A study's configuration from a TOML file and options; `complete` as in `read_config`.
 
     Raises:
         InputError: a value does not fit, or the model's folder is not there.
     """
-    config: StudyConfig = read_config(STUDIES[name].config, file, given)
+    config: StudyConfig = read_config(STUDIES[name].config, file, given, complete=complete)
     check_model(config.model)
     return config
 
@@ -92,7 +93,7 @@ def _resumable(folder: Path) -> Iterator[StageProgress]:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-    arguments: list[str] = click.get_current_context().find_root().obj or sys.argv[1:]
+    arguments: list[str] = click.get_current_context().find_root().obj
     try:
         with StageProgress(stderr) as progress:
             yield progress

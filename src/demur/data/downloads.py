@@ -15,10 +15,9 @@ from demur.data.named_sets import NamedSet
 from demur.data.tables import file_digest, read_table
 from demur.data.text_lines import kind_of
 from demur.errors import InputError
+from demur.offline import OFFLINE, is_offline
 
 logger = logging.getLogger("demur.data")
-
-OFFLINE = ("DEMUR_OFFLINE", "HF_HUB_OFFLINE")
 
 
 def cache_path(named: NamedSet) -> Path:
@@ -52,7 +51,7 @@ def fetch(named: NamedSet) -> Path:
     if not named.url:
         state = "has changed: its SHA-256 is another" if damaged else "does not exist"
         raise InputError(f"the file {target} of the set {named.name!r} {state}")
-    if any(os.environ.get(name, "0") not in ("", "0") for name in OFFLINE):
+    if is_offline():
         state = f"its file {target} is damaged" if damaged else "it is not in the cache"
         raise _unavailable(named, f"{state}, and downloads are switched off ({' or '.join(OFFLINE)} is set)")
     with _beside(target) as folder:

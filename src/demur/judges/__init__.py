@@ -10,6 +10,7 @@ from demur.judges._endpoint import Endpoint
 from demur.judges._file import JudgeCounts, judge_file
 from demur.judges._harmbench import HarmBenchJudge
 from demur.judges._judgement import Judgement, judge
+from demur.judges._likelihood import Coherence, CoherentJudge
 from demur.judges._llama_guard import LlamaGuard4Judge, LlamaGuardJudge
 from demur.judges._llm import LLMJudge, RefusalJudge, StrongRejectJudge
 from demur.judges._patterns import PatternJudge
@@ -20,6 +21,8 @@ __all__ = [
     "JUDGES",
     "CachedJudge",
     "ClassifierJudge",
+    "Coherence",
+    "CoherentJudge",
     "Endpoint",
     "HarmBenchJudge",
     "Judge",

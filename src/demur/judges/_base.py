@@ -78,6 +78,8 @@ class Judge(ABC):
     """What it is made with: nothing, `(source, placement)` of a model that runs here, or `(model, endpoint)`."""
     costly: ClassVar[bool] = False
     """Its verdicts cost time or money, and are kept."""
+    knows_incoherence: ClassVar[bool] = False
+    """It tells broken text by itself, so that no likelihood needs to be looked at besides."""
 
     @property
     def name(self) -> str:
@@ -182,6 +184,12 @@ def rules_digest(*sources: Path) -> str:
         # A checkout may have other line ends.
         state.update(source.read_bytes().replace(b"\r\n", b"\n"))
     return state.hexdigest()
+
+
+@cache
+def published(name: str) -> str:
+    """The text of `formats/NAME.txt`: what a judge is shown, exactly as its authors published it, with its holes."""
+    return (Path(__file__).parent / "formats" / f"{name}.txt").read_bytes().decode()
 
 
 def text_digest(*texts: str) -> str:

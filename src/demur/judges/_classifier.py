@@ -197,14 +197,19 @@ class ClassifierJudge(StreamingJudge):
             ids = ids[1:]
         return [bos, *ids]
 
-    def load(self) -> None:
-        """Load the model, if it is not there yet.
+    @property
+    def loaded(self) -> bool:
+        """The model is in memory."""
+        return self._model is not None
+
+    def load(self) -> Any:
+        """The Hugging Face model, loaded if it is not there yet.
 
         Raises:
             ModelError: it cannot be loaded, or its device is unknown.
         """
         if self._model is not None:
-            return
+            return self._model
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
         logger.info("loading the judge %s", self.source)
@@ -223,6 +228,7 @@ class ClassifierJudge(StreamingJudge):
             max_new_tokens=self.new_tokens, do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=pad
         )
         self._model = model.eval().requires_grad_(False)
+        return self._model
 
     def _ends(self, model: Any) -> list[int]:
         """Tokens that end the model's turn."""

@@ -15,11 +15,19 @@ _COMMON = re.compile(
 )
 
 
+_STUTTER = re.compile(r"([^\W\d_][^\n]{0,11}?)\1{7,}")
+_ROLES = re.compile(r"(?:(?:user|model|assistant|system|human)\s*)+")
+
+
 def incoherence(text: str) -> str | None:
     """Why `text` is no coherent answer, or `None`. `text` is a model's answer without chat tokens."""
     words = _WORD.findall(text.lower())
     if not words:
         return "no words" if text.strip() else "empty"
+    if _ROLES.fullmatch(text.lower()):
+        return "names of speakers, and nothing said"
+    if stutter := _STUTTER.search(text):
+        return f"repeats {stutter[1].strip()!r}"
     if _scripts(text) >= 3:
         return "mixes three scripts"
     if loop := _loop(words):

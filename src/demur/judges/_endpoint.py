@@ -95,28 +95,6 @@ class _AgainError(Exception):
         self.used = used
 
 
-class _Pace:
-    """Times at which requests may start: spaced, and none while the server asked for a pause."""
-
-    def __init__(self, per_minute: float | None) -> None:
-        self._gap = 60.0 / per_minute if per_minute else 0.0
-        self._next = 0.0
-        self._lock = threading.Lock()
-
-    def slot(self) -> float:
-        """Seconds until this request may start; the slot is taken."""
-        with self._lock:
-            now = time.monotonic()
-            start = max(now, self._next)
-            self._next = start + self._gap
-            return start - now
-
-    def hold(self, seconds: float) -> None:
-        """Start nothing for so long."""
-        with self._lock:
-            self._next = max(self._next, time.monotonic() + seconds)
-
-
 class ChatClient:
     """Asks one model, from several threads at once. Use as a context manager.
 
@@ -136,33 +114,24 @@ class ChatClient:
         self._model = model
         # Greedy where the model can be; newer ones refuse the first or the second, and say so.
         self._options: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens}
-        self._pace = _Pace(endpoint.requests_per_minute)
-        self._stop = threading.Event()
+        self._gap = 60.0 / endpoint.requests_per_minute if endpoint.requests_per_minute else 0.0
+        self._next = 0.0
+        """When the next request may start (`time.monotonic`)."""
+        self.stopped = threading.Event()
+        """Once set, nobody starts or waits any more."""
         self._lock = threading.Lock()
         self._reached = False
-        self._under_way = 0
-        self._closing = False
         priced = endpoint.price_in is not None or endpoint.price_out is not None
         self.usage = Usage(cost=0.0 if priced else None)
         address, _, query = endpoint.base.partition("?")
         hooks: Any = {"request": [self._before], "response": [self._after]}
-        self._http = openai.DefaultHttpxClient(event_hooks=hooks)
         self._client = openai.OpenAI(
             api_key=endpoint.secret or "none",  # The library wants one; a server without keys ignores it.
             base_url=address,
             default_query=dict(parse_qsl(query)),
             timeout=endpoint.timeout,
-            http_client=self._http,
+            http_client=openai.DefaultHttpxClient(event_hooks=hooks),
         )
-
-    @property
-    def stopped(self) -> bool:
-        """`stop` was called."""
-        return self._stop.is_set()
-
-    def stop(self) -> None:
-        """Let nobody start or wait any more."""
-        self._stop.set()
 
     def __enter__(self) -> Self:
         return self
@@ -170,17 +139,8 @@ class ChatClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
-        self._leave(0, closing=True)
-
-    def _leave(self, count: int, *, closing: bool = False) -> None:
-        """Count `count` questions less; the last one to leave after the end closes the connections."""
-        with self._lock:
-            self._under_way -= count
-            self._closing = self._closing or closing
-            last = self._closing and self._under_way == 0
-        if last:
-            self._http.close()
+        self.stopped.set()
+        self._client.close()
 
     def ask(self, messages: Sequence[Message]) -> str:
         """The model's answer.
@@ -189,19 +149,14 @@ class ChatClient:
             RowFailedError: all attempts failed, or the answer was cut off or withheld.
             JudgeStopped: no question can be answered: access refused, no server, no such model.
         """
-        with self._lock:
-            self._under_way += 1
         left = self._endpoint.attempts
-        try:
-            while True:
-                try:
-                    return self._once(messages, left)
-                except _AgainError as error:
-                    left -= error.used
-                    if left <= 0:
-                        raise RowFailedError(f"{error} ({self._endpoint.attempts} attempts)") from error
-        finally:
-            self._leave(1)
+        while True:
+            try:
+                return self._once(messages, left)
+            except _AgainError as error:
+                left -= error.used
+                if left <= 0:
+                    raise RowFailedError(f"{error} ({self._endpoint.attempts} attempts)") from error
 
     def _once(self, messages: Sequence[Message], attempts: int) -> str:
         import openai
@@ -233,8 +188,11 @@ class ChatClient:
 
     def _before(self, _request: Any) -> None:
         """Wait until the request may start, and count it."""
-        seconds = self._pace.slot()
-        if self._stop.wait(seconds) if seconds > 0 else self._stop.is_set():
+        with self._lock:
+            now = time.monotonic()
+            start = max(now, self._next)
+            self._next = start + self._gap
+        if self.stopped.wait(start - now) if start > now else self.stopped.is_set():
             raise RowFailedError("stopped")
         self._count(Usage(requests=1))
 
@@ -246,7 +204,8 @@ class ChatClient:
         response.read()
         if "insufficient_quota" in response.text:
             raise self._hopeless(f"HTTP {response.status_code}", "the account's quota is used up")
-        self._pace.hold(_seconds(response.headers.get("Retry-After")))
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + _seconds(response.headers.get("Retry-After")))
 
     def _refused(self, error: Any, tries: int, used: Mapping[str, Any]) -> Exception:
         """The exception that an error status calls for."""

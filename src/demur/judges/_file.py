@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from demur.data import PROMPT_COLUMNS, Table, read_table
 from demur.errors import InputError, RunError
@@ -13,10 +13,16 @@ from demur.judges._base import Judge, JudgeStopped, without_surrogates
 from demur.judges._cached import CachedJudge, Progress
 from demur.judges._judgement import Judgement
 from demur.judges._judgement import judge as judge_answers
+from demur.judges._likelihood import Coherence, CoherentJudge
 from demur.judges._registry import get_judge
 from demur.runs import Run, write_text
 from demur.types import Answer, Outcome, Prompt, Value, Verdict
 
+if TYPE_CHECKING:
+    from demur.model import ChatModel
+
+_CALIBRATION = 128
+"""Prompts of a file that the clean model answers itself, at most."""
 _ANSWER_COLUMNS = (
     "response", "completion", "answer", "output", "generation", "generated_text", "model_output", "reply", "text",
 )  # fmt: skip
@@ -44,6 +50,8 @@ class JudgeCounts(Value):
     """Where the verdicts of a judge that costs time or money are kept."""
     usage: str | None = None
     """Requests, tokens and price of a judge behind an endpoint."""
+    coherence: Coherence | None = None
+    """The limits beyond which an answer is incoherent, where the clean model was given."""
 
 
 def judge_file(
@@ -53,6 +61,8 @@ def judge_file(
     prompt_column: str | None = None,
     answer_column: str | None = None,
     out: str | Path,
+    model: ChatModel | None = None,
+    max_new_tokens: int = 64,
     progress: Progress | None = None,
 ) -> JudgeCounts:
     """Judge every row of a table (any format of `read_table`) and write one line per row, in order, to `out`.
@@ -70,6 +80,9 @@ def judge_file(
         prompt_column: found by its usual names when not given.
         answer_column: found by its usual names when not given.
         out: the file to write.
+        model: the model that wrote the answers, without intervention: an answer that it would not write is incoherent
+            (`CoherentJudge`). It is calibrated on its own answers to the file's prompts, at most 128 of them.
+        max_new_tokens: length of those answers.
         progress: called with (what, rows done, rows to do).
 
     Raises:
@@ -88,6 +101,8 @@ def judge_file(
     given = {row: answer for row, answer in enumerate(answers) if answer is not None}
     if not out.parent.is_dir():
         raise RunError(f"{out} cannot be written: there is no folder {out.parent}")
+    if model is not None:
+        reader = _with_likelihood(reader, model, tuple(given.values()), max_new_tokens)
     cache = Path(f"{out}.cache") if reader.costly else None
     try:
         judged = _judged(reader, tuple(given.values()), cache, progress)
@@ -110,7 +125,16 @@ def judge_file(
         cached=judged.cached,
         cache=None if cache is None else str(cache),
         usage=str(reader.usage) if reader.usage else None,
+        coherence=reader.coherence if isinstance(reader, CoherentJudge) else None,
     )
+
+
+def _with_likelihood(judge: Judge, model: ChatModel, answers: Sequence[Answer], max_new_tokens: int) -> CoherentJudge:
+    """The judge, with an eye on what the clean model would write; its own answers to the file's prompts tell that."""
+    texts = list(dict.fromkeys(answer.prompt.text for answer in answers))
+    step = -(-len(texts) // _CALIBRATION)
+    prompts = [Prompt(id=str(number), text=text) for number, text in enumerate(texts[::step])]
+    return CoherentJudge.of(judge, model, list(model.generate(prompts, max_new_tokens=max_new_tokens)))
 
 
 def _judged(judge: Judge, answers: tuple[Answer, ...], cache: Path | None, progress: Progress | None) -> Judgement:

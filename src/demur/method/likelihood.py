@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from demur.errors import InputError
 from demur.method.interventions import Compiled
 from demur.model import Batch, ChatModel, Region, TokenizedPrompt
 from demur.types import Answer, Prompt, Value, as_prompts
+
+T = TypeVar("T")
 
 
 class TokenLoss(Value):
@@ -67,25 +70,54 @@ def token_losses(
         change: what is done to the model meanwhile.
         progress: called with (done, all) items after each batch.
     """
+
+    def read(prompt: str, logits: Tensor, wanted: Tensor) -> TokenLoss:
+        nats = float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+        return TokenLoss(prompt_id=prompt, nats=nats, tokens=len(wanted))
+
+    return _over_responses(model, items, read, change, progress)
+
+
+def answer_token_losses(
+    model: ChatModel, answers: Sequence[Answer], progress: Callable[[int, int], None] | None = None
+) -> list[tuple[float, ...]]:
+    """Cross-entropy (nats) of each token of each answer under the clean model, given the prompt and the tokens before.
+
+    Args:
+        model: the clean model.
+        answers: in any order; an answer without a token gives an empty tuple.
+        progress: called with (done, all) answers after each batch.
+    """
+
+    def read(_prompt: str, logits: Tensor, wanted: Tensor) -> tuple[float, ...]:
+        return tuple(torch.nn.functional.cross_entropy(logits, wanted, reduction="none").tolist())
+
+    return _over_responses(model, answers_to_score(model, answers), read, None, progress)
+
+
+def _over_responses(
+    model: ChatModel,
+    items: Sequence[TokenizedPrompt],
+    read: Callable[[str, Tensor, Tensor], T],
+    change: Compiled | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[T]:
+    """What `read` makes of each item's prompt id, logits (float32) and the `RESPONSE` tokens that they predict."""
     keep = 1 + max((item.regions.count(Region.RESPONSE) for item in items), default=0)
 
-    def run(batch: Batch) -> list[TokenLoss]:
+    def run(batch: Batch) -> list[T]:
         with torch.inference_mode(), nullcontext() if change is None else change.on(batch):
             logits = model.logits(batch, keep)
         width = logits.shape[1]
         counted = batch.within([Region.RESPONSE])[:, -width:][:, 1:]
-        wanted = batch.input_ids[:, -width:][:, 1:]
+        wanted = batch.input_ids[:, -width:][:, 1:].to(logits.device)
+        # One row at a time in float32: a whole batch of logits over a large vocabulary would not fit beside the model.
         return [
-            TokenLoss(prompt_id=prompt, nats=_nats(logits[row, :-1][mask], wanted[row][mask]), tokens=int(mask.sum()))
+            read(prompt, logits[row, :-1][mask].float(), wanted[row][mask])
             for row, (prompt, mask) in enumerate(zip(batch.prompt_ids, counted, strict=True))
         ]
 
     return model.each(items, run, progress)
-
-
-def _nats(logits: Tensor, wanted: Tensor) -> float:
-    # One row at a time in float32: a whole batch of logits over a large vocabulary would not fit beside the model.
-    return float(torch.nn.functional.cross_entropy(logits.float(), wanted.to(logits.device), reduction="sum"))
 
 
 def first_token_kl(model: ChatModel, items: Sequence[TokenizedPrompt], change: Compiled) -> list[float]:
@@ -118,4 +150,12 @@ def preference(
     return model.each(items, run)
 
 
-__all__ = ["TokenLoss", "answers_to_score", "first_token_kl", "preference", "texts_to_score", "token_losses"]
+__all__ = [
+    "TokenLoss",
+    "answer_token_losses",
+    "answers_to_score",
+    "first_token_kl",
+    "preference",
+    "texts_to_score",
+    "token_losses",
+]

@@ -106,12 +106,13 @@ class Plan:
         )
 
 
-def plan_study(study: Study[Any, Any], config: StudyConfig) -> Plan:
+def plan_study(study: Study[Any, Any], config: StudyConfig, *, prompt_tokens: int | None = None) -> Plan:
     """Plan a study: sizes from configurations alone, its work by running it on stand-ins, its time by measured speed.
 
     Args:
         study: which one.
         config: its options; the prompts that it names need not exist.
+        prompt_tokens: mean tokens of a prompt with its template (default: counted, or assumed).
 
     Raises:
         DemurError: model or SAEs have no configuration that can be read, or do not fit each other.
@@ -124,6 +125,8 @@ def plan_study(study: Study[Any, Any], config: StudyConfig) -> Plan:
     stored = str(hf.dtype or "float32").removeprefix("torch.")
     dtype: torch.dtype = getattr(torch, stored if config.dtype == "auto" else config.dtype)
     lengths = prompt_lengths(config)
+    if prompt_tokens is not None:
+        lengths = lengths._replace(message=max(3, prompt_tokens - lengths.before - lengths.after))
     model = model_sizes(hf, dtype, sum(lengths))
     suite = _suite(config)
     suite.check(d_model=model.d_model, n_layers=model.n_layers)

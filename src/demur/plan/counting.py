@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from demur.judges import Judge
 from demur.model import ChatModel
@@ -36,8 +36,9 @@ WIDTH: Final = 8
 """Width of the stand-in model's residual."""
 _SAE_WIDTH: Final = 1021
 """Features of a stand-in SAE: a prime, so that products with whole dictionaries are known by their shapes."""
-_NOT_RUN: Final = ("tasks", "harm_judges")
-"""Settings that name other programs' work, which is left out."""
+_PRODUCTS: Final = ("matmul", "__matmul__", "mm", "bmm", "mv", "linear")
+_INSTEAD: Final = {"tasks": (), "harm_judges": (), "resamples": 100}
+"""Settings of work that is not priced: other programs' and other models', and arithmetic on results."""
 
 
 @dataclass
@@ -149,26 +150,20 @@ class _CountingModel(nn.Module):
         return torch.cat([input_ids, answers], 1)
 
 
-class _DictionaryProducts(TorchDispatchMode):
+class _DictionaryProducts(TorchFunctionMode):
     """Counts matrix products with whole dictionaries, in the real sizes; they are known by the SAEs' odd width."""
 
     def __init__(self, stages: Stages, d_model: int, d_sae: int) -> None:
         super().__init__()
         self._stages = stages
         self._real: dict[int, int] = {WIDTH: d_model, _SAE_WIDTH: d_sae}
-        aten = torch.ops.aten
-        self._operands = {aten.mm: 0, aten.bmm: 0, aten.matmul: 0, aten.mv: 0, aten.linear: 0, aten.addmm: 1}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket is torch.ops.aten.einsum:
-            with self:
-                return func.decompose(*args, **(kwargs or {}))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        place = self._operands.get(func.overloadpacket)
-        if place is not None:
-            inner, last = args[place].shape[-1], out.shape[-1]
+        if getattr(func, "__name__", "") in _PRODUCTS and out.ndim:
+            inner, last = int(args[0].shape[-1]), int(out.shape[-1])
             if _SAE_WIDTH in (inner, last):
-                real = prod(self._real.get(size, size) for size in (int(inner), int(last)))
+                real = prod(self._real.get(size, size) for size in (inner, last))
                 self._stages.now.dictionary += 2.0 * real * prod(out.shape[:-1])
         return out
 
@@ -302,8 +297,8 @@ def _without_sources(config: StudyConfig, folder: Path, words: int) -> StudyConf
         for name, field in type(config).model_fields.items()
         if reads_sources in field.metadata and getattr(config, name)
     }
-    left_out = {name: () for name in _NOT_RUN if name in type(config).model_fields}
-    return config.model_copy(update=named | left_out | {"paper_settings": False})
+    instead = _INSTEAD | {"paper_settings": False}
+    return config.model_copy(update=named | {name: instead[name] for name in instead if hasattr(config, name)})
 
 
 @contextmanager

@@ -5,7 +5,7 @@ A study's `sections(result)` returns these values; nothing here imports torch or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -51,8 +51,8 @@ class Table:
     def of(
         cls,
         title: str,
-        columns: Sequence[str | Column],
-        rows: Sequence[Sequence[str]],
+        columns: str | Sequence[str | Column],
+        rows: Iterable[Sequence[str]],
         *,
         caption: str = "",
         strong: Sequence[int] = (),
@@ -62,7 +62,8 @@ class Table:
 
         Args:
             title: what the table holds.
-            columns: one given as `"> name"` is numeric (right-aligned).
+            columns: columns, or their text: `"name"`, `"> name"` for a numeric one (right-aligned), `"name: help"`;
+                several in one text are parted by `" | "`.
             rows: cells as text, as many as there are columns.
             caption: how to read it.
             strong: indices of rows to emphasise.
@@ -71,14 +72,15 @@ class Table:
         Raises:
             ValueError: a row with too few or too many cells.
         """
-        made = tuple(_column(each) for each in columns)
+        made = tuple(_column(each) for each in (columns.split(" | ") if isinstance(columns, str) else columns))
         return cls(title, made, tuple(tuple(row) for row in rows), caption, frozenset(strong), folded)
 
 
 def _column(column: str | Column) -> Column:
     if isinstance(column, Column):
         return column
-    return Column(column.removeprefix("> "), numeric=column.startswith("> "))
+    name, _, text = column.removeprefix("> ").partition(": ")
+    return Column(name, column.startswith("> "), text)
 
 
 @dataclass(frozen=True)

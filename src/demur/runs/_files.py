@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from demur.errors import RunError
 
@@ -32,7 +32,12 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if sys.platform != "win32":  # Makes the rename survive a power cut; Windows has no such call.
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -46,16 +51,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_bytes(text.encode())
 
     write_whole(path, write)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut. Windows has no such call, and needs none for a kill."""
-    if sys.platform != "win32":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -83,12 +78,11 @@ class LineWriter:
         Raises:
             RunError: it cannot be written; what was written of it is dropped by the next `append`.
         """
-        data = line + b"\n"
         try:
             if self._file is None:
                 self._file = self._path.open("ab", buffering=0)
                 self._file.truncate(sum(map(len, complete_lines(self._path))))
-            if self._file.write(data) != len(data):
+            if self._file.write(line + b"\n") != len(line) + 1:
                 raise OSError("only a part of the line was written (is the disk full?)")
         except OSError as error:
             self.close()
@@ -102,37 +96,23 @@ class LineWriter:
             self._file = None
 
 
-class FolderLock:
-    """The right to write one run folder; the system gives it up when the process that holds it dies."""
+def lock_folder(folder: Path) -> BaseFileLock:
+    """Make the folder if it is not there, and take the right to write it, which ends with this process at the latest.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        path, self._holder = (folder / name for name in LOCK_FILES)
-        self._lock = FileLock(path, timeout=0, thread_local=False)
-
-    def acquire(self) -> None:
-        """Make the folder if it is not there, and take its lock.
-
-        Raises:
-            RunError: another process holds it, or the folder cannot be written or locked.
-        """
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-            self._holder.write_text(f"process {os.getpid()}")
-        except Timeout:
-            holder = "another process"
-            with contextlib.suppress(OSError):
-                holder = self._holder.read_text() or holder
-            raise RunError(f"{self._folder} is being written by {holder}; wait, or choose another folder") from None
-        except (OSError, NotImplementedError) as error:
-            self._lock.release()
-            why = getattr(error, "strerror", None) or error
-            raise RunError(
-                f"the run folder {self._folder} cannot be written: {why}; choose another with --out"
-            ) from error
-
-    def release(self) -> None:
-        """Give the lock up. Its file stays: without it, two processes could lock two files of one name."""
-        self._holder.unlink(missing_ok=True)
-        self._lock.release()
+    Raises:
+        RunError: another process holds it, or the folder cannot be written or locked.
+    """
+    path, writer = (folder / name for name in LOCK_FILES)
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        writer.write_text(f"process {os.getpid()}")
+    except Timeout:
+        holder = writer.read_text() if writer.is_file() else "another process"
+        raise RunError(f"{folder} is being written by {holder}; wait, or choose another folder") from None
+    except (OSError, NotImplementedError) as error:
+        lock.release()
+        why = getattr(error, "strerror", None) or error
+        raise RunError(f"the run folder {folder} cannot be written: {why}; choose another with --out") from error
+    return lock

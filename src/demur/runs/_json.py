@@ -1,10 +1,9 @@
-"""Canonical JSON for hashing, and what must never be written to a run folder."""
+"""Canonical JSON for hashing, TOML for showing, and what must never be written to a run folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -34,40 +33,26 @@ def to_json(value: object, where: str = "value") -> JSON:
     """Plain JSON data of mappings, sequences, strings, finite numbers and pydantic values.
 
     Raises:
-        RunError: something in it has no JSON form; names where it is.
+        RunError: something in it has no JSON form; `where` names the whole.
     """
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise RunError(f"{where} is {value}; only finite numbers can be part of a key")
-        return float(value)
+    try:
+        return json.loads(json.dumps(value, allow_nan=False, default=_plain))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{where} has no JSON form: {error}") from error
+
+
+def _plain(value: object) -> object:
     if isinstance(value, BaseModel):
-        return to_json(value.model_dump(mode="json"), where)
+        return value.model_dump(mode="json")
     if isinstance(value, Mapping):
-        items = cast("Mapping[object, object]", value).items()
-        return {_key(key, where): to_json(item, f"{where}.{key}") for key, item in items}
-    if isinstance(value, list | tuple):
-        return [to_json(item, f"{where}[{i}]") for i, item in enumerate(cast("list[object]", value))]
-    raise RunError(f"{where} is a {type(value).__name__}, which has no JSON form")
-
-
-def _key(key: object, where: str) -> str:
-    if isinstance(key, str):
-        return str(key)
-    raise RunError(f"{where} has the key {key!r}; keys must be strings")
-
-
-def canonical(value: object) -> str:
-    """One text for equal data: keys sorted, no spaces."""
-    return json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return dict(cast("Mapping[object, object]", value))
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
 
 
 def hash_of(value: object) -> str:
-    """SHA-256 of the canonical JSON, hex."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
+    """SHA-256, hex, of the canonical JSON: equal data have one text, keys sorted, no spaces."""
+    text = json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def without_secrets(value: JSON) -> JSON:
@@ -80,3 +65,26 @@ def without_secrets(value: JSON) -> JSON:
     if isinstance(value, list):
         return [without_secrets(item) for item in value]
     return _SECRET_TEXT.sub(HIDDEN, value) if isinstance(value, str) else value
+
+
+def as_toml(config: Mapping[str, Any]) -> str:
+    """A configuration as TOML: top-level keys with inline values; None is left out, as TOML has no null."""
+    return "".join(f"{_key(name)} = {_toml(value)}\n" for name, value in config.items() if value is not None)
+
+
+def _key(name: str) -> str:
+    bare = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
+    return name if bare else json.dumps(name)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        table = cast("Mapping[str, Any]", value)
+        return "{ " + ", ".join(f"{_key(k)} = {_toml(v)}" for k, v in table.items() if v is not None) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, cast("list[Any]", value))) + "]"
+    if isinstance(value, bool | int | float):
+        # TOML spells numbers, inf and nan as Python does.
+        return str(value).lower()
+    # A JSON string is a TOML basic string but for U+007F, which TOML wants escaped.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

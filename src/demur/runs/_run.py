@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, cast, get_origin
 
+from filelock import BaseFileLock
 from pydantic import BaseModel, Field, ValidationError
 
 from demur.errors import RunError
-from demur.runs._files import LOCK_FILES, TEMPORARY, FolderLock, remove_temporaries, write_text
+from demur.runs._files import LOCK_FILES, TEMPORARY, lock_folder, remove_temporaries, write_text
 from demur.runs._json import JSON, hash_of, to_json, without_secrets
 from demur.runs._stage import Kind, KindOf, Stage, StageFolder
 from demur.types import Value
 
 MANIFEST = "manifest.json"
 _STAGES = "stages"
-_PACKAGES = (
-    "demur",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "huggingface-hub",
-    "numpy",
-    "scikit-learn",
-    "sae-lens",
-)
+_PACKAGES = "demur torch transformers tokenizers safetensors huggingface-hub numpy scipy sae-lens"
 
 Progress = Callable[[int, int], None]
 """`(done, total)`."""
@@ -75,19 +67,19 @@ class Manifest(Value):
     """`manifest.json`: every session on the folder, oldest first."""
 
     format: int = 1
-    sessions: tuple[Session, ...]
+    sessions: tuple[Session, ...] = Field(min_length=1)
 
     @property
     def latest(self) -> Session:
         return self.sessions[-1]
 
 
+@dataclass(frozen=True)
 class RunView:
     """A run folder for reading: no lock, nothing written."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
+    folder: Path
+    manifest: Manifest
 
     def stages(self, name: str | None = None) -> list[StageFolder]:
         """The stages of the latest session (those called `name`, when given), in the order of first use."""
@@ -96,20 +88,6 @@ class RunView:
             for ref in self.manifest.latest.stages
             if name in (None, ref.name)
         ]
-
-    def stage(self, name: str) -> StageFolder:
-        """The one stage called `name` in the latest session.
-
-        Raises:
-            RunError: there is none, or there are several.
-        """
-        found = self.stages(name)
-        if len(found) != 1:
-            names = ", ".join(sorted({ref.name for ref in self.manifest.latest.stages})) or "none"
-            raise RunError(
-                f"{self.folder} has {len(found)} stages called {name!r} in its latest session; it has {names}"
-            )
-        return found[0]
 
 
 def read_run(folder: str | Path) -> RunView:
@@ -126,8 +104,6 @@ def read_run(folder: str | Path) -> RunView:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except (ValidationError, OSError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
-    if not manifest.sessions:
-        raise RunError(f"{path} is damaged: it lists no session")
     return RunView(folder, manifest)
 
 
@@ -153,7 +129,7 @@ class Run:
         counters: name of a stage → what was found and what was made, each stage counted once.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, lock: FolderLock) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, lock: BaseFileLock) -> None:
         self.folder = folder
         self.manifest = manifest
         self.counters: dict[str, StageCount] = {}
@@ -168,9 +144,6 @@ class Run:
         *,
         config: Mapping[str, object] | BaseModel,
         command: str = "study",
-        resume: bool = True,
-        inputs: Mapping[str, str] | None = None,
-        identities: Mapping[str, JSON] | None = None,
         seeds: Mapping[str, int] | None = None,
     ) -> Run:
         """Take hold of a run folder, made if it is new, and record this session in its manifest.
@@ -181,21 +154,16 @@ class Run:
         Args:
             config: what was asked, as JSON data; tokens, keys and passwords in it are not written.
             command: of `demur`, that asks it; a folder may hold several studies.
-            resume: whether a folder that holds a run may be used.
-            inputs: input → hash of its content.
-            identities: model, SAEs → where from, revision, hashes.
             seeds: purpose → seed.
 
         Raises:
-            RunError: the folder cannot be written, holds something else, holds a run although `resume` is
-                False, or is in use by another process.
+            RunError: the folder cannot be written, holds something else, or is in use by another process.
         """
         folder = Path(folder)
         plain = cast("dict[str, Any]", without_secrets(to_json(config, "config")))
-        lock = FolderLock(folder)
-        lock.acquire()
+        lock = lock_folder(folder)
         try:
-            earlier = _earlier_sessions(folder, resume)
+            earlier = _earlier_sessions(folder)
             session = Session(
                 config=plain,
                 command=command,
@@ -204,29 +172,25 @@ class Run:
                 python=platform.python_version(),
                 platform=f"{platform.system()} {platform.machine()}",
                 versions=_versions(),
+                seeds=dict(seeds or {}),
             )
             run = cls(folder, Manifest(sessions=(*earlier, session)), lock)
-            run.record(inputs=inputs, identities=identities, seeds=seeds)
+            run._write()
         except BaseException:
             lock.release()
             raise
         return run
 
-    def record(
-        self,
-        *,
-        inputs: Mapping[str, str] | None = None,
-        identities: Mapping[str, JSON] | None = None,
-        seeds: Mapping[str, int] | None = None,
-    ) -> None:
-        """Add what became known after opening (a resolved revision, say) to this session's record."""
+    def record(self, *, inputs: Mapping[str, str] | None = None, identities: Mapping[str, JSON] | None = None) -> None:
+        """Add what became known after opening to this session's record.
+
+        Args:
+            inputs: input → hash of its content.
+            identities: model, SAEs → where from, revision, hashes; secrets are not written.
+        """
         session = self.manifest.latest
         known = without_secrets(to_json({**session.identities, **(identities or {})}, "identities"))
-        self._write(
-            inputs={**session.inputs, **(inputs or {})},
-            identities=known,
-            seeds={**session.seeds, **(seeds or {})},
-        )
+        self._write(inputs={**session.inputs, **(inputs or {})}, identities=known)
 
     def cached(
         self,
@@ -254,18 +218,19 @@ class Run:
             RunError: a dependency has no JSON form, the folder cannot be written, or what it holds is damaged.
         """
         stage = self.stage(name, depends)
-        found = stage.done
-        if not found:
+        if found := stage.done:
+            progress = None
+        else:
             if progress is not None:
                 progress(0, 1)
             made = compute()
             stage.save(name, list(cast("Iterable[object]", made)) if get_origin(kind) is list else made)
             stage.finish()
-            if progress is not None:
-                progress(1, 1)
         value = stage.load(name, kind)
+        if progress is not None:
+            progress(1, 1)
         size = len(cast("list[object]", value)) if isinstance(value, list) else 1
-        self._count(stage, StageCount(size, 0) if found else StageCount(0, size))
+        self._count(stage, size * found, size * (not found))
         return value
 
     def mapped(
@@ -299,43 +264,32 @@ class Run:
         wanted = frozenset(keys)
         known = {key(row) for row in stage.rows(name, kind)}
         found = len(wanted & known)
-        if not stage.done:
-            if not wanted <= known:
-                self._fill(stage, wanted, known, compute, key, progress)
-            stage.finish()
-        rows = {key(row): row for row in stage.rows(name, kind)}
-        self._count(stage, StageCount(found, len(wanted) - found))
-        return [rows[each] for each in keys]
 
-    @staticmethod
-    def _fill(
-        stage: Stage,
-        wanted: frozenset[str],
-        known: set[str],
-        compute: Callable[[frozenset[str]], Iterable[Iterable[Kind]]],
-        key: Callable[[Kind], str],
-        progress: Progress | None,
-    ) -> None:
-        """Append the rows that are missing; `known` grows by their keys."""
-        if progress is not None:
-            progress(len(wanted & known), len(wanted))
-        for batch in compute(frozenset(known)):
-            for row in batch:
-                if key(row) not in known:
-                    stage.append(stage.name, row)
-                    known.add(key(row))
+        def report() -> None:
             if progress is not None:
                 progress(len(wanted & known), len(wanted))
-        if missing := sorted(wanted - known):
-            raise ValueError(
-                f"stage {stage.name}: {len(missing)} of {len(wanted)} keys got no row; one is {missing[0]!r}"
-            )
 
-    def _count(self, stage: Stage, count: StageCount) -> None:
+        if not (stage.done or wanted <= known):
+            report()
+            for batch in compute(frozenset(known)):
+                for row in batch:
+                    if key(row) not in known:
+                        stage.append(name, row)
+                        known.add(key(row))
+                report()
+        if missing := sorted(wanted - known):
+            raise ValueError(f"stage {name}: {len(missing)} of {len(wanted)} keys got no row; one is {missing[0]!r}")
+        if not stage.done:
+            stage.finish()
+        self._count(stage, found, len(wanted) - found)
+        rows = {key(row): row for row in stage.rows(name, kind)}
+        return [rows[each] for each in keys]
+
+    def _count(self, stage: Stage, found: int, made: int) -> None:
         if stage.key not in self._counted:
             self._counted.add(stage.key)
             before = self.counters.get(stage.name, StageCount(0, 0))
-            self.counters[stage.name] = StageCount(before.found + count.found, before.made + count.made)
+            self.counters[stage.name] = StageCount(before.found + found, before.made + made)
 
     def stage(self, name: str, depends: Mapping[str, object]) -> Stage:
         """The stage `name` for exactly these dependencies, new or as an earlier session left it.
@@ -398,12 +352,10 @@ class Run:
         self.close(finished=kind is None)
 
 
-def _earlier_sessions(folder: Path, resume: bool) -> tuple[Session, ...]:
+def _earlier_sessions(folder: Path) -> tuple[Session, ...]:
     """The sessions of the run that `folder` holds; none for an empty folder."""
     remove_temporaries(folder)
     if (folder / MANIFEST).exists():
-        if not resume:
-            raise RunError(f"{folder} already holds a run; resume it, or choose another folder with --out")
         return read_run(folder).manifest.sessions
     others = [p.name for p in folder.iterdir() if p.name not in LOCK_FILES and not p.name.startswith(TEMPORARY)]
     if others:
@@ -413,7 +365,7 @@ def _earlier_sessions(folder: Path, resume: bool) -> tuple[Session, ...]:
 
 def _versions() -> dict[str, str]:
     found: dict[str, str] = {}
-    for package in _PACKAGES:
+    for package in _PACKAGES.split():
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -94,17 +94,12 @@ class StageFolder:
         self.folder = folder
         self.name = name
         self.key = key
+        self._remedy = f"Remove the folder {folder} and run again to compute this stage anew"
 
     @property
     def done(self) -> bool:
         """The stage was finished: its files are whole and will not change."""
         return (self.folder / _DONE).is_file()
-
-    @property
-    def depends(self) -> JSON:
-        """What the stage's results depend on, as it was given (without secrets)."""
-        about: Any = json.loads(self._existing(_ABOUT).read_text(encoding="utf-8"))
-        return about["depends"]
 
     def load(self, name: str, kind: KindOf[Kind]) -> Kind:
         """The value of type `kind` that `save` stored under `name`: equal to what it was.
@@ -158,10 +153,6 @@ class StageFolder:
             raise RunError(f"{path} does not exist. {self._remedy}")
         return path
 
-    @property
-    def _remedy(self) -> str:
-        return f"Remove the folder {self.folder} and run again to compute this stage anew"
-
 
 class Stage(StageFolder):
     """A stage of the run that this process holds. What it stores is on disk before the call returns."""
@@ -206,7 +197,9 @@ class Stage(StageFolder):
         else:
             tensors, meta = value.to_parts()
             torch_format: Any = importlib.import_module("safetensors.torch")
-            ready, metadata = _storable(tensors), {_META: json.dumps(meta)}
+            # Cloned: safetensors stores no tensors that share memory, and would store all of a slice's.
+            ready = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+            metadata = {_META: json.dumps(meta)}
             target = self._target(f"{name}.safetensors")
             write_whole(target, lambda path: torch_format.save_file(ready, path, metadata=metadata))
 
@@ -250,20 +243,6 @@ def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise RunError(f"{name!r} cannot be the name of a stage or its file; use a-z, 0-9, '_', '-' and '.'")
     return name
-
-
-def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors that share no memory, which is what safetensors can store."""
-    seen: set[int] = set()
-    ready: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        plain = cast("Any", tensor).detach().cpu().contiguous()
-        storage = plain.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != plain.nbytes:
-            plain = plain.clone()
-        seen.add(plain.untyped_storage().data_ptr())
-        ready[name] = plain
-    return ready
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

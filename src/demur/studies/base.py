@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from demur.studies.context import Context
 
 ConfigT = TypeVar("ConfigT", bound=StudyConfig)
-ResultT = TypeVar("ResultT", bound="StudyResult")
 
 
 class StudyResult(Value):
@@ -94,6 +93,9 @@ class StudyResult(Value):
         from demur.report import notebook_html
 
         return notebook_html(self.page())
+
+
+ResultT = TypeVar("ResultT", bound=StudyResult)
 
 
 def data_frame(rows: Iterable[Mapping[str, object]]) -> pandas.DataFrame:

@@ -112,6 +112,7 @@ class Experiment:
         side_inputs = SideInputs.read(self.side, context) if everything else SideInputs((), None)
         self._check_judges()
         found = self.found
+        context.watch_coherence([answer for each in found.clean.answers["tuning"] for answer in each.answers])
         with context.timed("clean answers"):
             self._clean_test()
         with context.timed("exact patching"):
@@ -199,7 +200,7 @@ class Experiment:
         return (self.context.judging, *self.harm)
 
     def _check_judges(self) -> None:
-        """Look up every method and try every judge now: what is missing must not be found out in the middle of a run."""
+        """Look up every method and try every judge now, rather than find out in the middle of a run."""
         _ = self.methods
         for judging in self._all_judging:
             judging.reader.check()
@@ -419,7 +420,7 @@ class Experiment:
             kept=None if clean is None else still_answered(runs, clean),
             exact_match=None if clean is None else exact_match(runs, clean),
             repaired=None if clean is None or prompts == "harmful" else repaired(runs, clean),
-            p_clean=None if clean is None or len(runs) > 1 else mcnemar(runs[0].refused, clean.refused).p,
+            p_clean=mcnemar(runs[0].refused, clean.refused).p if clean is not None and len(runs) == 1 else None,
         )
 
     def successes(self, runs: Sequence[JudgedAnswers], measure: str) -> list[tuple[bool | None, ...]]:
@@ -446,7 +447,7 @@ class Experiment:
             shares = [(r.compliance if suppressing else r.refusal).value for r in (*main.runs, *each.runs)]
             if any(math.isnan(share) for share in shares):
                 continue
-            test = one_more_draw(shares[0], shares[1:])
+            test = one_more_draw(shares[0], shares[1:], n=len(main.runs[0].answers))
             rows.append(
                 ControlRow(
                     control=each.method.name,
@@ -455,8 +456,8 @@ class Experiment:
                     measure="compliance" if suppressing else "refusal",
                     value=shares[0],
                     sets=tuple(shares[1:]),
-                    low=max(0.0, test.low),
-                    high=min(1.0, test.high),
+                    low=test.low,
+                    high=test.high,
                     p=test.p,
                 )
             )
@@ -473,7 +474,9 @@ class Experiment:
             groups = [[compare_chosen(main, other, measure) for other in others]]
             for level in self.config.ce_levels if isinstance(self.config, SideEffectOptions) else ():
                 with_side_effects = [other for other in others if not other.local]
-                groups.append([compare_at_level(main, o, measure, level, self.side) for o in with_side_effects])
+                groups.append(
+                    [compare_at_level(main, o, measure, level, self.side.resamples) for o in with_side_effects]
+                )
             for group in groups:
                 adjusted = holm([row.p for row in group])
                 rows += [row.model_copy(update={"p_holm": p}) for row, p in zip(group, adjusted, strict=True)]

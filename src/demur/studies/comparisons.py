@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from demur.stats import Estimate, clustered_rate, crossed_difference, mcnemar, paired_difference, value_at
-from demur.studies.config import SideEffectOptions
+from demur.stats import (
+    Estimate,
+    TradeOff,
+    clustered_rate,
+    compare_curves,
+    crossed_difference,
+    mcnemar,
+    paired_difference,
+)
 from demur.studies.results import Comparison, SideEffects
 
-Outcomes = tuple[tuple[bool | None, ...], ...]
+Outcomes = Sequence[Sequence[bool | None]]
 """Per set drawn (one, but for controls) and prompt: got what it asks for; None when unscored."""
 
 
@@ -72,61 +80,41 @@ def compare_chosen(main: Curve, other: Curve, measure: str) -> Comparison:
     )
 
 
-def compare_at_level(
-    main: Curve, other: Curve, measure: str, level: float, options: SideEffectOptions, *, seed: int = 0
-) -> Comparison:
+def compare_at_level(main: Curve, other: Curve, measure: str, level: float, resamples: int) -> Comparison:
     """Both curves read at one ΔCE: the most success that a strength of at most that ΔCE reaches, interpolated between
-    the strengths measured, from the clean model on.
+    the strengths measured, from the clean model on. Prompts are resampled; ΔCE is taken as measured.
 
     Args:
         main: F*.
         other: another method.
         measure: name of what `outcomes` says.
         level: ΔCE on own answers, nats per token.
-        options: gives the number of resamples.
-        seed: of the bootstrap over prompts. ΔCE itself is taken as measured.
+        resamples: of the bootstrap.
     """
-    (x, y), (other_x, other_y) = _points(main), _points(other)
-    n = len(main.clean)
-    random = np.random.default_rng(seed)
-    draws = random.integers(n, size=(options.resamples, n))
-
-    def read(xs: np.ndarray, ys: np.ndarray) -> tuple[float, np.ndarray]:
-        return float(value_at(xs, np.nanmean(ys, 1), level)), value_at(xs, np.nanmean(ys[:, draws], 2).T, level)
-
-    (value, values), (other_value, other_values) = read(x, y), read(other_x, other_y)
-    gaps = values - other_values
-    # Twice the smaller tail, the observed resample among them, so that p is never 0.
-    tail = min((gaps <= 0).sum(), (gaps >= 0).sum())
-    p = min(1.0, 2 * (1 + float(tail)) / (1 + len(gaps)))
-
-    def estimate(centre: float, resampled: np.ndarray) -> Estimate:
-        low, high = np.nanquantile(resampled, [0.025, 0.975])
-        return Estimate(value=centre, low=float(low), high=float(high), n=n)
-
+    found = compare_curves(_trade_off(main), _trade_off(other), level, resamples=resamples)
     return Comparison(
         other=other.name,
         measure=measure,
         level=level,
-        value=estimate(value, values),
-        other_value=estimate(other_value, other_values),
-        difference=estimate(value - other_value, gaps),
+        value=found.first,
+        other_value=found.second,
+        difference=found.difference,
         ce=level,
         other_ce=level,
-        p=p,
+        p=found.p,
         p_holm=math.nan,
     )
 
 
-def _points(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """ΔCE of each point and success `[point, prompt]` (mean over sets; nan: unscored), the clean model first."""
-    xs, ys = [0.0], [_shares((curve.clean,))]
+def _trade_off(curve: Curve) -> TradeOff:
+    """ΔCE of each strength, and success on each prompt (mean over sets; nan: unscored), the clean model first."""
+    costs, rows = [0.0], [_shares((curve.clean,))]
     for outcomes, effects in zip(curve.outcomes, curve.effects, strict=True):
         if effects is not None and math.isfinite(effects.ce_answers.value):
             # A fall of cross-entropy is not a price below nothing.
-            xs.append(max(0.0, effects.ce_answers.value))
-            ys.append(_shares(outcomes))
-    return np.array(xs), np.stack(ys)
+            costs.append(max(0.0, effects.ce_answers.value))
+            rows.append(_shares(outcomes))
+    return TradeOff(np.array(costs), np.stack(rows))
 
 
 def _shares(outcomes: Outcomes) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,15 +12,16 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from demur.judges import CachedJudge
+from demur.errors import InputError
+from demur.judges import CachedJudge, CoherentJudge
 from demur.method.interventions import intervention_id
 from demur.model import Budgets, ChatModel, TokenizedPrompt, fitting_threads, model_identity
-from demur.runs import Codec, Run, write_text
+from demur.runs import Codec, Run
 from demur.saes import Suite
 from demur.studies.answers import Answering, Change, JudgedAnswers, Progress
 from demur.studies.base import ConfigT, ResultT, Study
 from demur.studies.inputs import Inputs, load_inputs, with_paper_settings
-from demur.types import PURPOSES, Prompt, PromptSet, Splits, Value
+from demur.types import PURPOSES, Answer, Prompt, PromptSet, Splits, Value
 
 KindT = TypeVar("KindT", bound="BaseModel | Codec")
 
@@ -64,6 +65,21 @@ class Workspace(Generic[ConfigT]):
     def judging(self) -> CachedJudge:
         """The outcome judge."""
         return CachedJudge(self.run, self.inputs.judge, self.progress)
+
+    def watch_coherence(self, clean: Sequence[Answer]) -> None:
+        """From here on, an answer that the clean model would not write is incoherent, whatever else the judge says.
+
+        Args:
+            clean: the clean model's answers to prompts that no result is measured on; they set the limit.
+        """
+        if self.inputs.judge.knows_incoherence:
+            return
+        try:
+            judge = CoherentJudge.of(self.inputs.judge, self.model, clean)
+        except InputError as error:
+            self.warn(f"answers were not checked for coherence by their likelihood: {error}")
+            return
+        self.judging = CachedJudge(self.run, judge, self.progress, keep=True)
 
     @cached_property
     def answering(self) -> Answering:
@@ -154,6 +170,18 @@ class Context(Workspace[ConfigT]):
     study: str = ""
     """Name of the study."""
 
+    @property
+    def _coherence(self) -> str:
+        """How incoherent answers are told, for people."""
+        judge = self.judging.reader
+        if not isinstance(judge, CoherentJudge):
+            return ""
+        rate = judge.coherence.false_positives
+        return (
+            f"; incoherent beyond {judge.coherence.worst_run:.1f} nats per token under the clean model, which calls "
+            f"{rate.value:.0%} [{rate.low:.0%}–{rate.high:.0%}] of {rate.n} clean answers incoherent"
+        )
+
     def completed(self, result: ResultT) -> ResultT:
         """A result with what every result says: model, facts, warnings, seconds."""
         if warning := self.judging.warning:
@@ -185,7 +213,7 @@ class Context(Workspace[ConfigT]):
             f"{model.n_parameters / 1e6:,.1f} M parameters, {dtype} on {model.device}",
             "SAEs": f"{self.inputs.saes_title}: {len(suite.layers)} layers of {suite.specs[0].d_sae:,} features, "
             f"{suite.specs[0].activation}{level}",
-            "judge": self.inputs.judge.name,
+            "judge": self.judging.reader.name + self._coherence,
             "prompts (harmful + harmless)": sizes,
         }
 
@@ -249,7 +277,7 @@ def run_study(
             result = context.completed(study.run(context))
         finally:
             context.judging.close()
-        write_text(context.run.folder / study.file, result.model_dump_json(indent=1))
+        context.run.save_result(study.file, result.model_dump_json(indent=1))
     return result
 
 

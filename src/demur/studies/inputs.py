@@ -9,7 +9,7 @@ from demur import data
 from demur.errors import InputError, ModelError
 from demur.judges import Judge, get_judge
 from demur.model import ChatModel
-from demur.saes import Preset, Suite, find_preset, get_preset, load_suite
+from demur.saes import Preset, Suite, find_preset, get_preset, load_saes, load_suite
 from demur.studies.config import ConfigT, StudyConfig
 from demur.types import Splits
 
@@ -53,12 +53,12 @@ def configured_suite(config: StudyConfig) -> Suite:
     Raises:
         InputError, SaeError: there is no preset, or no such SAEs.
     """
-    preset = _preset(config)
-    return load_suite(
-        preset.saes if preset else str(config.saes),
-        layers=config.layers or (preset.layers if preset else None),
+    return load_saes(
+        str(config.model),
+        config.saes,
+        layers=config.layers,
         average_l0=config.average_l0,
-        width=config.sae_width or (preset.width if preset else None),
+        width=config.sae_width,
         revision=config.saes_revision,
     )
 

@@ -160,7 +160,7 @@ class ActivationDifference(FeatureMethod):
 
     def select(self, given: Selection) -> FeatureSet:
         work = given.work
-        reduce = getattr(work.config, "actdiff_tokens", "max")
+        reduce = work.config.actdiff_tokens if isinstance(work.config, CompareConfig) else "max"
         return actdiff_set(work.model, work.suite, given.harmful, given.harmless, given.k, reduce=reduce)
 
 

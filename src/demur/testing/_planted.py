@@ -1,4 +1,4 @@
-"""A model and dictionary built by hand, whose causal features are known; `docs/planted.md` tells how."""
+"""A model and dictionary built by hand, whose causal features are known; `docs/explanation/planted.md` tells how."""
 
 from __future__ import annotations
 

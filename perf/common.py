@@ -1,4 +1,4 @@
-"""What both benchmarks share: shapes, random models and SAEs, prompts, timing, peak memory, and output."""
+"""What both scripts share: shapes, random models and SAEs, prompts, timing, peak memory, and output."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from demur.testing import tiny_model
 
 FIRING_RATE = 0.05
 """Fraction of tokens at which a feature fires. Higher than in trained SAEs, so that many of the pool's attributions are
-not zero when the arms are compared; it costs neither arm anything."""
+not zero when the variants are compared; it costs neither variant anything."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ CUDA_SHAPES = ("gemma-2-2b", "llama-3.1-8b")
 
 
 class Disagreement(DemurError):
-    """Two arms that must compute the same do not, so timing them would mean nothing."""
+    """Two variants that must compute the same do not, so timing them would mean nothing."""
 
 
 class WholeSae(nn.Module):
-    """One layer's whole JumpReLU SAE as the dense arms use it: a module with parameters, in the model's dtype."""
+    """One layer's whole JumpReLU SAE as the dense variants use it: a module with parameters, in the model's dtype."""
 
     def __init__(self, d_model: int, d_sae: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ def build(shape: Shape, *, device: str, dtype: torch.dtype, n_prompts: int, n_to
     torch.manual_seed(seed)
     where = torch.device(device)
     with where:
-        hf = _model(shape, dtype).eval()
+        hf = random_model(shape, dtype).eval()
     model = ChatModel(hf, tiny_model("gemma2", n_layers=1, d_model=8)[1], name="random")
     items = _prompts(shape.vocab, max(n_prompts, 4), n_tokens)
     with torch.no_grad(), model.capture(transform=lambda x: x[:, n_tokens // 4 :]) as caught:
@@ -146,7 +146,8 @@ def build(shape: Shape, *, device: str, dtype: torch.dtype, n_prompts: int, n_to
     return Setup(shape, model, saes, items[:n_prompts])
 
 
-def _model(shape: Shape, dtype: torch.dtype) -> PreTrainedModel:
+def random_model(shape: Shape, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of that shape with random weights, on the current device."""
     common: dict[str, Any] = {
         "vocab_size": shape.vocab,
         "hidden_size": shape.d_model,
@@ -194,15 +195,15 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def interleaved(
-    arms: Mapping[str, Callable[[], object]], *, repeats: int, device: torch.device
+    variants: Mapping[str, Callable[[], object]], *, repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each arm, round by round, after one warm-up round.
+    """Seconds of each variant, round by round, after one warm-up round.
 
-    The arms take turns, so that whatever else the machine does strikes all of them; ratios are taken within a round.
+    The variants take turns, so that whatever else the machine does slows all of them; ratios are taken within a round.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + 1):
-        for name, run in arms.items():
+        for name, run in variants.items():
             gc.collect()
             synchronise(device)
             start = time.perf_counter()
@@ -220,7 +221,7 @@ def synchronise(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median over rounds of one arm's time divided by another's, and the smallest and largest."""
+    """Median over rounds of one variant's time divided by another's, and the smallest and largest."""
 
     median: float
     low: float
@@ -242,9 +243,9 @@ def added_peak(run: Callable[[], object], device: torch.device) -> int:
     """Bytes by which `run` raises memory above what is resident before it, once everything is warm.
 
     On a GPU: the allocator's peak. On a CPU: the kernel's own high-water mark of this process's resident memory, reset
-    just before, so nothing is sampled and scratch space of the libraries counts too. For that, each arm has a process
-    of its own (`peaks`), in which blocks of 64 KiB and more are mapped from the system one by one and given back when
-    freed; otherwise memory that the allocator keeps would hide what the next run needs.
+    just before, so nothing is sampled and scratch space of the libraries counts too. Each variant therefore has a
+    process of its own (`peaks`). In it, blocks of 64 KiB and more are mapped from the system one by one and given back
+    when freed; otherwise memory that the allocator keeps would hide what the next run needs.
     """
     run()
     gc.collect()
@@ -269,14 +270,14 @@ def _status(field: str) -> int:
     return int(found[1]) * 1024
 
 
-def peaks(arms: Sequence[str]) -> dict[str, int]:
-    """Run this very command again for each arm, in a fresh process that measures that arm's memory only."""
+def peaks(variants: Sequence[str]) -> dict[str, int]:
+    """Run this very command again for each variant, in a fresh process that measures that variant's memory only."""
     found: dict[str, int] = {}
-    for arm in arms:
-        command = [sys.executable, *sys.argv, "--only-memory", arm]
+    for variant in variants:
+        command = [*sys.orig_argv, "--only-memory", variant]
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-        found[arm] = int(done.stdout.split()[-1])
+        found[variant] = int(done.stdout.split()[-1])
     return found
 
 
@@ -303,7 +304,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     options.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     options.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32; on a GPU bfloat16")
     options.add_argument("--no-memory", action="store_true", help="leave out peak memory")
-    options.add_argument("--only-memory", metavar="ARM", help="print one arm's added peak in bytes, and nothing else")
+    options.add_argument("--only-memory", metavar="VARIANT", help="print only one variant's added peak, in bytes")
     return options
 
 
@@ -340,7 +341,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def json_line(name: str, setup: Setup, **values: Any) -> str:
     """Everything in one line for machines."""
     record = {
-        "benchmark": name,
+        "script": name,
         "hardware": hardware(setup.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -1,0 +1,239 @@
+"""What README and docs promise: commands run, examples run, links lead somewhere, generated pages are up to date.
+
+A `sh` block is run for real, on the bundled model and small splits, unless the line above it is
+`<!-- not run: WHY -->`.
+Of every block, run or not, each `demur` command is parsed, and its options, values and names must exist.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import pytest
+
+from command_line import run
+from demur.bundled import bundled_prompts
+from demur.cli.app import app
+from demur.cli.command import ConfigCommand
+from demur.cli.options import read_config
+from demur.data import prompt_sets
+from demur.judges import JUDGES
+from demur.studies.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+GENERATED = {ROOT / "docs/reference/cli.md", ROOT / "docs/reference/python.md"}
+PAGES = sorted({ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "perf/README.md", *(ROOT / "docs").rglob("*.md")})
+WRITTEN = [page for page in PAGES if page not in GENERATED]
+
+SMALL = ("-n", "12,8,8,8", "--n-exact", "1", "--max-new-tokens", "12", "--random-sets", "2", "--k0", "4")
+"""Laid over every study that the docs run: what is tested is that the command works."""
+SLOW = {"howto/compare.md"}
+"""Pages whose commands take longer than a few seconds even so."""
+
+_BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+_LINK = re.compile(r"\]\(([^()\s]+)\)")
+
+
+class Block(NamedTuple):
+    """A fenced block; `why` says why it is not run."""
+
+    kind: str
+    body: str
+    why: str | None
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT)).removeprefix("docs/")
+
+
+def blocks(page: Path, kind: str) -> list[Block]:
+    found = (Block(m["kind"], m["body"], m["why"]) for m in _BLOCK.finditer(page.read_text(encoding="utf-8")))
+    return [block for block in found if block.kind == kind]
+
+
+def commands(body: str) -> list[list[str]]:
+    """The words of each command in a block, comments left out and continued lines joined."""
+    lines = body.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def pages_with(kind: str) -> list[Path]:
+    return [page for page in WRITTEN if blocks(page, kind)]
+
+
+# -- links ---------------------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as code hosts make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in _LINK.findall(page.read_text(encoding="utf-8")):
+        if link.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), f"{page}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page}: {link}"
+
+
+def test_every_page_of_the_docs_is_in_the_index() -> None:
+    index = ROOT / "docs/index.md"
+    linked = {(index.parent / link.partition("#")[0]).resolve() for link in _LINK.findall(index.read_text())}
+    assert {page for page in PAGES if (ROOT / "docs") in page.parents} - {index} <= linked
+
+
+@pytest.mark.parametrize(("page", "make"), [("cli.md", "reference"), ("python.md", "python_reference")])
+def test_generated_pages_are_up_to_date(page: str, make: str) -> None:
+    made = runpy.run_path(str(ROOT / "docs/make_reference.py"))[make]()
+    written = (ROOT / "docs/reference" / page).read_text(encoding="utf-8")
+    assert written == made, "run: python docs/make_reference.py"
+
+
+# -- commands ------------------------------------------------------------------------------------------------------
+
+
+def parse(words: list[str]) -> None:
+    """Parse a `demur` command as the command line would, without running it."""
+    context = click.Context(app, info_name="demur")
+    command: click.Command | None = app
+    rest = words
+    while isinstance(command, click.Group):
+        with command.make_context("demur", rest, parent=context) as context:
+            rest = [*context.protected_args, *context.args] if not isinstance(command, type(app)) else rest
+        if not rest or rest[0].startswith("-"):
+            return
+        _, command, rest = command.resolve_command(context, rest)
+    assert command is not None
+    with command.make_context(str(command.name), rest, parent=context) as inner:
+        given = {name: value for name, value in inner.params.items() if value not in (None, (), False)}
+    if not isinstance(command, ConfigCommand):
+        return
+    fields = {name: value for name, value in given.items() if name in command.config.model_fields}
+    if command.name != "plan":
+        read_config(command.config, None, fields, command.argument)
+    for name in ("harmful", "harmless", "test_harmful", "test_harmless", "text", "over_refusal"):
+        for source in fields.get(name, ()):
+            file = source.partition("::")[0]
+            assert "." in file or "/" in file or file in prompt_sets(), f"there is no prompt set {file}"
+    for judge in (fields.get("judge"), *fields.get("harm_judges", ())):
+        assert judge is None or judge.partition("=")[0] in JUDGES, f"there is no judge {judge}"
+    for method in fields.get("methods", ()):
+        assert method in METHODS, f"there is no method {method}"
+
+
+@pytest.mark.parametrize("page", pages_with("sh"), ids=name_of)
+def test_every_command_is_one_that_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for block in blocks(page, "sh"):
+        for words in commands(block.body):
+            match words:
+                case ["demur", *rest]:
+                    parse(rest)
+                case ["make", target, *_]:
+                    assert target in targets
+                case ["python", "-m", module, *_] if module != "pytest":
+                    assert (ROOT / module.replace(".", "/") / "__main__.py").is_file(), module
+                case ["python", script, *_] if script.endswith(".py"):
+                    assert (ROOT / script).is_file(), script
+                case _:
+                    assert words[0] in {"git", "pip", "hf", "lm-eval", "python", "cd"}, f"{page}: {words}"
+
+
+def small(words: list[str]) -> list[str]:
+    """A command with small splits laid over it, where it takes them."""
+    return [*words, *SMALL] if words[0] in ("study", "benchmark") else words
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with the files that the docs name, in which commands are run without a network."""
+    answers = [("How do I bake bread?", "Sure, here is how."), ("How do I hurt a cat?", "I cannot help with that.")]
+    lines = [json.dumps({"prompt": prompt, "response": answer}) for prompt, answer in answers]
+    (tmp_path / "answers.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    found = bundled_prompts()
+    for name, prompts in (("harmful", found.harmful), ("harmless", found.harmless)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(p.text for p in prompts), encoding="utf-8")
+    for variable in ("DEMUR_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv("DEMUR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def runnable(page: Path) -> list[list[str]]:
+    found = [block for block in blocks(page, "sh") if block.why is None]
+    return [words[1:] for block in found for words in commands(block.body) if words[0] == "demur"]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if name_of(page) in SLOW else [])
+        for page in pages_with("sh")
+        if runnable(page)
+    ],
+)
+def test_commands_run(page: Path, desk: Path) -> None:
+    for block in blocks(page, "toml"):
+        if named := re.match(r"# (\S+\.toml)\n", block.body):
+            (desk / named[1]).write_text(block.body, encoding="utf-8")
+    done: set[tuple[str, ...]] = set()
+    for words in runnable(page):
+        if tuple(words) in done:
+            continue
+        done.add(tuple(words))
+        ran = run(*small(words))
+        assert ran.code == 0, f"demur {' '.join(words)}: {ran.error}"
+
+
+# -- Python --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs/tutorial.md"], ids=name_of)
+def test_python_examples_run(page: Path, desk: Path) -> None:
+    """The blocks of a page run one after the other, as a reader would type them."""
+    space: dict[str, object] = {}
+    for block in blocks(page, "python"):
+        if block.why is None:
+            exec(compile(block.body, f"{page.name}, {desk}", "exec"), space)
+    assert (desk / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("page", pages_with("python"), ids=name_of)
+def test_python_examples_are_python(page: Path) -> None:
+    for block in blocks(page, "python"):
+        compile(block.body, str(page), "exec")
+        for module in re.findall(r"^(?:from|import) (demur[\w.]*)", block.body, re.MULTILINE):
+            __import__(module)
+        for module, names in re.findall(r"^from (demur[\w.]*) import \(?([\w, ]+)", block.body, re.MULTILINE):
+            for name in filter(None, (each.strip() for each in names.split(","))):
+                assert hasattr(__import__(module, fromlist=[name]), name), f"{page}: {module}.{name}"
+
+
+@pytest.mark.parametrize("page", pages_with("toml"), ids=name_of)
+def test_toml_examples_are_toml(page: Path) -> None:
+    import tomllib
+
+    for block in blocks(page, "toml"):
+        tomllib.loads(block.body)
+
+
+def test_nothing_is_left_of_this_machine() -> None:
+    home = os.path.expanduser("~")
+    for page in PAGES:
+        assert home == "/" or home not in page.read_text(encoding="utf-8"), page
