@@ -162,6 +162,25 @@ def test_prompts_of_their_own_are_found_in_whatever_order_they_are_batched(model
     assert together[1:] != clean[1:]
 
 
+def test_an_open_intervention_follows_the_batches(model: ChatModel, suite: Suite) -> None:
+    """Per-prompt sets and prompts' ends are those of the batch that is served, batch after batch."""
+    own = PerPrompt({"a": (SetFeatures(ONE, 40.0, "prompt"),), "c": (SetFeatures(TWO, 40.0),)}).bind(suite)
+    items = model.tokenize(PROMPTS)
+    single = [model.batch([item]) for item in items]
+    with torch.inference_mode():
+        clean = [model.last_logits(batch) for batch in single]
+        with model.intervene(own):
+            together = [model.last_logits(batch) for batch in single]
+        apart: list[Tensor] = []
+        for batch in single:
+            with model.intervene(own):
+                apart.append(model.last_logits(batch))
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    changed = [not torch.equal(one, plain) for one, plain in zip(together, clean, strict=True)]
+    assert changed == [True, False, True]
+
+
 def test_calls_by_other_code_are_changed_too_unless_it_differs_by_prompt(model: ChatModel, suite: Suite) -> None:
     batch = model.batch(model.tokenize(PROMPTS))
     call = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}

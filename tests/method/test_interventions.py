@@ -332,6 +332,34 @@ def test_bfloat16_models_are_read_in_float32() -> None:
     torch.testing.assert_close(after[1][batch.real], expected[batch.real], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("cut", [2, 6])
+def test_padding_is_left_alone_in_every_part_of_a_prompt(cut: int) -> None:
+    model, suite = setup()
+    batch = batch_of(model)
+    assert int((~batch.real[0]).sum()) > cut + 2
+    hf = cast("Any", model.hf)
+
+    def residuals(change: SetFeatures | None) -> Tensor:
+        parts: list[Tensor] = []
+        cache: Any = None
+        record = hooked(model.layers, {1: lambda x: parts.append(x.clone())})
+        changes = [] if change is None else [change]
+        with torch.inference_mode(), Compiled(model, suite, changes).on(batch), record:
+            for part in (slice(0, cut), slice(cut, None)):
+                end = batch.input_ids[:, part].shape[1] + part.start
+                cache = hf(
+                    batch.input_ids[:, part],
+                    attention_mask=batch.attention_mask[:, :end],
+                    position_ids=batch.position_ids[:, part],
+                    past_key_values=cache,
+                    use_cache=True,
+                ).past_key_values
+        return torch.cat(parts, 1)
+
+    moved = (residuals(SetFeatures((FeatureId(1, 3),), 50.0)) - residuals(None)).abs().sum(-1) > 0
+    assert torch.equal(moved, batch.real)
+
+
 @pytest.mark.parametrize("cut", [1, 5, 9])
 def test_held_values_stay_with_their_tokens_when_the_prompt_comes_in_parts(cut: int) -> None:
     """As with a cache that is filled piece by piece: the second pass begins beyond the first slots."""

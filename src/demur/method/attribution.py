@@ -347,7 +347,6 @@ def attribute(
 def _estimate(job: _Job, batch: Batch, how: Estimator) -> Attribution:
     model, rows = job.model, job.rows
     ends = run_ends(model, batch, job.patch, job.metric, how)
-    real = batch.real
     patched = {layer: each.encode(ends.patched[layer]) for layer, each in rows.items()}
     clean: dict[int, Tensor] = {}
     sums = {layer: torch.zeros_like(values) for layer, values in patched.items()}
@@ -357,7 +356,8 @@ def _estimate(job: _Job, batch: Batch, how: Estimator) -> Attribution:
     def visit(layer: int, entered: Tensor, gradient: Tensor) -> None:
         origin = entered if how.path else ends.clean[layer].float()
         moved = (gradient * (ends.patched[layer].float() - origin)).sum((0, -1))
-        explained.add_((moved * real.to(moved.device)).sum(-1).to(explained.device), alpha=share)
+        # Padding adds nothing: no real token attends to it, so no gradient reaches it.
+        explained.add_(moved.sum(-1).to(explained.device), alpha=share)
         if layer in rows:
             along = gradient @ rows[layer].w_dec.T
             if not how.path and layer not in clean:
@@ -369,7 +369,7 @@ def _estimate(job: _Job, batch: Batch, how: Estimator) -> Attribution:
     by_position = torch.cat([sums[layer].to(model.device) for layer in sorted(rows)], -1)
     scored = job.scoring.mask(batch)
     totals = (by_position * scored[..., None]).sum(1)
-    kept = tuple(by_position[row, real[row]].cpu() for row in range(len(batch))) if job.keep_positions else None
+    kept = tuple(by_position[row, batch.real[row]].cpu() for row in range(len(batch))) if job.keep_positions else None
     return Attribution(job.features, job.spec, _rows(batch, ends, explained, scored, totals), kept)
 
 

@@ -32,7 +32,7 @@ class Cursor:
     """
 
     real: Bool[Tensor, "batch pos"] | None = None
-    """True at real tokens of the current slots; None when all of them are (always so after the prompt)."""
+    """True at real tokens of the current slots; None when all of them are."""
     start: int = 0
     """Slot of the first current token, counted from the left end of the padded prompt."""
     length: int = 0
@@ -189,7 +189,7 @@ def track(model: nn.Module) -> Iterator[Cursor]:
             )
         cursor.start = mask.shape[1] - cursor.length
         current = mask[:, cursor.start :].bool()
-        cursor.real = None if cursor.start > 0 or bool(current.all()) else current
+        cursor.real = None if bool(current.all()) else current
 
     handle = model.register_forward_pre_hook(before, with_kwargs=True)
     try:
