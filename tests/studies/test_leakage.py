@@ -73,7 +73,6 @@ def test_other_test_prompts_choose_the_same(files: Any, tmp_path: Path, study: s
     ("changes", "repeated"),
     [
         ({"max_new_tokens": 6}, "answers"),
-        ({"system_prompt": "Be brief."}, "answers"),
         ({"dtype": "bfloat16"}, "answers"),
         ({"seed": 1}, "answers"),
         ({"kl_threshold": 0.5}, "direction"),

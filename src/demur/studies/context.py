@@ -72,8 +72,8 @@ class Workspace(Generic[ConfigT]):
         Args:
             clean: the clean model's answers to prompts that no result is measured on; they set the limit.
         """
-        if self.inputs.judge.knows_incoherence:
-            return
+        if self.inputs.judge.knows_incoherence or self.inputs.judge.costly:
+            return  # A judge that is a model reads broken text itself, and must not be paid twice for one answer.
         try:
             judge = CoherentJudge.of(self.inputs.judge, self.model, clean)
         except InputError as error:
