@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 # One process a core, one thread each: small models gain nothing from threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: study test test-extra check install clean
+.PHONY: study test test-extra test-docs check install clean
 study: $(STAMP)
 	$(BIN)/demur study
 
@@ -18,7 +18,11 @@ test: $(STAMP)
 
 # What `make test` leaves out: slow tests, and those that need SAELens or lm-evaluation-harness (installed here).
 test-extra: $(EXTRA)
-	$(PYTEST) --slow -m "slow or saelens or eval"
+	$(PYTEST) --slow -m "slow or saelens or eval" --ignore=tests/test_docs.py
+
+# Every command and example of README and docs, for real (minutes; the short ones are in `make test`).
+test-docs: $(EXTRA)
+	$(PYTEST) --slow tests/test_docs.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .
