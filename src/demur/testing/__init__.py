@@ -3,9 +3,9 @@
 - `tiny_model(family)`: a random model of a real class (`FAMILIES`) with a tokenizer of its kind; `save_tiny` writes it
   to a folder; `tiny_suite(model)`: random SAEs that fit it. `SLIDING_WINDOW`: tokens that its sliding layers see.
 - `planted()`: a model and a dictionary built by hand, whose causal features are known (`Planted`, `Truth`);
-  `docs/planted.md` tells how.
+  `docs/explanation/planted.md` tells how.
 
-Importing this package does not import torch; asking for a name does.
+Importing this package does not import torch; asking for a name does. `recipes/testing.py` made its tokenizers.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ __all__ = [
     "tiny_suite",
 ]
 
+_ELSEWHERE = {"Planted": "_planted", "Truth": "_planted", "planted": "_planted", "tiny_suite": "_tiny_suite"}
+
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = {"Planted": "_planted", "Truth": "_planted", "planted": "_planted", "tiny_suite": "_tiny_suite"}
-    return getattr(import_module(f"{__name__}.{module.get(name, '_tiny_models')}"), name)
+    return getattr(import_module(f"{__name__}.{_ELSEWHERE.get(name, '_tiny_models')}"), name)

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from demur.saes import DenseSae, Suite
 from demur.testing import _planted_circuit as circuit
-from demur.testing import _planted_words as words
-from demur.types import FeatureId, PromptSet
+from demur.testing._tiny_models import tokenizer_of
+from demur.types import FeatureId, Prompt, PromptSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,7 +101,7 @@ def planted(*, seed: int = 0) -> Planted:
     Args:
         seed: of the residual's rotation, the words' identities and the fillers; never of the circuit.
     """
-    tokenizer = words.tokenizer()
+    tokenizer = tokenizer_of("planted")
     model, basis = circuit.build(tokenizer, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     saes = {layer: _sae(layer, basis, generator) for layer in _KNOWN}
@@ -109,17 +109,22 @@ def planted(*, seed: int = 0) -> Planted:
         model=model,
         tokenizer=tokenizer,
         suite=Suite.from_dense(saes),
-        harmful=words.harmful_prompts(),
-        harmless=words.harmless_prompts(),
-        over_refusal=words.over_refusal_prompts(),
+        harmful=_prompts("harmful"),
+        harmless=_prompts("harmless"),
+        over_refusal=_prompts("over-refusal"),
         truth=_truth(),
         harm_of=_harm_of(),
-        refusal="".join(words.REFUSAL),
-        compliance="".join(words.COMPLIANCE),
-        refusal_token=circuit.token(tokenizer, words.REFUSAL[0]),
-        compliance_token=circuit.token(tokenizer, words.COMPLIANCE[0]),
+        refusal="".join(circuit.REFUSAL),
+        compliance="".join(circuit.COMPLIANCE),
+        refusal_token=circuit.token(tokenizer, circuit.REFUSAL[0]),
+        compliance_token=circuit.token(tokenizer, circuit.COMPLIANCE[0]),
         axes={name: basis[number] for name, number in circuit.AXIS.items()},
     )
+
+
+def _prompts(name: str) -> PromptSet:
+    lines = (circuit.FOLDER / f"{name}.jsonl").read_bytes().splitlines()
+    return PromptSet(name=name, prompts=tuple(map(Prompt.model_validate_json, lines)))
 
 
 def _order(layer: int) -> list[str]:
@@ -155,7 +160,7 @@ def _harm_of() -> dict[str, frozenset[FeatureId]]:
     order = _order(0)
     return {
         category: frozenset(FeatureId(0, order.index(f"harm{2 * number + part}")) for part in range(2))
-        for number, category in enumerate(words.HARM)
+        for number, category in enumerate(circuit.CATEGORIES)
     }
 
 

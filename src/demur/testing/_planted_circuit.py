@@ -11,7 +11,9 @@ residual but the first means anything by itself. Two devices make a real transfo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,27 +21,29 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from demur.testing import _planted_words as words
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-N_LAYERS = 4
-D_MODEL = 64
+FOLDER = Path(__file__).parent / "data" / "planted"
+_LANGUAGE: dict[str, Any] = tomllib.loads((FOLDER / "words.toml").read_text(encoding="utf-8"))
+REFUSAL: list[str] = _LANGUAGE["refusal"]
+COMPLIANCE: list[str] = _LANGUAGE["compliance"]
+CATEGORIES: dict[str, list[list[str]]] = _LANGUAGE["harm"]
+"""Type of harm → two groups of words, verbs and things."""
+_GROUPS = [group for groups in CATEGORIES.values() for group in groups]
+
+_D_MODEL, _HEAD_DIM, _MLP_UNITS = 64, 16, 16  # as in config.json
 CONSTANT = 1000.0
-_GROUPS = range(2 * len(words.HARM))
-_WORDS = tuple(f"word{group}" for group in _GROUPS)
-HARM = tuple(f"harm{group}" for group in _GROUPS)
-HEAD_DIM = 16
-MLP_UNITS = 16
+_WORDS = tuple(f"word{number}" for number in range(len(_GROUPS)))
+HARM = tuple(f"harm{number}" for number in range(len(_GROUPS)))
 
 # The first axes hold flags of tokens; those after the named ones hold words' identities.
 _FLAGS = ("constant", "template", "content", "bos", "answer")
-NEXT = tuple(dict.fromkeys((*words.REFUSAL, *words.COMPLIANCE, "<end_of_turn>")))
+_NEXT = tuple(dict.fromkeys((*REFUSAL, *COMPLIANCE, "<end_of_turn>")))
 _FEATURES = ("general0", "general1", "refuse", "aligned", "aftermath", "backup")
-_AXES = (*_FLAGS, *_WORDS, *HARM, *_FEATURES, *(f"next:{piece}" for piece in NEXT))
+_AXES = (*_FLAGS, *_WORDS, *HARM, *_FEATURES, *(f"next:{piece}" for piece in _NEXT))
 AXIS = {name: number for number, name in enumerate(_AXES)}
-IDENTITY = slice(len(_AXES), D_MODEL)
+IDENTITY = slice(len(_AXES), _D_MODEL)
 
 # The attention head: a template token gives each content word 1/SINK of the weight that it gives BOS.
 SINK = 8.0
@@ -57,48 +61,21 @@ _OTHER_LOGIT = -6.0
 def build(tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[LlamaForCausalLM, Float[Tensor, "axis d_model"]]:
     """The model, and where each named axis points in its residual stream (rows are orthonormal)."""
     generator = torch.Generator().manual_seed(seed)
-    basis = torch.eye(D_MODEL, dtype=torch.float64)
-    square = torch.randn(D_MODEL - 1, D_MODEL - 1, generator=generator).double()
+    basis = torch.eye(_D_MODEL, dtype=torch.float64)
+    square = torch.randn(_D_MODEL - 1, _D_MODEL - 1, generator=generator).double()
     basis[1:, 1:] = cast("Any", torch.linalg).qr(square).Q
     with cast("Any", torch.random).fork_rng(devices=[]):
-        model = LlamaForCausalLM(_config(tokenizer))
+        model = LlamaForCausalLM(LlamaConfig.from_json_file(FOLDER / "config.json"))
     weights = _weights(tokenizer, generator)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in weights:
                 weight, side = weights[name]
-                turned = weight @ basis if side == "reads" else basis.T @ weight
-                parameter.copy_(turned.float())
-            elif "norm" in name:
-                parameter.fill_(CONSTANT / D_MODEL**0.5)
+                parameter.copy_((weight @ basis if side == "reads" else basis.T @ weight).float())
             else:
-                parameter.zero_()
-    eos = tokenizer.convert_tokens_to_ids(["<end_of_turn>", "<eos>"])
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=eos
-    )
+                parameter.fill_(CONSTANT / _D_MODEL**0.5 if "norm" in name else 0.0)
+    model.generation_config = GenerationConfig.from_pretrained(FOLDER)
     return model.eval(), basis.float()
-
-
-def _config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=D_MODEL,
-        intermediate_size=MLP_UNITS,
-        num_hidden_layers=N_LAYERS,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=HEAD_DIM,
-        hidden_act="relu",
-        max_position_embeddings=512,
-        rms_norm_eps=1e-12,
-        tie_word_embeddings=False,
-        # The slowest rotary pairs then turn by less than 1e-8 per token: the head does not see position.
-        rope_parameters={"rope_type": "default", "rope_theta": 1e12},
-        bos_token_id=cast("int", tokenizer.bos_token_id),
-        eos_token_id=cast("int", tokenizer.eos_token_id),
-        pad_token_id=cast("int", tokenizer.pad_token_id),
-    )
 
 
 def _weights(tokenizer: PreTrainedTokenizerBase, generator: torch.Generator) -> dict[str, tuple[Tensor, str]]:
@@ -115,39 +92,41 @@ def _weights(tokenizer: PreTrainedTokenizerBase, generator: torch.Generator) -> 
 
 
 def _embedding(tokenizer: PreTrainedTokenizerBase, generator: torch.Generator) -> Float[Tensor, "vocab axis"]:
-    table = torch.zeros(len(tokenizer), D_MODEL, dtype=torch.float64)
-    identity = torch.randn(len(tokenizer), D_MODEL - IDENTITY.start, generator=generator).double()
+    table = torch.zeros(len(tokenizer), _D_MODEL, dtype=torch.float64)
+    identity = torch.randn(len(tokenizer), _D_MODEL - IDENTITY.start, generator=generator).double()
     table[:, IDENTITY] = torch.nn.functional.normalize(identity, dim=1)
     table[:, AXIS["constant"]] = CONSTANT
 
-    def flag(piece: str, axis: str) -> None:
-        table[token(tokenizer, piece), AXIS[axis]] = 1.0
+    def flag(pieces: Iterable[str], axis: str) -> None:
+        for piece in pieces:
+            table[token(tokenizer, piece), AXIS[axis]] = 1.0
 
-    flag("<bos>", "bos")
-    for piece in (*words.TURN, "model", "user", "\n"):
-        flag(piece, "template")
-    for word in words.content_words():
-        for form in (word, " " + word):
-            flag(form, "content")
-    for word, group in words.harm_words():
-        for form in (word, " " + word):
-            flag(form, f"word{group}")
-    for piece in (*words.REFUSAL, *words.COMPLIANCE):
-        flag(piece, "answer")
-    flag("\n", f"next:{words.COMPLIANCE[0]}")
-    for answer in (words.REFUSAL, words.COMPLIANCE):
+    flag(["<bos>"], "bos")
+    flag(["<start_of_turn>", "<end_of_turn>", "model", "user", "\n"], "template")
+    flag([*REFUSAL, *COMPLIANCE], "answer")
+    for word, group in zip(_WORDS, _GROUPS, strict=True):
+        flag(_with_space(group), word)
+    harmless = [*_LANGUAGE["verbs"], *_LANGUAGE["things"], *_LANGUAGE["tail_words"]]
+    flag(_with_space([*harmless, *(word for group in _GROUPS for word in group)]), "content")
+    flag(["\n"], f"next:{COMPLIANCE[0]}")
+    for answer in (REFUSAL, COMPLIANCE):
         for piece, following in zip(answer, (*answer[1:], "<end_of_turn>"), strict=True):
-            flag(piece, f"next:{following}")
+            flag([piece], f"next:{following}")
     return table
 
 
+def _with_space(words: Iterable[str]) -> list[str]:
+    """Each word as it begins a text, and as it stands within one."""
+    return [form for word in words for form in (word, " " + word)]
+
+
 def _unembedding(tokenizer: PreTrainedTokenizerBase) -> Float[Tensor, "vocab axis"]:
-    table = torch.zeros(len(tokenizer), D_MODEL, dtype=torch.float64)
+    table = torch.zeros(len(tokenizer), _D_MODEL, dtype=torch.float64)
     table[:, AXIS["constant"]] = _OTHER_LOGIT / CONSTANT
-    for piece in NEXT:
+    for piece in _NEXT:
         table[token(tokenizer, piece), AXIS[f"next:{piece}"]] = _NEXT_LOGIT - _OTHER_LOGIT
-    sure, refuse = (token(tokenizer, answer[0]) for answer in (words.COMPLIANCE, words.REFUSAL))
-    table[sure, AXIS[f"next:{words.COMPLIANCE[0]}"]] = SURE_LOGIT - _OTHER_LOGIT
+    sure, refuse = (token(tokenizer, answer[0]) for answer in (COMPLIANCE, REFUSAL))
+    table[sure, AXIS[f"next:{COMPLIANCE[0]}"]] = SURE_LOGIT - _OTHER_LOGIT
     table[refuse, AXIS["constant"]] = 0.0
     table[refuse, AXIS["refuse"]] = REFUSE_LOGIT
     table[refuse, AXIS["backup"]] = REFUSE_LOGIT
@@ -158,10 +137,10 @@ def _unembedding(tokenizer: PreTrainedTokenizerBase) -> Float[Tensor, "vocab axi
 
 def _attention() -> dict[str, Tensor]:
     """Layer 1's head: template tokens collect the content words' harm, everything else looks at BOS."""
-    shape = (HEAD_DIM, D_MODEL)
+    shape = (_HEAD_DIM, _D_MODEL)
     query, key, value, output = (torch.zeros(size, dtype=torch.float64) for size in (*[shape] * 3, shape[::-1]))
-    to_bos, to_content = HEAD_DIM // 2 - 1, HEAD_DIM // 2 - 2  # the two slowest rotary pairs
-    scale = HEAD_DIM**0.5
+    to_bos, to_content = _HEAD_DIM // 2 - 1, _HEAD_DIM // 2 - 2  # the slowest rotary pairs, which see no position
+    scale = _HEAD_DIM**0.5
     query[to_bos, AXIS["constant"]] = scale / CONSTANT
     key[to_bos, AXIS["bos"]] = _STRONG
     query[to_content, AXIS["template"]] = scale
@@ -198,8 +177,8 @@ def _units() -> list[list[Unit]]:
 
 
 def _mlp(units: list[Unit]) -> dict[str, Tensor]:
-    gate, up = (torch.zeros(MLP_UNITS, D_MODEL, dtype=torch.float64) for _ in range(2))
-    down = torch.zeros(D_MODEL, MLP_UNITS, dtype=torch.float64)
+    gate, up = (torch.zeros(_MLP_UNITS, _D_MODEL, dtype=torch.float64) for _ in range(2))
+    down = torch.zeros(_D_MODEL, _MLP_UNITS, dtype=torch.float64)
     up[:, AXIS["constant"]] = 1.0 / CONSTANT
     for row, (read, bias, written) in enumerate(units):
         for name, weight in read.items():

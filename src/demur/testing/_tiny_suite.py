@@ -26,13 +26,7 @@ def tiny_suite(
 
     Thresholds (or biases) are set on the model's own residuals over random tokens, the first of each sequence left
     out. Decoder rows are unit vectors near their encoder columns, so that scaling a feature changes what it reads, as
-    in trained SAEs.
-
-    Args:
-        model: the model.
-        d_sae: features of each SAE.
-        seed: of the tokens and the weights.
-        activation: of the features.
+    in trained SAEs. `seed` is that of the tokens and the weights.
     """
     generator = torch.Generator().manual_seed(seed)
     vocab: int = cast("Any", model.config).get_text_config().vocab_size
