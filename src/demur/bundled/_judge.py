@@ -78,6 +78,3 @@ class BundledJudge(Judge):
         """One verdict per answer, in order; none is unscored."""
         readings = [_read(answer.prompt.text, answer.text) for answer in answers]
         return [Verdict(outcome=outcome, judge=self.name, evidence=evidence) for outcome, evidence in readings]
-
-
-__all__ = ["FIRST_STEPS", "OPENERS", "PLAIN_STEP", "SECOND_STEPS", "BundledJudge"]
