@@ -1,8 +1,7 @@
 """The values that flow through demur, and the legend of tensor axes.
 
 Nothing here imports torch, so that the command line starts quickly. Values that hold tensors live beside the code that
-makes them (`Batch` in `demur.model`, `Direction` and `Attribution` in
-`demur.method`).
+makes them (`Batch` in `demur.model`, `Direction` and `Attribution` in `demur.method`).
 
 Axis names used in all shape annotations:
 
@@ -27,9 +26,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from html import escape
-from typing import Annotated, Any, Literal, NamedTuple, Self, cast
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 from demur.errors import InputError
 
@@ -43,33 +42,8 @@ class FeatureId(NamedTuple):
     def __str__(self) -> str:
         return f"{self.layer}:{self.index}"
 
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read `"layer:index"`, the form that `str` gives.
 
-        Raises:
-            InputError: `text` is not of that form.
-        """
-        layer, colon, index = text.partition(":")
-        if not (colon and layer.isdigit() and index.isdigit()):
-            raise InputError(f"{text!r} is not a feature; expected LAYER:INDEX, for example 12:4071")
-        return cls(int(layer), int(index))
-
-
-def _read_feature(value: object) -> FeatureId:
-    if isinstance(value, str):
-        return FeatureId.parse(value)
-    if isinstance(value, list | tuple):
-        layer, index = cast("tuple[int, int]", value)
-        return FeatureId(int(layer), int(index))
-    raise ValueError(f"{value!r} is not a feature")
-
-
-FeatureField = Annotated[
-    FeatureId,
-    PlainValidator(_read_feature),
-    PlainSerializer(lambda feature: list(feature), return_type=list[int]),
-]
+FeatureField = Annotated[FeatureId, PlainSerializer(list, return_type=list[int])]
 """`FeatureId` as a pydantic field, stored as `[layer, index]`."""
 
 
@@ -390,30 +364,3 @@ class RefusalToken(Value):
     token_id: int
     text: str
     share: float
-
-
-__all__ = [
-    "PURPOSES",
-    "REFUSALS",
-    "Answer",
-    "Answers",
-    "Candidate",
-    "ChoosingSplits",
-    "FeatureField",
-    "FeatureId",
-    "FeatureSet",
-    "Form",
-    "Label",
-    "Outcome",
-    "Prompt",
-    "PromptSet",
-    "Rate",
-    "RefusalToken",
-    "Split",
-    "SplitSizes",
-    "Splits",
-    "Value",
-    "Verdict",
-    "as_prompts",
-    "text_key",
-]

@@ -15,16 +15,6 @@ from demur.bundled._files import (
 from demur.bundled._judge import FIRST_STEPS, OPENERS, PLAIN_STEP, SECOND_STEPS, BundledJudge
 
 __all__ = [
-    "FIRST_STEPS",
-    "FRAMINGS",
-    "OPENERS",
-    "PLAIN_STEP",
-    "SECOND_STEPS",
-    "BundledJudge",
-    "BundledPaths",
-    "BundledPrompts",
-    "bundled_path",
-    "bundled_prompts",
-    "bundled_texts",
-    "framed",
-]
+    "FIRST_STEPS", "FRAMINGS", "OPENERS", "PLAIN_STEP", "SECOND_STEPS", "BundledJudge", "BundledPaths",
+    "BundledPrompts", "bundled_path", "bundled_prompts", "bundled_texts", "framed",
+]  # fmt: skip

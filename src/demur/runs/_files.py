@@ -20,12 +20,8 @@ LOCK_FILES = (".lock", ".writer")
 """The lock, and who holds it. (Two files: some systems cannot read a locked one.)"""
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, then put it in place: readers see all of it or nothing.
-
-    Raises:
-        RunError: the disk is full or the folder cannot be written.
-    """
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then put it in place: readers see all of it or nothing."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         write(temporary)
@@ -41,16 +37,16 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_bytes(text.encode()))
 
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(text.encode())
 
-    write_whole(path, write)
+def cannot_write(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path} cannot be written: {error.strerror or error}")
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -65,43 +61,15 @@ def complete_lines(path: Path) -> Iterator[bytes]:
         yield from (line for line in file if line.endswith(b"\n"))
 
 
-class LineWriter:
-    """Appends lines, each handed to the system before `append` returns: a kill can tear only the last."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: IO[bytes] | None = None
-
-    def append(self, line: bytes) -> None:
-        """Write one line, given without its newline.
-
-        Raises:
-            RunError: it cannot be written; what was written of it is dropped by the next `append`.
-        """
-        try:
-            if self._file is None:
-                self._file = self._path.open("ab", buffering=0)
-                self._file.truncate(sum(map(len, complete_lines(self._path))))
-            if self._file.write(line + b"\n") != len(line) + 1:
-                raise OSError("only a part of the line was written (is the disk full?)")
-        except OSError as error:
-            self.close()
-            raise RunError(f"{self._path} cannot be written: {error.strerror or error}") from error
-
-    def close(self) -> None:
-        """Flush to disk and close."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
+def open_lines(path: Path) -> IO[bytes]:
+    """Open for appending, unbuffered, so that a kill can tear only the last line; one that is torn is cut off."""
+    file = path.open("ab", buffering=0)
+    file.truncate(sum(map(len, complete_lines(path))))
+    return file
 
 
 def lock_folder(folder: Path) -> BaseFileLock:
-    """Make the folder if it is not there, and take the right to write it, which ends with this process at the latest.
-
-    Raises:
-        RunError: another process holds it, or the folder cannot be written or locked.
-    """
+    """Make the folder, if it is new, and take the right to write it, which ends with this process at the latest."""
     path, writer = (folder / name for name in LOCK_FILES)
     lock = FileLock(path, timeout=0, thread_local=False)
     try:

@@ -18,6 +18,7 @@ else:
     JSON = Any  # Runtime type checkers cannot follow a type that holds itself.
 
 HIDDEN = "(not recorded)"
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _SECRET_KEY = re.compile(
     r"^((hf|access|auth|api|bearer|hub|secret|private|id|refresh)_?)?token$"
     r"|(^|_)(api_?key|secret|secret_?key|private_?key|access_?key|password|passwd|credentials?|authorization)$",
@@ -69,22 +70,20 @@ def without_secrets(value: JSON) -> JSON:
 
 def as_toml(config: Mapping[str, Any]) -> str:
     """A configuration as TOML: top-level keys with inline values; None is left out, as TOML has no null."""
-    return "".join(f"{_key(name)} = {_toml(value)}\n" for name, value in config.items() if value is not None)
+    return "".join(f"{entry}\n" for entry in _entries(config))
 
 
-def _key(name: str) -> str:
-    bare = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
-    return name if bare else json.dumps(name)
+def _entries(table: Mapping[str, Any]) -> list[str]:
+    names = {name: name if _BARE_KEY.fullmatch(name) else json.dumps(name) for name in table}
+    return [f"{names[name]} = {_toml(value)}" for name, value in table.items() if value is not None]
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
-        table = cast("Mapping[str, Any]", value)
-        return "{ " + ", ".join(f"{_key(k)} = {_toml(v)}" for k, v in table.items() if v is not None) + " }"
+        return f"{{ {', '.join(_entries(cast('Mapping[str, Any]', value)))} }}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, cast("list[Any]", value))) + "]"
+        return f"[{', '.join(map(_toml, cast('list[Any]', value)))}]"
     if isinstance(value, bool | int | float):
-        # TOML spells numbers, inf and nan as Python does.
-        return str(value).lower()
+        return str(value).lower()  # TOML spells numbers, inf and nan as Python does.
     # A JSON string is a TOML basic string but for U+007F, which TOML wants escaped.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

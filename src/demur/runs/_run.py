@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, cast, get_origin
 
 from filelock import BaseFileLock
@@ -17,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from demur.errors import RunError
 from demur.runs._files import LOCK_FILES, TEMPORARY, lock_folder, remove_temporaries, write_text
 from demur.runs._json import JSON, hash_of, to_json, without_secrets
-from demur.runs._stage import Kind, KindOf, Stage, StageFolder
+from demur.runs._stage import Kind, KindOf, Stage, StageFolder, installed, now
 from demur.types import Value
 
 MANIFEST = "manifest.json"
@@ -28,39 +25,39 @@ Progress = Callable[[int, int], None]
 """`(done, total)`."""
 
 
+def _silent(done: int, total: int) -> None: ...
+
+
 class StageRef(Value):
-    """One stage that a session used."""
+    """One stage that a session used; `folder` is relative to the run folder."""
 
     name: str
     key: str
     folder: str
-    """Relative to the run folder."""
 
 
 class Session(Value):
-    """One time that the command was run on this folder."""
+    """One time that a `command` of `demur` was run on this folder.
+
+    `config` is what was asked. `inputs` maps an input (a prompt set, say) to the hash of its content, `identities` the
+    model and the SAEs to where they are from, their revision and hashes, `versions` packages to those installed. Times
+    are UTC, ISO 8601; `finished` is None while running, and for good after an interruption. `files` are the results
+    that it wrote at the top of the run folder. Secrets are blotted out.
+    """
 
     config: dict[str, Any]
-    """What was asked; secrets are blotted out."""
     command: str = "study"
-    """Of `demur`, that asked it."""
     config_hash: str
     inputs: dict[str, str] = Field(default_factory=dict)
-    """Input (a prompt set, say) → hash of its content."""
     identities: dict[str, Any] = Field(default_factory=dict)
-    """Model, SAEs → where from, revision, hashes."""
     seeds: dict[str, int] = Field(default_factory=dict)
     started: str
-    """UTC, ISO 8601."""
     finished: str | None = None
-    """`None` while running, and for good after an interruption."""
     python: str
     platform: str
     versions: dict[str, str]
-    """Package → installed version."""
     stages: tuple[StageRef, ...] = ()
     files: tuple[str, ...] = ()
-    """Results that it wrote at the top of the run folder."""
 
 
 class Manifest(Value):
@@ -118,24 +115,20 @@ def _prompt_id(row: Any) -> str:
     return row.prompt_id if hasattr(row, "prompt_id") else row.prompt.id
 
 
+@dataclass
 class Run:
     """A run folder that this process writes. Use as a context manager, or call `close`.
 
-    Leaving the `with` block without an exception marks the session as finished.
-
-    Attributes:
-        folder: the run folder.
-        manifest: all sessions on it; the last is this one.
-        counters: name of a stage → what was found and what was made, each stage counted once.
+    Leaving the `with` block without an exception marks the session as finished, the last of `manifest`. `counters`:
+    name of a stage → what was found and what was made, each stage counted once.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, lock: BaseFileLock) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.counters: dict[str, StageCount] = {}
-        self._counted: set[str] = set()
-        self._lock = lock
-        self._stages: dict[str, Stage] = {}
+    folder: Path
+    manifest: Manifest
+    _lock: BaseFileLock
+    counters: dict[str, StageCount] = field(default_factory=dict, init=False)
+    _counted: set[str] = field(default_factory=set, init=False)
+    _stages: dict[str, Stage] = field(default_factory=dict, init=False)
 
     @classmethod
     def open(
@@ -152,6 +145,7 @@ class Run:
         get folders of their own beside them.
 
         Args:
+            folder: of the run.
             config: what was asked, as JSON data; tokens, keys and passwords in it are not written.
             command: of `demur`, that asks it; a folder may hold several studies.
             seeds: purpose → seed.
@@ -168,10 +162,10 @@ class Run:
                 config=plain,
                 command=command,
                 config_hash=hash_of(plain),
-                started=_now(),
+                started=now(),
                 python=platform.python_version(),
                 platform=f"{platform.system()} {platform.machine()}",
-                versions=_versions(),
+                versions=installed(*_PACKAGES.split()),
                 seeds=dict(seeds or {}),
             )
             run = cls(folder, Manifest(sessions=(*earlier, session)), lock)
@@ -182,12 +176,7 @@ class Run:
         return run
 
     def record(self, *, inputs: Mapping[str, str] | None = None, identities: Mapping[str, JSON] | None = None) -> None:
-        """Add what became known after opening to this session's record.
-
-        Args:
-            inputs: input → hash of its content.
-            identities: model, SAEs → where from, revision, hashes; secrets are not written.
-        """
+        """Add what became known after opening to this session's record; secrets are not written."""
         session = self.manifest.latest
         known = without_secrets(to_json({**session.identities, **(identities or {})}, "identities"))
         self._write(inputs={**session.inputs, **(inputs or {})}, identities=known)
@@ -199,7 +188,7 @@ class Run:
         kind: KindOf[Kind],
         compute: Callable[[], Kind],
         *,
-        progress: Progress | None = None,
+        progress: Progress = _silent,
     ) -> Kind:
         """A value that is computed once for each set of dependencies, then read from the run folder.
 
@@ -207,10 +196,8 @@ class Run:
 
         Args:
             name: of the stage: lower-case letters, digits, `_`, `-`.
-            depends: everything that the value depends on, as JSON data: settings, content hashes, and other stages'
-                values. (The versions of demur, torch and transformers count by themselves.)
-            kind: the value's type: a `Codec` (tensors), or what pydantic can read and write as JSON, such as a `Value`,
-                `list[Value]` or `tuple[float, ...]`.
+            depends: all that the value depends on, as JSON data (but the versions of demur, torch and transformers).
+            kind: a `Codec` (tensors), or what pydantic writes as JSON: a `Value`, `list[Value]`, `tuple[float, ...]`.
             compute: gives the value; called only where there is none.
             progress: called with 0 of 1 before, and 1 of 1 after computing.
 
@@ -218,17 +205,14 @@ class Run:
             RunError: a dependency has no JSON form, the folder cannot be written, or what it holds is damaged.
         """
         stage = self.stage(name, depends)
-        if found := stage.done:
-            progress = None
-        else:
-            if progress is not None:
-                progress(0, 1)
+        found = stage.done
+        if not found:
+            progress(0, 1)
             made = compute()
             stage.save(name, list(cast("Iterable[object]", made)) if get_origin(kind) is list else made)
             stage.finish()
-        value = stage.load(name, kind)
-        if progress is not None:
             progress(1, 1)
+        value = stage.load(name, kind)
         size = len(cast("list[object]", value)) if isinstance(value, list) else 1
         self._count(stage, size * found, size * (not found))
         return value
@@ -242,17 +226,16 @@ class Run:
         compute: Callable[[frozenset[str]], Iterable[Iterable[Kind]]],
         *,
         key: Callable[[Kind], str] = _prompt_id,
-        progress: Progress | None = None,
+        progress: Progress = _silent,
     ) -> list[Kind]:
         """One row for each key, in the order of `keys`; rows are stored as they come, and those stored are kept.
 
         Args:
             name: of the stage, as in `cached`.
-            depends: everything that the rows and the set of keys depend on, as in `cached`.
+            depends: all that the rows and the set of keys depend on, as in `cached`.
             kind: type of a row: what pydantic can read and write as JSON.
             keys: which rows, such as the prompts' ids.
-            compute: given the keys that have a row, yields batches of rows for the others, in any order; called only
-                where a row is missing. What an interruption loses is the batch under way.
+            compute: given the keys that have a row, yields batches of rows for the others, in any order.
             key: a row's key; its `prompt_id` or `prompt.id` when not given.
             progress: called with the rows that there are and the rows wanted, at the start and after each batch.
 
@@ -264,19 +247,14 @@ class Run:
         wanted = frozenset(keys)
         known = {key(row) for row in stage.rows(name, kind)}
         found = len(wanted & known)
-
-        def report() -> None:
-            if progress is not None:
-                progress(len(wanted & known), len(wanted))
-
         if not (stage.done or wanted <= known):
-            report()
+            progress(found, len(wanted))
             for batch in compute(frozenset(known)):
                 for row in batch:
                     if key(row) not in known:
                         stage.append(name, row)
                         known.add(key(row))
-                report()
+                progress(len(wanted & known), len(wanted))
         if missing := sorted(wanted - known):
             raise ValueError(f"stage {name}: {len(missing)} of {len(wanted)} keys got no row; one is {missing[0]!r}")
         if not stage.done:
@@ -296,10 +274,6 @@ class Run:
 
         For what `cached` and `mapped` do not cover: a journal that is read while it is written.
 
-        Args:
-            name: lower-case letters, digits, `_`, `-`.
-            depends: everything that its results depend on, as JSON data.
-
         Raises:
             RunError: a dependency has no JSON form, or the folder cannot be written.
         """
@@ -318,14 +292,14 @@ class Run:
         `study-HASH.json`, with the first eight characters of that configuration's hash (`config_hash` in the manifest).
         """
         path = self.folder / filename
-        now = self.manifest.latest
-        earlier = [s for s in self.manifest.sessions[:-1] if s.command == now.command and filename in s.files]
-        if earlier and filename not in now.files and path.is_file():
+        latest = self.manifest.latest
+        earlier = [s for s in self.manifest.sessions[:-1] if s.command == latest.command and filename in s.files]
+        if earlier and filename not in latest.files and path.is_file():
             older = earlier[-1].config_hash
-            if older != now.config_hash:
+            if older != latest.config_hash:
                 path.replace(path.with_name(f"{path.stem}-{older[:8]}{path.suffix}"))
         write_text(path, text)
-        self._write(files=tuple(dict.fromkeys((*now.files, filename))))
+        self._write(files=tuple(dict.fromkeys((*latest.files, filename))))
         return path
 
     def _write(self, **changes: object) -> None:
@@ -339,16 +313,14 @@ class Run:
             for stage in self._stages.values():
                 stage.close()
             if finished:
-                self._write(finished=_now())
+                self._write(finished=now())
         finally:
             self._lock.release()
 
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(finished=kind is None)
 
 
@@ -361,20 +333,3 @@ def _earlier_sessions(folder: Path) -> tuple[Session, ...]:
     if others:
         raise RunError(f"{folder} holds {others[0]!r} but no run; choose an empty or new folder with --out")
     return ()
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for package in _PACKAGES.split():
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-__all__ = ["Manifest", "Run", "RunView", "Session", "StageCount", "StageRef", "read_run"]

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import GenericAlias
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar, cast, get_args, get_origin, runtime_checkable
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast, get_args, get_origin, runtime_checkable
 
 import pydantic_core
 from pydantic import TypeAdapter, ValidationError
 
 from demur import __version__
 from demur.errors import RunError
-from demur.runs._files import LineWriter, complete_lines, remove_temporaries, write_text, write_whole
+from demur.runs._files import cannot_write, complete_lines, open_lines, remove_temporaries, write_text, write_whole
 from demur.runs._json import JSON, hash_of, to_json, without_secrets
 
 if TYPE_CHECKING:
     from torch import Tensor
-else:
-    Tensor = object  # torch is imported only where tensors are read or written.
 
 STAGE_FORMAT = 2
 """Part of every key: raised when the files of a stage change their meaning, so that old ones are not read."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
-_DONE = "done"
-_ABOUT = "stage.json"
-_META = "demur"
+_DONE, _ABOUT, _META = "done", "stage.json", "demur"
 
 Kind = TypeVar("Kind")
-KindOf: TypeAlias = type[Kind] | GenericAlias
+KindOf = type[Kind] | GenericAlias
 """A class, or such as `list[Value]`."""
 
 
@@ -53,28 +52,34 @@ class Codec(Protocol):
         ...
 
 
+def installed(*packages: str) -> dict[str, str]:
+    """Package → version, of those that are installed."""
+    found: dict[str, str] = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def now() -> str:
+    """UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 @lru_cache
 def key_versions() -> Mapping[str, str]:
     """The versions that are part of every key: demur's major and minor number, torch's and transformers' in full.
 
     Another version of these may compute other numbers, so results of the one are not taken for results of the other.
     """
-    found = {"demur": ".".join(__version__.split(".")[:2])}
-    for package in ("torch", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # A copy of the sources without an installation.
-            found[package] = "none"
-    return found
+    absent = {"torch": "none", "transformers": "none"}  # in a copy of the sources without an installation
+    return {"demur": ".".join(__version__.split(".")[:2])} | absent | installed(*absent)
 
 
 def stage_key(name: str, depends: object, versions: Mapping[str, str] | None = None) -> str:
     """SHA-256, hex, of a stage's name, format, versions and dependencies as canonical JSON; secrets do not count.
 
-    Args:
-        name: of the stage.
-        depends: JSON data.
-        versions: of the packages that compute the results; `key_versions()` when not given.
+    `versions` are those of the packages that compute the results, `key_versions()` when not given.
 
     Raises:
         RunError: something in `depends` has no JSON form.
@@ -84,22 +89,25 @@ def stage_key(name: str, depends: object, versions: Mapping[str, str] | None = N
     return hash_of({"stage": name, "format": STAGE_FORMAT, "versions": used, "depends": plain})
 
 
+@dataclass
 class StageFolder:
     """What a stage has stored, for reading.
 
     A value stands in `NAME.json`, a list or rows in `NAME.jsonl`, a value with tensors in `NAME.safetensors`.
     """
 
-    def __init__(self, folder: Path, name: str, key: str) -> None:
-        self.folder = folder
-        self.name = name
-        self.key = key
-        self._remedy = f"Remove the folder {folder} and run again to compute this stage anew"
+    folder: Path
+    name: str
+    key: str
 
     @property
     def done(self) -> bool:
         """The stage was finished: its files are whole and will not change."""
         return (self.folder / _DONE).is_file()
+
+    @property
+    def _remedy(self) -> str:
+        return f"Remove the folder {self.folder} and run again to compute this stage anew"
 
     def load(self, name: str, kind: KindOf[Kind]) -> Kind:
         """The value of type `kind` that `save` stored under `name`: equal to what it was.
@@ -107,18 +115,14 @@ class StageFolder:
         Raises:
             RunError: there is none, or the file does not hold a `kind`.
         """
-        if get_origin(kind) is list:
-            self._existing(f"{name}.jsonl")
+        tensors = isinstance(kind, type) and issubclass(kind, Codec)
+        ending = "jsonl" if get_origin(kind) is list else "safetensors" if tensors else "json"
+        path = self._path(f"{name}.{ending}")
+        if not path.is_file():
+            raise RunError(f"{path} does not exist. {self._remedy}")
+        if ending == "jsonl":
             return cast("Kind", self.rows(name, get_args(kind)[0]))
-        if not _has_tensors(kind):
-            path = self._existing(f"{name}.json")
-            return self._parse(path, kind, path.read_bytes())
-        path = self._existing(f"{name}.safetensors")
-        tensors, metadata = _read_tensors(path)
-        try:
-            return cast("Any", kind).from_parts(tensors, json.loads(metadata[_META]))
-        except (KeyError, ValueError, TypeError) as error:
-            raise RunError(f"{path}: not a {kind.__name__}: {error}. {self._remedy}") from error
+        return cast("Kind", self._tensors(path, kind) if tensors else self._parse(path, kind, path.read_bytes()))
 
     def rows(self, name: str, kind: KindOf[Kind]) -> list[Kind]:
         """The rows of type `kind` appended under `name`, in order; none when nothing was appended.
@@ -128,17 +132,11 @@ class StageFolder:
         Raises:
             RunError: a line does not hold a `kind`; names file and line.
         """
-        path = self.folder / f"{_checked(name)}.jsonl"
-        if not path.is_file():
-            return []
-        found: list[Kind] = []
-        size = 0
-        for number, line in enumerate(complete_lines(path), start=1):
-            found.append(self._parse(path, kind, line, f", line {number}"))
-            size += len(line)
-        if self.done and size < path.stat().st_size:
-            raise RunError(f"{path}, line {len(found) + 1} is cut off. {self._remedy}")
-        return found
+        path = self._path(f"{name}.jsonl")
+        lines = list(complete_lines(path)) if path.is_file() else []
+        if self.done and path.is_file() and sum(map(len, lines)) < path.stat().st_size:
+            raise RunError(f"{path}, line {len(lines) + 1} is cut off. {self._remedy}")
+        return [self._parse(path, kind, line, f", line {number}") for number, line in enumerate(lines, start=1)]
 
     def _parse(self, path: Path, kind: KindOf[Kind], data: bytes, where: str = "") -> Kind:
         try:
@@ -147,19 +145,26 @@ class StageFolder:
             why, name = error.errors()[0]["msg"], getattr(kind, "__name__", str(kind))
             raise RunError(f"{path}{where}: not a {name}: {why}. {self._remedy}") from error
 
-    def _existing(self, filename: str) -> Path:
-        path = self.folder / _checked(filename)
-        if not path.is_file():
-            raise RunError(f"{path} does not exist. {self._remedy}")
-        return path
+    def _tensors(self, path: Path, kind: Any) -> Any:
+        safetensors: Any = import_module("safetensors")
+        try:
+            with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return kind.from_parts(tensors, json.loads((file.metadata() or {})[_META]))
+        except (safetensors.SafetensorError, OSError) as error:
+            raise RunError(f"{path} is damaged: {error}. Remove {path.parent} and run again") from error
+        except (KeyError, ValueError, TypeError) as error:
+            raise RunError(f"{path}: not a {kind.__name__}: {error}. {self._remedy}") from error
+
+    def _path(self, filename: str) -> Path:
+        return self.folder / _checked(filename)
 
 
+@dataclass
 class Stage(StageFolder):
     """A stage of the run that this process holds. What it stores is on disk before the call returns."""
 
-    def __init__(self, folder: Path, name: str, key: str) -> None:
-        super().__init__(folder, name, key)
-        self._writers: dict[str, LineWriter] = {}
+    _files: dict[str, IO[bytes]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def open(cls, stages: Path, name: str, depends: Mapping[str, object]) -> Stage:
@@ -174,13 +179,8 @@ class Stage(StageFolder):
         except (OSError, ValueError) as error:
             raise RunError(f"{stage.folder} cannot be used: {error}. {stage._remedy}") from error
         if known is None:
-            content: dict[str, Any] = {
-                "name": name,
-                "key": key,
-                "format": STAGE_FORMAT,
-                "versions": dict(key_versions()),
-            }
-            content["depends"] = without_secrets(to_json(depends))
+            content: dict[str, Any] = {"name": name, "key": key, "format": STAGE_FORMAT}
+            content |= {"versions": dict(key_versions()), "depends": without_secrets(to_json(depends))}
             write_text(about, json.dumps(content, indent=1, ensure_ascii=False))
         elif known.get("key") != key:
             raise RunError(f"{about} belongs to another stage (key {known.get('key')}). {stage._remedy}")
@@ -190,44 +190,45 @@ class Stage(StageFolder):
         """Store under `name`, whole or not at all: a `Codec`, a list (each item on a line), or any other value that
         pydantic can write as JSON."""
         if isinstance(value, list):
-            text = b"".join(_dumped(each) + b"\n" for each in cast("list[object]", value)).decode()
-            write_text(self._target(f"{name}.jsonl"), text)
+            lines = (_dumped(each).decode() + "\n" for each in cast("list[object]", value))
+            write_text(self._target(f"{name}.jsonl"), "".join(lines))
         elif not isinstance(value, Codec):
             write_text(self._target(f"{name}.json"), _dumped(value).decode())
         else:
             tensors, meta = value.to_parts()
-            torch_format: Any = importlib.import_module("safetensors.torch")
             # Cloned: safetensors stores no tensors that share memory, and would store all of a slice's.
             ready = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-            metadata = {_META: json.dumps(meta)}
-            target = self._target(f"{name}.safetensors")
-            write_whole(target, lambda path: torch_format.save_file(ready, path, metadata=metadata))
+            target, save_file = self._target(f"{name}.safetensors"), import_module("safetensors.torch").save_file
+            write_whole(target, lambda path: save_file(ready, path, metadata={_META: json.dumps(meta)}))
 
     def append(self, name: str, row: object) -> None:
-        """Add one row under `name`. A torn last line, left by a kill, is cut off first."""
-        path = self._target(f"{name}.jsonl")
-        self._writers.setdefault(name, LineWriter(path)).append(_dumped(row))
+        """Add one row under `name`. A torn last line, left by a kill or a full disk, is cut off first."""
+        path, line = self._target(f"{name}.jsonl"), _dumped(row) + b"\n"
+        try:
+            if name not in self._files:
+                self._files[name] = open_lines(path)
+            if self._files[name].write(line) != len(line):
+                raise OSError("only a part of the line was written (is the disk full?)")
+        except OSError as error:
+            self.close()
+            raise cannot_write(path, error) from error
 
     def finish(self) -> None:
         """Mark the stage as finished: from now on it is only read."""
         self.close()
-        write_text(self._target(_DONE), datetime.now(UTC).isoformat(timespec="seconds") + "\n")
+        write_text(self._target(_DONE), now() + "\n")
 
     def close(self) -> None:
         """Flush and close the files of rows."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+        while self._files:
+            _, file = self._files.popitem()
+            os.fsync(file.fileno())
+            file.close()
 
     def _target(self, filename: str) -> Path:
-        path = self.folder / _checked(filename)
         if self.done:
-            raise RunError(f"{path} cannot be written: the stage {self.name} is finished")
-        return path
-
-
-def _has_tensors(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Codec)
+            raise RunError(f"{self._path(filename)} cannot be written: the stage {self.name} is finished")
+        return self._path(filename)
 
 
 @lru_cache
@@ -243,12 +244,3 @@ def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise RunError(f"{name!r} cannot be the name of a stage or its file; use a-z, 0-9, '_', '-' and '.'")
     return name
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    safetensors: Any = importlib.import_module("safetensors")
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise RunError(f"{path} is damaged: {error}. Remove {path.parent} and run again") from error

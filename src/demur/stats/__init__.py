@@ -19,27 +19,7 @@ from demur.stats._means import auroc, bootstrap_mean, mean_of_runs, spearman, sp
 from demur.stats._rates import Z_95, Estimate, clustered_rate, rate_of, wilson
 
 __all__ = [
-    "Z_95",
-    "CurveGap",
-    "Estimate",
-    "OneMoreDraw",
-    "PairedTest",
-    "TradeOff",
-    "area_under",
-    "auroc",
-    "bootstrap_mean",
-    "clustered_rate",
-    "compare_curves",
-    "crossed_difference",
-    "holm",
-    "mcnemar",
-    "mean_of_runs",
-    "one_more_draw",
-    "paired_difference",
-    "rate_of",
-    "sign_flip_p",
-    "spearman",
-    "spearman_over_prompts",
-    "value_at",
-    "wilson",
-]
+    "Z_95", "CurveGap", "Estimate", "OneMoreDraw", "PairedTest", "TradeOff", "area_under", "auroc", "bootstrap_mean",
+    "clustered_rate", "compare_curves", "crossed_difference", "holm", "mcnemar", "mean_of_runs", "one_more_draw",
+    "paired_difference", "rate_of", "sign_flip_p", "spearman", "spearman_over_prompts", "value_at", "wilson",
+]  # fmt: skip
