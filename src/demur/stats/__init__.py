@@ -4,19 +4,33 @@ Outcomes are `True`, `False` or `None` (unscored: counted, never guessed); in ar
 only where it is used.
 """
 
-from demur.stats._curves import CurveGap, TradeOff, area_under, compare_curves, value_at
-from demur.stats._differences import (
+from demur.stats._numbers import (
+    CurveGap,
+    TradeOff,
+    area_under,
+    auroc,
+    bootstrap_mean,
+    compare_curves,
+    mean_of_runs,
+    spearman,
+    spearman_over_prompts,
+    value_at,
+)  # fmt: skip
+from demur.stats._outcomes import (
+    Z_95,
+    Estimate,
     OneMoreDraw,
     PairedTest,
+    clustered_rate,
     crossed_difference,
     holm,
     mcnemar,
     one_more_draw,
     paired_difference,
+    rate_of,
     sign_flip_p,
-)
-from demur.stats._means import auroc, bootstrap_mean, mean_of_runs, spearman, spearman_over_prompts
-from demur.stats._rates import Z_95, Estimate, clustered_rate, rate_of, wilson
+    wilson,
+)  # fmt: skip
 
 __all__ = [
     "Z_95", "CurveGap", "Estimate", "OneMoreDraw", "PairedTest", "TradeOff", "area_under", "auroc", "bootstrap_mean",
