@@ -7,13 +7,12 @@ through an entry point of the registry's group, a script by calling `register`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
-from demur.errors import DemurError, InputError
+from demur.errors import DemurError, InputError, nearest
 
 T = TypeVar("T")
 
@@ -74,15 +73,10 @@ class Registry(Generic[T]):
             module, _, attribute = self._builtin[name].partition(":")
             return cast("T", getattr(import_module(module), attribute))
         if name not in self._installed:
-            like = get_close_matches(name, tuple(self), n=1, cutoff=0.5)
-            meant = f" (nearest: {like[0]!r})" if like else ""
-            raise InputError(f"there is no {self.noun} {name!r}{meant}; there are {', '.join(self)}")
+            raise InputError(f"there is no {self.noun} {name!r}{nearest(name, self)}; there are {', '.join(self)}")
         try:
             entry: Any = self._installed[name].load()
         except (ImportError, AttributeError) as error:
             package = getattr(self._installed[name].dist, "name", "an installed package")
             raise DemurError(f"the {self.noun} {name!r} of {package} cannot be loaded: {error}") from error
         return cast("T", entry)
-
-
-__all__ = ["Registry"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Self, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -191,6 +191,8 @@ def crossed_difference(first: Outcomes, runs: Sequence[Outcomes]) -> tuple[Estim
     Raises:
         ValueError: runs of different lengths.
     """
+    from scipy.optimize import brentq
+
     both = _outcome_table([first, *runs])
     gaps = both[0] - both[1:]
     known = ~np.isnan(gaps)
@@ -198,67 +200,50 @@ def crossed_difference(first: Outcomes, runs: Sequence[Outcomes]) -> tuple[Estim
     if n == 0:
         return Estimate.unknown(unscored), math.nan
     own, table = np.where(known, both[0], math.nan), np.where(known, both[1:], math.nan)
-    pairs = _Pairs.of(own, table)
-    low, high = pairs.limits()
+    value, limits = float(own[known].mean()) - float(table[known].mean()), _pair_limits(own, table)
+    low, high = limits(0.05)
     if known.any(1).sum() == 1:
         run = int(known.any(1).argmax())
         p = mcnemar(own[run], table[run]).p
     else:
-        p = pairs.p_value(sign_flip_p(np.where(known, gaps, 0.0).sum(0) / np.maximum(known.sum(0), 1)))
-    return Estimate(value=pairs.p - pairs.q, low=low, high=high, n=n, unscored=unscored), p
+        p = sign_flip_p(np.where(known, gaps, 0.0).sum(0) / np.maximum(known.sum(0), 1))
+        end = 0 if value > 0 else 1
+        if limits(p)[end] * value < 0:
+            p = cast("float", brentq(lambda level: limits(level)[end], p, 1.0))
+    return Estimate(value=value, low=low, high=high, n=n, unscored=unscored), p
 
 
-class _Pairs(NamedTuple):
-    """Shares `p` of `n` prompts and `q`, worth `effective` answers, of runs on the same prompts; their correlation."""
+def _pair_limits(own: np.ndarray, table: np.ndarray) -> Callable[[float], tuple[float, float]]:
+    """Ends of the interval of the difference of shares that misses in a given share of cases (Newcombe's method 10).
 
-    p: float
-    n: int
-    q: float
-    effective: float
-    freedom: float
-    phi: float
+    Both are tables of runs by prompts that are scored at the same places. The shares' correlation is first that of
+    answers, in the fourfold table in which each prompt counts as one, spread over its runs. What the runs add to the
+    variance of their share is no part of `own`, so the shares correlate less. The prompts' part of that variance
+    largely cancels; what is left has the differences' degrees of freedom.
+    """
+    known = ~np.isnan(table)
+    n, p = int(known.any(0).sum()), float(own[known].mean())
+    q, effective, freedom = _crossed_mean(table)
+    freedom = min(_crossed_mean(own - table)[2], freedom)
+    weight = known / np.maximum(known.sum(0), 1)
+    first, second = own == 1, table == 1
+    cells = (first & second, first & ~second, ~first & second)
+    both, only_first, only_second = (float((weight * cell).sum()) for cell in cells)
+    neither = n - both - only_first - only_second
+    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    cross = both * neither - only_first * only_second
+    if cross > 0:  # Newcombe's continuity correction.
+        cross = max(cross - n / 2, 0.0)
+    phi = cross / math.sqrt(margins) * math.sqrt(effective / n) if margins > 0 else 0.0
 
-    @classmethod
-    def of(cls, own: np.ndarray, table: np.ndarray) -> Self:
-        """From tables of runs by prompts that are scored at the same places.
-
-        The correlation is first that of answers, in the fourfold table in which each prompt counts as one, spread over
-        its runs. What the runs add to the variance of their share is no part of `own`, so the shares correlate less.
-        The prompts' part of that variance largely cancels; what is left has the differences' degrees of freedom.
-        """
-        known = ~np.isnan(table)
-        n = int(known.any(0).sum())
-        share, effective, freedom = _crossed_mean(table)
-        weight = known / np.maximum(known.sum(0), 1)
-        first, second = own == 1, table == 1
-        cells = (first & second, first & ~second, ~first & second)
-        both, only_first, only_second = (float((weight * cell).sum()) for cell in cells)
-        neither = n - both - only_first - only_second
-        margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
-        cross = both * neither - only_first * only_second
-        if cross > 0:  # Newcombe's continuity correction.
-            cross = max(cross - n / 2, 0.0)
-        phi = cross / math.sqrt(margins) * math.sqrt(effective / n) if margins > 0 else 0.0
-        freedom = min(_crossed_mean(own - table)[2], freedom)
-        return cls(float(own[known].mean()), n, share, effective, freedom, phi)
-
-    def limits(self, level: float = 0.05) -> tuple[float, float]:
-        """Ends of the interval of `p - q` that misses in a share `level` of cases (Newcombe's method 10)."""
-        p, q = self.p, self.q
-        p_low, p_high = _wilson_interval(p, self.n, student(math.inf, level))
-        q_low, q_high = _wilson_interval(q, self.effective, student(self.freedom, level))
+    def limits(level: float) -> tuple[float, float]:
+        p_low, p_high = _wilson_interval(p, n, student(math.inf, level))
+        q_low, q_high = _wilson_interval(q, effective, student(freedom, level))
         below, above = (p - p_low, q_high - q), (p_high - p, q - q_low)
-        low, high = (math.sqrt(max(a * a - 2 * self.phi * a * b + b * b, 0.0)) for a, b in (below, above))
+        low, high = (math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0)) for a, b in (below, above))
         return max(p - q - low, -1.0), min(p - q + high, 1.0)
 
-    def p_value(self, least: float) -> float:
-        """The level at which the interval ends at 0, and `least` where that is greater."""
-        from scipy.optimize import brentq
-
-        def gap(level: float) -> float:
-            return self.limits(level)[0 if self.p > self.q else 1]
-
-        return cast("float", brentq(gap, least, 1.0)) if gap(least) * (self.p - self.q) < 0 else least
+    return limits
 
 
 def sign_flip_p(differences: Numbers, *, resamples: int = 10000) -> float:
