@@ -18,7 +18,6 @@ from demur.runs._stage import Kind, KindOf, Stage, StageFolder, installed, now
 from demur.types import Value
 
 MANIFEST = "manifest.json"
-_STAGES = "stages"
 _PACKAGES = "demur torch transformers tokenizers safetensors huggingface-hub numpy scipy sae-lens"
 
 Progress = Callable[[int, int], None]
@@ -80,11 +79,8 @@ class RunView:
 
     def stages(self, name: str | None = None) -> list[StageFolder]:
         """The stages of the latest session (those called `name`, when given), in the order of first use."""
-        return [
-            StageFolder(self.folder / ref.folder, ref.name, ref.key)
-            for ref in self.manifest.latest.stages
-            if name in (None, ref.name)
-        ]
+        refs = (ref for ref in self.manifest.latest.stages if name in (None, ref.name))
+        return [StageFolder(self.folder / ref.folder, ref.name, ref.key) for ref in refs]
 
 
 def read_run(folder: str | Path) -> RunView:
@@ -115,7 +111,7 @@ def _prompt_id(row: Any) -> str:
     return row.prompt_id if hasattr(row, "prompt_id") else row.prompt.id
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """A run folder that this process writes. Use as a context manager, or call `close`.
 
@@ -157,7 +153,6 @@ class Run:
         plain = cast("dict[str, Any]", without_secrets(to_json(config, "config")))
         lock = lock_folder(folder)
         try:
-            earlier = _earlier_sessions(folder)
             session = Session(
                 config=plain,
                 command=command,
@@ -168,7 +163,7 @@ class Run:
                 versions=installed(*_PACKAGES.split()),
                 seeds=dict(seeds or {}),
             )
-            run = cls(folder, Manifest(sessions=(*earlier, session)), lock)
+            run = cls(folder, Manifest(sessions=(*_earlier_sessions(folder), session)), lock)
             run._write()
         except BaseException:
             lock.release()
@@ -277,11 +272,11 @@ class Run:
         Raises:
             RunError: a dependency has no JSON form, or the folder cannot be written.
         """
-        stage = Stage.open(self.folder / _STAGES, name, depends)
+        stage = Stage.open(self.folder / "stages", name, depends)
         if stage.key in self._stages:
             return self._stages[stage.key]
         self._stages[stage.key] = stage
-        ref = StageRef(name=name, key=stage.key, folder=f"{_STAGES}/{stage.folder.name}")
+        ref = StageRef(name=name, key=stage.key, folder=f"stages/{stage.folder.name}")
         self._write(stages=(*self.manifest.latest.stages, ref))
         return stage
 
@@ -294,10 +289,9 @@ class Run:
         path = self.folder / filename
         latest = self.manifest.latest
         earlier = [s for s in self.manifest.sessions[:-1] if s.command == latest.command and filename in s.files]
-        if earlier and filename not in latest.files and path.is_file():
-            older = earlier[-1].config_hash
-            if older != latest.config_hash:
-                path.replace(path.with_name(f"{path.stem}-{older[:8]}{path.suffix}"))
+        older = earlier[-1].config_hash if earlier else latest.config_hash
+        if older != latest.config_hash and filename not in latest.files and path.is_file():
+            path.replace(path.with_name(f"{path.stem}-{older[:8]}{path.suffix}"))
         write_text(path, text)
         self._write(files=tuple(dict.fromkeys((*latest.files, filename))))
         return path

@@ -89,7 +89,7 @@ def stage_key(name: str, depends: object, versions: Mapping[str, str] | None = N
     return hash_of({"stage": name, "format": STAGE_FORMAT, "versions": used, "depends": plain})
 
 
-@dataclass
+@dataclass(eq=False)
 class StageFolder:
     """What a stage has stored, for reading.
 
@@ -160,7 +160,7 @@ class StageFolder:
         return self.folder / _checked(filename)
 
 
-@dataclass
+@dataclass(eq=False)
 class Stage(StageFolder):
     """A stage of the run that this process holds. What it stores is on disk before the call returns."""
 
