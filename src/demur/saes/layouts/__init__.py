@@ -6,8 +6,8 @@ A layout is a `Layout` value. `LAYOUTS.register(name, layout)` adds one for this
 
 from demur.saes._array_files import Arrays, NamedArray, memory_array, open_arrays
 from demur.saes._canonical import Convention, SaeWeights
+from demur.saes._features import width_number
 from demur.saes._files import Config, SaeFiles
-from demur.saes._widths import width_number
 from demur.saes.layouts._layout import LAYOUTS, FoundSae, HookError, Layout, residual_layer
 
 __all__ = [

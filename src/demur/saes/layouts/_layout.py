@@ -28,12 +28,9 @@ class FoundSae:
     """One SAE in a source, before its weights are opened.
 
     Attributes:
-        files: the source.
-        weights: its npz or safetensors file there.
-        layer: the decoder layer whose output it reads.
-        convention: how its arrays are to be used.
+        files, weights: the source, and its npz or safetensors file there.
+        layer, convention, hook: as in `SaeSpec` and `SaeWeights`.
         d_model, d_sae: its shape, where names or configurations say it; otherwise the file is opened to see.
-        hook: where it was trained, in the file's own words.
         average_l0: mean number of active features per token, or a function that looks it up; None: unknown.
         read: finds its arrays in the file; by default under their usual names.
     """
@@ -63,9 +60,7 @@ class FoundSae:
         if d_model is None or d_sae is None:
             weights = self.open()
             d_model, d_sae = weights.d_model, weights.d_sae
-        identity = self.files.identity(self.weights)
-        if self.convention != _PLAIN:
-            identity += f":{hashlib.sha256(repr(self.convention).encode()).hexdigest()[:16]}"
+        folded = hashlib.sha256(repr(self.convention).encode()).hexdigest()[:16]
         spec = SaeSpec(
             layer=self.layer,
             d_model=d_model,
@@ -75,45 +70,41 @@ class FoundSae:
             hook=self.hook,
             source=f"{self.files.name}/{self.weights}",
             average_l0=self.l0,
-            identity=identity,
+            identity=self.files.identity(self.weights) + ("" if self.convention == _PLAIN else f":{folded}"),
         )
         return Sae(spec, self.open, is_here=lambda: self.files.is_here(self.weights))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one family of releases stores its SAEs.
-
-    Attributes:
-        title: the family and its files, for people.
-        marker: regular expression of the path of the one file that marks an SAE, or of its configuration.
-        describe: what the names and configurations there say of it, given the files and the match of `marker`; None:
-            no SAE after all. Raises HookError for an SAE of other activations than the residual stream's.
-    """
+    """How one family of releases stores its SAEs."""
 
     title: str
+    """The family and its files, for people."""
     marker: str
+    """Regular expression of the path of the one file that marks an SAE, or of its configuration."""
     describe: Callable[[SaeFiles, re.Match[str]], FoundSae | None]
+    """What names and configurations say of an SAE, given the match of `marker`; None: no SAE after all.
+
+    Raises HookError for an SAE of other activations than the residual stream's.
+    """
 
     def find(self, files: SaeFiles) -> list[FoundSae]:
-        """All SAEs of this layout that read the residual stream; those of other activations are passed over.
+        """All SAEs of this layout that read the residual stream; HookError where all are of other activations.
 
         Raises:
-            HookError: all of them are of other activations.
             SaeError: a configuration is malformed, or has no canonical form.
         """
-        found: list[FoundSae] = []
-        refusal: HookError | None = None
+        found: list[FoundSae | None] = []
+        refusals: list[HookError] = []
         for match in filter(None, map(re.compile(self.marker).fullmatch, files.files)):
             try:
-                sae = self.describe(files, match)
+                found.append(self.describe(files, match))
             except HookError as error:
-                refusal = refusal or error
-            else:
-                found += [sae] if sae else []
-        if refusal and not found:
-            raise refusal
-        return found
+                refusals.append(error)
+        if refusals and not any(found):
+            raise refusals[0]
+        return [sae for sae in found if sae]
 
 
 LAYOUTS: Registry[Layout] = Registry(
@@ -136,12 +127,9 @@ _PRE = re.compile(r"blocks\.(\d+)\.hook_resid_pre")
 
 
 def residual_layer(hook: str, source: str) -> int:
-    """The decoder layer whose output a hook name means.
+    """The decoder layer whose output a hook name means; HookError where it is not the residual stream between layers.
 
     `resid_pre` of layer `l` is the same tensor as `resid_post` of layer `l − 1` and is read as that.
-
-    Raises:
-        HookError: the hook is not on the residual stream between layers.
     """
     if match := _POST.fullmatch(hook):
         return int(match[1] or match[2])

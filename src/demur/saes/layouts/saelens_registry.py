@@ -26,7 +26,7 @@ from demur.saes.layouts import (
     residual_layer,
     width_number,
 )
-from demur.saes.layouts.saelens import HOOK_FIELDS, saelens_convention
+from demur.saes.layouts.saelens import HOOK_FIELDS, described, saelens_convention
 
 if TYPE_CHECKING:
     from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup
@@ -40,7 +40,7 @@ class SaeLensRelease(SaeFiles):
     """A release of the SAELens registry: its `files` are the ids of SAEs, with the prefix.
 
     Raises:
-        SaeError: SAELens is not installed, or has no such release or SAE; names the nearest.
+        SaeError: SAELens is not installed, or has no such release or SAE.
     """
 
     def __init__(self, source: str) -> None:
@@ -70,9 +70,8 @@ class SaeLensRelease(SaeFiles):
         try:
             return Config(f"{self.name}/{file}", load_sae_config_from_huggingface(self.release, file))
         except Exception as error:  # downloads and parsing: SAELens lets every library's own errors through
-            raise SaeError(
-                f"{self.name}/{file}: SAELens cannot read its configuration ({first_line(error)})"
-            ) from error
+            why = first_line(error)
+            raise SaeError(f"{self.name}/{file}: SAELens cannot read its configuration ({why})") from error
 
     def load(self, file: str) -> tuple[Config, Arrays]:
         """The configuration and the arrays of an SAE after SAELens has converted it."""
@@ -99,18 +98,8 @@ class _RegistrySae(FoundSae):
         return SaeWeights.of(arrays, saelens_convention(config, norm_factor=None))
 
     def sae(self) -> Sae:
-        config = self.files.config(self.weights)
-        hook = config.text(*HOOK_FIELDS)
-        described = replace(
-            self,
-            layer=residual_layer(hook, config.file),
-            # SAELens has the factor and folds it in on loading; 1 stands for it here, where only the form matters.
-            convention=saelens_convention(config, norm_factor=1.0),
-            d_model=config.integer("d_in"),
-            d_sae=config.integer("d_sae"),
-            hook=hook,
-        )
-        return FoundSae.sae(described)
+        # SAELens has the factor and folds it in on loading; 1 stands for it here, where only the form matters.
+        return FoundSae.sae(replace(self, **described(self.files.config(self.weights), norm_factor=1.0)))
 
 
 def _describe(files: SaeFiles, match: re.Match[str]) -> FoundSae | None:
