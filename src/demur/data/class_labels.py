@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from demur.data.tables import Row, read_table
@@ -16,16 +17,16 @@ _YES, _NO = frozenset({"true", "yes", "1"}), frozenset({"false", "no", "0"})
 _HARMFUL_IF_YES = {"is_harmful": True, "harmful": True, "unsafe": True, "toxic": True, "is_safe": False, "safe": False}
 
 
+@dataclass(frozen=True)
 class ClassColumn:
     """A column whose values tell harmful prompts from harmless ones."""
 
-    def __init__(self, column: str, labels: dict[str, Label]) -> None:
-        self.column = column
-        self._labels = labels
+    column: str
+    labels: Mapping[str, Label | None]
 
     def label(self, row: Row) -> Label | None:
         """The class of a row; None where the cell is blank."""
-        return self._labels.get(_value(row, self.column))
+        return self.labels.get(_value(row, self.column))
 
 
 def find_class_column(path: Path, columns: Sequence[str], *, besides: str) -> ClassColumn | None:
@@ -37,21 +38,15 @@ def find_class_column(path: Path, columns: Sequence[str], *, besides: str) -> Cl
     usual = (*_USUAL, *_HARMFUL_IF_YES)
     known = [name for name in columns if name != besides and name.casefold() in usual]
     values: dict[str, set[str]] = {name: set() for name in sorted(known, key=lambda name: usual.index(name.casefold()))}
-    if not values:
-        return None
-    for row in read_table(path).rows(list(values)):
+    for row in read_table(path).rows(known) if known else ():
         for name, found in values.items():
             found.add(_value(row, name))
     for name, found in values.items():
         # XSTest's types: those that begin with "contrast" are harmful, all others harmless.
         contrast = any(value.startswith("contrast_") for value in found)
-        told: dict[str, Label] = {}
-        for value in found - {""}:
-            label = _label(name.casefold(), value, contrast)
-            if label is not None:
-                told[value] = label
-        if told and told.keys() == found - {""}:
-            return ClassColumn(name, told)
+        labels = {value: _label(name.casefold(), value, contrast) for value in found - {""}}
+        if labels and all(labels.values()):
+            return ClassColumn(name, labels)
     return None
 
 
@@ -69,6 +64,3 @@ def _label(column: str, value: str, contrast: bool) -> Label | None:
 def _value(row: Row, column: str) -> str:
     cell = row.get(column)
     return "" if cell is None else str(cell).strip().casefold()
-
-
-__all__ = ["ClassColumn", "find_class_column"]

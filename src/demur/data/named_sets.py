@@ -63,19 +63,17 @@ class NamedSet(Value):
     @model_validator(mode="before")
     @classmethod
     def _with_addresses(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        found = dict(values)
-        github, hub, revision = found.get("github"), found.get("hub"), found.get("revision")
-        if sum(bool(found.get(home)) for home in ("github", "hub", "url")) > 1 and not found.get("page"):
+        github, hub, revision, file = (values.get(key) for key in ("github", "hub", "revision", "file"))
+        if sum(bool(values.get(home)) for home in ("github", "hub", "url")) > 1 and not values.get("page"):
             raise ValueError("name one of github, hub and url")
-        if github:
-            found.setdefault("page", f"https://github.com/{github}")
-            found.setdefault("url", f"https://raw.githubusercontent.com/{github}/{revision}/{found.get('file')}")
+        found = {"family": values.get("name"), "title": values.get("name")}
         if hub:
-            found.setdefault("page", f"https://huggingface.co/datasets/{hub}")
-            found.setdefault("url", f"{found['page']}/resolve/{revision}/{found.get('file')}")
-        found.setdefault("family", found.get("name"))
-        found.setdefault("title", found.get("name"))
-        return found
+            found["page"] = f"https://huggingface.co/datasets/{hub}"
+            found["url"] = f"{values.get('page', found['page'])}/resolve/{revision}/{file}"
+        if github:
+            found["page"] = f"https://github.com/{github}"
+            found["url"] = f"https://raw.githubusercontent.com/{github}/{revision}/{file}"
+        return {**found, **values}
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -120,11 +118,7 @@ def read_set_file(path: str | Path) -> tuple[NamedSet, ...]:
 
 
 def add_prompt_sets(path: str | Path) -> None:
-    """Make the sets of a TOML file known by name in this process.
-
-    Raises:
-        InputError: as `read_set_file`.
-    """
+    """Make the sets of a TOML file known by name in this process; raises as `read_set_file` does."""
     for named in read_set_file(path):
         PROMPT_SETS.register(named.name, named)
 
@@ -136,7 +130,7 @@ def prompt_sets() -> dict[str, NamedSet]:
         InputError: a file of `DEMUR_PROMPT_SETS` cannot be used.
         DemurError: a set of an installed package cannot be loaded.
     """
-    files = [_BUILT_IN, *(each for each in os.environ.get(_ADDED, "").split(os.pathsep) if each)]
+    files = [_BUILT_IN, *filter(None, os.environ.get(_ADDED, "").split(os.pathsep))]
     found = {named.name: named for path in files for named in read_set_file(path)}
     return found | {name: PROMPT_SETS[name] for name in PROMPT_SETS}
 
@@ -174,6 +168,10 @@ def _by_folded_name() -> dict[str, NamedSet]:
     return {_folded(name): named for name, named in prompt_sets().items()}
 
 
+def _folded(name: str) -> str:
+    return name.casefold().replace("_", "-").replace(" ", "-")
+
+
 def _flat(path: Path, tables: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each set's name and keys, those of its family included."""
     for family, table in tables.items():
@@ -196,21 +194,3 @@ def _named_set(path: Path, name: str, values: dict[str, Any]) -> NamedSet:
             for each in error.errors()
         )
         raise InputError(f"{path}, set {name!r}: {problems}") from None
-
-
-def _folded(name: str) -> str:
-    return name.casefold().replace("_", "-").replace(" ", "-")
-
-
-__all__ = [
-    "PROMPT_SETS",
-    "Kind",
-    "NamedSet",
-    "Pin",
-    "add_prompt_sets",
-    "find_set",
-    "named_set",
-    "prompt_sets",
-    "read_set_file",
-    "split_source",
-]

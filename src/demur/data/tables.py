@@ -1,4 +1,4 @@
-"""Rows of a file in any of six formats, read as they are asked for, with errors that name file, line and row.
+"""Rows of a file in any of six formats, read as they are asked for, with errors that name file, line, byte and row.
 
 Parquet is read by polars. csv and JSON are read by the standard library: polars reads past a last quote that is never
 closed, refuses a cell that ends with an inch mark, and wants one type in each column of JSON, where people write
@@ -8,15 +8,16 @@ strings beside lists of turns, strings alone, or lists by category.
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
-from demur.data.text_lines import kind_of, lines_of
 from demur.errors import InputError, listed, nearest
 
 PROMPT_COLUMNS = (
@@ -39,9 +40,7 @@ class Table:
     reader: Callable[[Sequence[str]], Iterator[Row]]
 
     def rows(self, wanted: Sequence[str] = ()) -> Iterator[Row]:
-        """The rows in order, as they are asked for, with at least the columns `wanted` (all, where none is named).
-
-        A cell that the file does not have is None or missing.
+        """The rows in order, with at least the columns `wanted` (default: all); an absent cell is None or missing.
 
         Raises:
             InputError: a row is malformed.
@@ -49,10 +48,10 @@ class Table:
         return self.reader(wanted)
 
     def find_column(self, wanted: str | None, ranked: Sequence[str], *, what: str, option: str) -> str:
-        """The column called `wanted` (without case), or else the first of `ranked` that this file has.
+        """The column called `wanted` (without case), or, where that is None, the first of `ranked` that this file has.
 
         Args:
-            wanted: the name that a person gave; None to look for `ranked`.
+            wanted: the name that a person gave.
             ranked: usual names, best first, in lower case.
             what: what is looked for, for the message.
             option: how a person names the column, for the message.
@@ -60,16 +59,13 @@ class Table:
         Raises:
             InputError: there is none; names the columns there are, and the nearest.
         """
-        names = [wanted] if wanted is not None else ranked
-        found = self.optional_column([name.casefold() for name in names])
+        found = self.optional_column(ranked if wanted is None else [wanted.casefold()])
         if found is not None:
             return found
+        has = f"it has {listed(self.columns)}"
         if wanted is None:
-            has = f"it has {listed(self.columns)}"
             raise InputError(f"{self.path}: no column looks like {what}; {has}. Name the column with {option}")
-        raise InputError(
-            f"{self.path}: no column {wanted!r}{nearest(wanted, self.columns)}; it has {listed(self.columns)}"
-        )
+        raise InputError(f"{self.path}: no column {wanted!r}{nearest(wanted, self.columns)}; {has}")
 
     def optional_column(self, ranked: Sequence[str], *, besides: str | None = None) -> str | None:
         """The first of `ranked` that is among the columns, other than the column `besides`; None where none is."""
@@ -82,11 +78,8 @@ def read_table(path: str | Path, *, later_columns: bool = True) -> Table:
 
     JSON may be a list of strings, a list of objects, an object of lists of strings by category (the names of nested
     categories are joined with " / "), an object of columns, an object with one list of records among other entries,
-    or one value a line. A txt file has one row per line. An empty csv or tsv cell counts as absent.
-
-    Args:
-        path: the file.
-        later_columns: read files of one JSON value a line whole, for columns that first appear in a later row.
+    or one value a line, which is read whole with `later_columns`, for columns that first appear in a later row. A txt
+    file has one row per line. An empty csv or tsv cell counts as absent.
 
     Raises:
         InputError: the file is missing, not a regular file, empty, of an unknown kind, not UTF-8, or malformed (when
@@ -95,7 +88,7 @@ def read_table(path: str | Path, *, later_columns: bool = True) -> Table:
     path = Path(path)
     kind = _checked_kind(path)
     if kind == ".txt":
-        return Table(path, ("prompt",), lambda _: ({"prompt": line.rstrip("\r\n")} for line in lines_of(path)))
+        return Table(path, ("prompt",), lambda _: ({"prompt": line.rstrip("\r\n")} for line in _lines(path)))
     if kind == ".parquet":
         return _parquet(path)
     if kind in (".csv", ".tsv"):
@@ -118,12 +111,14 @@ def file_digest(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _checked_kind(path: Path) -> str:
-    """The kind of a file that is there, is not empty, and can be read.
+def kind_of(path: Path) -> str:
+    """The format that the name tells, such as ".jsonl": the suffix in lower case, of a zipped file the one before."""
+    suffix = path.suffix.casefold()
+    return Path(path.stem).suffix.casefold() if suffix == ".gz" else suffix
 
-    Raises:
-        InputError: it is not such a file.
-    """
+
+def _checked_kind(path: Path) -> str:
+    """The kind of a file; InputError where it is absent, empty, or cannot be read."""
     if path.is_dir():
         files = sorted(item.name for item in path.iterdir() if kind_of(item) in KINDS)
         inside = f"; it holds {listed(files)}" if files else ""
@@ -137,38 +132,59 @@ def _checked_kind(path: Path) -> str:
     kind = kind_of(path)
     if kind not in KINDS:
         raise InputError(f"{path}: cannot read files of kind {kind or '(none)'!r}; use {', '.join(KINDS)}")
-    if not path.stat().st_size if kind == ".parquet" else not any(line.strip() for line in lines_of(path)):
+    if not path.stat().st_size if kind == ".parquet" else not any(line.strip() for line in _lines(path)):
         raise InputError(f"{path} is empty; expected prompts")
     return kind
 
 
+def _lines(path: Path) -> Iterator[str]:
+    """The lines with their ends, unzipped and decoded, as they are asked for. A byte-order mark is dropped."""
+    offset = 0
+    try:
+        with gzip.open(path) if path.suffix.casefold() == ".gz" else path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                yield _decoded(path, raw, number, offset)
+                offset += len(raw)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} cannot be unzipped: {error}; is the download complete?") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _decoded(path: Path, raw: bytes, number: int, offset: int) -> str:
+    if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{path} is UTF-16, at line 1, byte 0; save it as UTF-8")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = f"line {number}, byte {offset + error.start} of the file is 0x{raw[error.start]:02x}"
+        raise InputError(f"{path} is not UTF-8: {place}; save it as UTF-8") from error
+    return text.removeprefix("\ufeff") if number == 1 else text
+
+
 def _delimited(path: Path, separator: str) -> Table:
-    rows = _cells(path, separator)
-    columns = tuple(name.strip() for name in next(rows)[1])
+    reader = csv.reader(_lines(path), delimiter=separator, strict=True)
+
+    def cells() -> Iterator[list[str]]:
+        try:
+            yield from filter(None, reader)
+        except csv.Error as error:
+            raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+
+    def rows(_: Sequence[str]) -> Iterator[Row]:
+        for row in filled:
+            if len(row) > len(columns):
+                raise InputError(
+                    f"{path}, line {reader.line_num}: {len(row)} cells but {len(columns)} columns; "
+                    "quote cells that contain the separator"
+                )
+            yield {name: cell or None for name, cell in zip(columns, row, strict=False)}
+
+    filled = cells()
+    columns = tuple(name.strip() for name in next(filled))
     if len(set(columns)) != len(columns):
         raise InputError(f"{path}: two columns have one name; it has {listed(columns)}")
-    return Table(path, columns, lambda _: _named_cells(path, columns, rows))
-
-
-def _cells(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Number of the last line, and cells, of each row that has any."""
-    reader = csv.reader(lines_of(path), delimiter=separator, strict=True)
-    try:
-        for cells in reader:
-            if cells:
-                yield reader.line_num, cells
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _named_cells(path: Path, columns: tuple[str, ...], rows: Iterable[tuple[int, list[str]]]) -> Iterator[Row]:
-    for line, cells in rows:
-        if len(cells) > len(columns):
-            raise InputError(
-                f"{path}, line {line}: {len(cells)} cells but {len(columns)} columns; "
-                "quote cells that contain the separator"
-            )
-        yield {name: cell or None for name, cell in zip(columns, cells, strict=False)}
+    return Table(path, columns, rows)
 
 
 def _parquet(path: Path) -> Table:
@@ -192,7 +208,7 @@ def _parquet(path: Path) -> Table:
 
 def _has_json_lines(path: Path) -> bool:
     """Whether a json file holds one object or string a line, as many files of that name do."""
-    filled = (line for line in lines_of(path) if line.strip())
+    filled = (line for line in _lines(path) if line.strip())
     first, second = next(filled, ""), next(filled, "")
     try:
         return bool(second) and isinstance(json.loads(first), dict | str)
@@ -201,7 +217,7 @@ def _has_json_lines(path: Path) -> bool:
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    filled = ((number, line) for number, line in enumerate(lines_of(path), start=1) if line.strip())
+    filled = ((number, line) for number, line in enumerate(_lines(path), start=1) if line.strip())
     for row, (number, line) in enumerate(filled):
         yield _record(path, row, _parsed(path, line.rstrip(), number))
 
@@ -217,7 +233,7 @@ def _parsed(path: Path, text: str, line: int = 1) -> Any:
 
 
 def _json(path: Path) -> Iterator[Row]:
-    content = _parsed(path, "".join(lines_of(path)))
+    content = _parsed(path, "".join(_lines(path)))
     if isinstance(content, dict):
         content = _json_object(path, cast("dict[str, object]", content))
     if not isinstance(content, list):
@@ -237,24 +253,22 @@ def _json_object(path: Path, content: dict[str, object]) -> Sequence[object]:
         return records[0]
     if len(content) == len(lists) == 1:
         return next(iter(lists.values()))
-    return _by_category(path, content, ())
+    return list(_by_category(path, content, ()))
 
 
-def _by_category(path: Path, content: Mapping[str, object], outer: tuple[str, ...]) -> list[Row]:
-    rows: list[Row] = []
+def _by_category(path: Path, content: Mapping[str, object], outer: tuple[str, ...]) -> Iterator[Row]:
     for key, value in content.items():
         inner = (*outer, key.strip().rstrip(":"))
-        items = cast("list[object]", value) if isinstance(value, list) else []
+        items = cast("list[object]", value) if isinstance(value, list) else [None]
         if isinstance(value, dict):
-            rows += _by_category(path, cast("dict[str, object]", value), inner)
-        elif isinstance(value, list) and all(isinstance(item, str) for item in items):
-            rows += [{"prompt": item, "category": " / ".join(inner)} for item in items]
+            yield from _by_category(path, cast("dict[str, object]", value), inner)
+        elif all(isinstance(item, str) for item in items):
+            yield from ({"prompt": item, "category": " / ".join(inner)} for item in items)
         else:
             raise InputError(
                 f"{path}: expected a list of strings under {' / '.join(inner)!r}, found {_kind(value)}. "
                 "A JSON object may hold lists of prompts by category, columns, or one list of records"
             )
-    return rows
 
 
 def _record(path: Path, number: int, item: object) -> Row:
@@ -274,9 +288,6 @@ def _gathered(path: Path, records: Iterable[Row]) -> Table:
 
 def _kind(value: object) -> str:
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     names = {str: "a string", dict: "an object", list: "a list"}
     return next((name for kind, name in names.items() if isinstance(value, kind)), "a number")
-
-
-__all__ = ["KINDS", "PROMPT_COLUMNS", "Row", "Table", "file_digest", "read_table"]
