@@ -35,10 +35,9 @@ def is_intact(named: NamedSet, path: Path) -> bool:
 def fetch(named: NamedSet) -> Path:
     """The set's file in the cache, downloaded at its pinned revision if it is not there yet.
 
-    Files of the Hugging Face hub come through huggingface_hub (which goes on with a download that broke off, and knows
-    the user's token, sent for gated sets alone), others through pooch. What comes is checked against the set's hash,
-    or, where that is not known, for its columns, before it takes its place. `HF_HUB_OFFLINE=1` and `DEMUR_OFFLINE=1`
-    forbid the download.
+    Files of the Hugging Face hub come through huggingface_hub (the user's token is sent for gated sets alone), others
+    through pooch. What comes is checked against the set's hash, or, where that is not known, for its columns, before it
+    takes its place. `HF_HUB_OFFLINE=1` and `DEMUR_OFFLINE=1` forbid the download.
 
     Raises:
         InputError: it cannot be downloaded, or its bytes are not those that are expected.
@@ -59,8 +58,8 @@ def fetch(named: NamedSet) -> Path:
 def store(named: NamedSet, path: str | Path) -> Path:
     """Put a copy of a file of this machine into the cache, as the set's file.
 
-    It must be the very file: its hash is compared, or, where that is not known, its columns. A different number of
-    rows than the set has is a warning on the `demur.data` logger.
+    Its hash is compared, or, where that is not known, its columns; then another number of rows than the set's is a
+    warning on the `demur.data` logger.
 
     Raises:
         InputError: it is another file, or cannot be read or copied.
@@ -108,11 +107,7 @@ def _put(target: Path, get: Callable[[Path], Path]) -> Path:
 
 
 def _downloaded(named: NamedSet, target: Path, folder: Path) -> Path:
-    """The file as its home gives it, somewhere in `folder`; `target`, if another process has fetched it meanwhile.
-
-    Raises:
-        InputError: it cannot be had, or is not the file that is meant.
-    """
+    """The file as its home gives it, somewhere in `folder`; `target`, if another process has fetched it meanwhile."""
     if target.is_file() and is_intact(named, target):
         return target
     try:
@@ -139,11 +134,7 @@ def _check_rows(named: NamedSet, path: Path, where: str) -> None:
     table = read_table(path)
     wanted = [*((named.column,) if named.column else named.columns[:1]), *named.keep]
     columns = [table.find_column(name, (), what="a part of the set", option="") for name in wanted]
-    values = list(named.keep.values())
-    rows = 0
-    for row in table.rows(columns):
-        text, *part = (str(row.get(name) or "").strip() for name in columns)
-        rows += bool(text) and part == values
+    rows = sum(named.holds(row) and bool(str(row.get(columns[0]) or "").strip()) for row in table.rows(columns))
     if not rows:
         raise InputError(f"{path} holds no row of {named.name!r}")
     if named.rows not in (None, rows):

@@ -18,8 +18,6 @@ from demur.types import Label, Value
 Kind = Literal["prompts", "text", "questions"]
 """Prompts are put to the model, text is read by it (loss), questions are put to it and have a right answer."""
 
-Pin = Literal["SHA-256", "commit", "not pinned", "local file"]
-
 _BUILT_IN = Path(__file__).with_name("named_sets.toml")
 _ADDED = "DEMUR_PROMPT_SETS"
 
@@ -83,12 +81,16 @@ class NamedSet(Value):
             raise ValueError("give github or hub with revision and file, or url, or the file alone (a local one)")
         return self
 
+    def holds(self, row: Mapping[str, object]) -> bool:
+        """Whether a row of the file is one of the set's, by `keep`."""
+        return all(str(row.get(column) or "").strip() == value for column, value in self.keep.items())
+
     @property
     def filename(self) -> str:
         return (self.file or self.url).rpartition("/")[2]
 
     @property
-    def pin(self) -> Pin:
+    def pin(self) -> Literal["SHA-256", "commit", "not pinned", "local file"]:
         """What holds the bytes fixed."""
         if self.sha256 is not None:
             return "SHA-256"
@@ -114,7 +116,7 @@ def read_set_file(path: str | Path) -> tuple[NamedSet, ...]:
         raise InputError(f"cannot read the prompt sets of {path}: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not valid TOML: {error}") from error
-    return tuple(_named_set(path, name, values) for name, values in _flat(path, tables))
+    return tuple(_named_set(path, values) for values in _flat(path, tables))
 
 
 def add_prompt_sets(path: str | Path) -> None:
@@ -127,8 +129,7 @@ def prompt_sets() -> dict[str, NamedSet]:
     """All sets by name: demur's own, those of the files in `DEMUR_PROMPT_SETS`, and those that were added (last wins).
 
     Raises:
-        InputError: a file of `DEMUR_PROMPT_SETS` cannot be used.
-        DemurError: a set of an installed package cannot be loaded.
+        DemurError: a file of `DEMUR_PROMPT_SETS` cannot be used, or a set of an installed package cannot be loaded.
     """
     files = [_BUILT_IN, *filter(None, os.environ.get(_ADDED, "").split(os.pathsep))]
     found = {named.name: named for path in files for named in read_set_file(path)}
@@ -153,11 +154,7 @@ def find_set(source: str | Path) -> NamedSet | None:
 
 
 def named_set(name: str) -> NamedSet:
-    """The set of that name. Case does not count; `_` and spaces stand for `-`.
-
-    Raises:
-        InputError: there is none; names those there are, and the nearest.
-    """
+    """The set of that name, else InputError. Case does not count; `_` and spaces stand for `-`."""
     known = _by_folded_name()
     if _folded(name) not in known:
         raise InputError(f"there is no set {name!r}{nearest(name, known)}; the sets are {listed(known, 40)}")
@@ -172,18 +169,17 @@ def _folded(name: str) -> str:
     return name.casefold().replace("_", "-").replace(" ", "-")
 
 
-def _flat(path: Path, tables: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each set's name and keys, those of its family included."""
+def _flat(path: Path, tables: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The keys of each set, those of its family included."""
     for family, table in tables.items():
         if not isinstance(table, dict):
             raise InputError(f"{path}: expected a table [{family}] for each set, found {family} = {table!r:.40}")
         shared = cast("dict[str, Any]", table)
         members = shared.pop("sets", {family: {}})
-        for name, own in members.items():
-            yield name, {"family": family} | shared | own | {"name": name}
+        yield from ({"family": family} | shared | own | {"name": name} for name, own in members.items())
 
 
-def _named_set(path: Path, name: str, values: dict[str, Any]) -> NamedSet:
+def _named_set(path: Path, values: dict[str, Any]) -> NamedSet:
     if not any(values.get(key) for key in ("github", "hub", "url")) and values.get("file"):
         values["file"] = str(path.parent / Path(values["file"]).expanduser())
     try:
@@ -193,4 +189,4 @@ def _named_set(path: Path, name: str, values: dict[str, Any]) -> NamedSet:
             f"{'.'.join(map(str, each['loc'])) or 'the set'}: {each['msg'].removeprefix('Value error, ')}"
             for each in error.errors()
         )
-        raise InputError(f"{path}, set {name!r}: {problems}") from None
+        raise InputError(f"{path}, set {values['name']!r}: {problems}") from None

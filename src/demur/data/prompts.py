@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -120,7 +120,7 @@ def read_texts(source: str | Path, *, limit: int | None = None) -> tuple[str, ..
     table = read_table(path, later_columns=False)
     column = table.find_column(named.column, _TEXT_COLUMNS, what="text", option=_COLUMN_HINT)
     rows = table.rows(tuple(dict.fromkeys((column, *named.keep))))
-    cells = (_cell(path, number, row, column) for number, row in enumerate(rows) if _kept(row, named.keep))
+    cells = (_cell(path, number, row, column) for number, row in enumerate(rows) if named.holds(row))
     texts = tuple(islice(filter(None, cells), limit))
     if not texts:
         raise InputError(f"{path}: no text in column {column!r}: its rows are blank")
@@ -128,11 +128,7 @@ def read_texts(source: str | Path, *, limit: int | None = None) -> tuple[str, ..
 
 
 def _resolve(source: str | Path, kinds: Sequence[Kind] = (), label: Label | None = None) -> tuple[Path, NamedSet]:
-    """A local file as it is, or that of a public set, fetched once into the cache; the set names the column asked for.
-
-    Raises:
-        InputError: there is no such file or set, the set is of another kind or class, or it cannot be fetched.
-    """
+    """A local file as it is, or that of a public set, fetched into the cache; the set names the column asked for."""
     text, column = split_source(source)
     path, named = Path(text).expanduser(), find_set(source)
     if named is not None:
@@ -169,7 +165,7 @@ def _collect(
         if limit is not None and len(kept) >= limit:
             counts["beyond_limit"] += 1
             continue
-        if not _kept(row, named.keep) or (classes is not None and classes.label(row) != label):
+        if not named.holds(row) or (classes is not None and classes.label(row) != label):
             counts["left_out"] += 1
             continue
         text = _cell(table.path, number, row, column, turns=True)
@@ -183,16 +179,8 @@ def _collect(
     return Reading(PromptSet(name=named.name, prompts=tuple(kept.values())), column, **counts)
 
 
-def _kept(row: Row, keep: Mapping[str, str]) -> bool:
-    return all(str(row.get(column) or "").strip() == value for column, value in keep.items())
-
-
 def _cell(path: Path, number: int, row: Row, column: str, *, turns: bool = False) -> str:
-    """The text of one row without outer white space; `""` when absent. With `turns`, the first of a list of turns.
-
-    Raises:
-        InputError: it is something else, or holds characters that no text has.
-    """
+    """The text of one row without outer white space; `""` when absent. With `turns`, the first of a list of turns."""
     cell = row.get(column)
     if turns and isinstance(cell, list):
         cell = next(iter(cast("list[object]", cell)), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from demur.types import PURPOSES, Prompt, PromptSet, Split, Splits, SplitSizes, 
 logger = logging.getLogger("demur.data")
 
 _MINIMA = {"direction": 8, "selection": 4, "tuning": 4, "test": 4}
-_MAX_SEED = 2**64 - 1
 
 # Of AdvBench and JailbreakBench, this overlap finds the six pairs that differ in a word of no weight and not the next
 # one ("a secure network", "a corporate network"). In a shorter prompt one changed word is another request.
@@ -71,10 +70,10 @@ def make_splits(
 
     Two prompts are one when they agree without case and spacing. A prompt's place depends on its text, the seed and
     the other prompts, not on the order of the files. Prompts that are nearly those of the test split (three quarters
-    of their five-character sequences in common) do not choose anything: they are dropped from the other splits.
-    Where a class has fewer prompts than wanted, every split first gets its minimum (8 direction, 4 of the others), then
-    the rest is shared in proportion to what each still wants. What was dropped or fell short is in `Splits.warnings`,
-    and logged on `demur.data`.
+    of their five-character sequences in common) are dropped from the other splits, unless nearly all are, as where a
+    template wrote them. Where a class has fewer prompts than wanted, every split first gets its minimum (8 direction, 4
+    of the others), then a share of the rest. What was dropped or fell short is in `Splits.warnings`, and logged on
+    `demur.data`.
 
     Args:
         harmful, harmless: all prompts of a class.
@@ -85,7 +84,7 @@ def make_splits(
     Raises:
         InputError: a prompt is both harmful and harmless, a class has too few prompts, or the seed is out of range.
     """
-    if not 0 <= seed <= _MAX_SEED:
+    if not 0 <= seed < 2**64:
         raise InputError(f"the seed is {seed}; expected a whole number from 0 to 2**64 - 1")
     bad, good = _Class(harmful, test_harmful, sizes, seed), _Class(harmless, test_harmless, sizes, seed)
     _refuse_overlap(bad, good)
@@ -95,13 +94,6 @@ def make_splits(
         logger.warning(warning)
     splits = {purpose: Split(harmful=parts[purpose], harmless=others[purpose]) for purpose in PURPOSES}
     return Splits(**splits, warnings=warnings)
-
-
-def _by_key(prompts: Iterable[Prompt]) -> dict[str, Prompt]:
-    found: dict[str, Prompt] = {}
-    for prompt in prompts:
-        found.setdefault(text_key(prompt.text), prompt)
-    return found
 
 
 @dataclass
@@ -115,11 +107,16 @@ class _Class:
     warnings: list[str] = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
-        self.prompts = _by_key(self.given)
-        self.test_prompts = _by_key(self.given_test or ())
-        for given, found in ((self.given, self.prompts), (self.given_test, self.test_prompts)):
-            if given is not None and len(found) < len(given):
-                self.warnings.append(f"{given.name}: repeated prompts, each used once: {len(given) - len(found)}")
+        self.prompts = self._by_key(self.given)
+        self.test_prompts = self._by_key(self.given_test) if self.given_test is not None else {}
+
+    def _by_key(self, given: PromptSet) -> dict[str, Prompt]:
+        found: dict[str, Prompt] = {}
+        for prompt in given:
+            found.setdefault(text_key(prompt.text), prompt)
+        if len(found) < len(given):
+            self.warnings.append(f"{given.name}: repeated prompts, each used once: {len(given) - len(found)}")
+        return found
 
     def parts(self) -> dict[str, PromptSet]:
         """The four sets; InputError where there are too few prompts."""
@@ -166,10 +163,7 @@ class _Class:
         return [prompts[ranks[rank]] for rank in sorted(ranks)]
 
     def _unlike(self, prompts: Sequence[Prompt], test: Sequence[Prompt], sizes: Mapping[str, int]) -> list[Prompt]:
-        """As many prompts as `sizes` want that are not nearly one of `test`.
-
-        Where nearly all are, as where a template wrote them, they stay.
-        """
+        """As many prompts as `sizes` want, none of which is nearly one of `test`; all, if too few are left."""
         grams = [_grams(prompt.text) for prompt in test]
         found: list[Prompt] = []
         dropped: list[Prompt] = []
@@ -189,10 +183,7 @@ class _Class:
         return found
 
     def _allot(self, available: int, wanted: Mapping[str, int]) -> dict[str, int]:
-        """Sizes that sum to at most `available`: minima first (else InputError), then in proportion to what is wanted.
-
-        What the proportions leave goes to the largest remainders.
-        """
+        """Sizes that sum to at most `available`: minima, else InputError, then in proportion (largest remainders)."""
         if available >= sum(wanted.values()):
             return dict(wanted)
         sizes = {purpose: min(size, _MINIMA[purpose]) for purpose, size in wanted.items()}

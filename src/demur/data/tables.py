@@ -37,27 +37,17 @@ class Table:
 
     path: Path
     columns: tuple[str, ...]
-    reader: Callable[[Sequence[str]], Iterator[Row]]
+    rows: Callable[..., Iterator[Row]]
+    """The rows in order, with at least the columns that it is given (default: all); InputError at a malformed one.
 
-    def rows(self, wanted: Sequence[str] = ()) -> Iterator[Row]:
-        """The rows in order, with at least the columns `wanted` (default: all); an absent cell is None or missing.
-
-        Raises:
-            InputError: a row is malformed.
-        """
-        return self.reader(wanted)
+    A cell that the file does not have is None or missing.
+    """
 
     def find_column(self, wanted: str | None, ranked: Sequence[str], *, what: str, option: str) -> str:
         """The column called `wanted` (without case), or, where that is None, the first of `ranked` that this file has.
 
-        Args:
-            wanted: the name that a person gave.
-            ranked: usual names, best first, in lower case.
-            what: what is looked for, for the message.
-            option: how a person names the column, for the message.
-
-        Raises:
-            InputError: there is none; names the columns there are, and the nearest.
+        `ranked` is in lower case. `what` is looked for, and `option` names it, in the message of the InputError that is
+        raised where there is none.
         """
         found = self.optional_column(ranked if wanted is None else [wanted.casefold()])
         if found is not None:
@@ -82,13 +72,12 @@ def read_table(path: str | Path, *, later_columns: bool = True) -> Table:
     file has one row per line. An empty csv or tsv cell counts as absent.
 
     Raises:
-        InputError: the file is missing, not a regular file, empty, of an unknown kind, not UTF-8, or malformed (when
-            the row is asked for, where rows are not read at once).
+        InputError: the file is missing, empty, of an unknown kind, not UTF-8 or malformed; or a row is, when asked for.
     """
     path = Path(path)
     kind = _checked_kind(path)
     if kind == ".txt":
-        return Table(path, ("prompt",), lambda _: ({"prompt": line.rstrip("\r\n")} for line in _lines(path)))
+        return Table(path, ("prompt",), lambda *_: ({"prompt": line.rstrip("\r\n")} for line in _lines(path)))
     if kind == ".parquet":
         return _parquet(path)
     if kind in (".csv", ".tsv"):
@@ -99,7 +88,7 @@ def read_table(path: str | Path, *, later_columns: bool = True) -> Table:
     if later_columns:
         return _gathered(path, rows)
     first = next(rows)
-    return Table(path, tuple(first), lambda _: chain((first,), rows))
+    return Table(path, tuple(first), lambda *_: chain((first,), rows))
 
 
 def file_digest(path: Path) -> str:
@@ -139,27 +128,22 @@ def _checked_kind(path: Path) -> str:
 
 def _lines(path: Path) -> Iterator[str]:
     """The lines with their ends, unzipped and decoded, as they are asked for. A byte-order mark is dropped."""
-    offset = 0
+    number, offset, raw = 0, 0, b""
     try:
         with gzip.open(path) if path.suffix.casefold() == ".gz" else path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
-                yield _decoded(path, raw, number, offset)
+                if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    raise InputError(f"{path} is UTF-16, at line 1, byte 0; save it as UTF-8")
+                text = raw.decode("utf-8")
+                yield text.removeprefix("\ufeff") if number == 1 else text
                 offset += len(raw)
+    except UnicodeDecodeError as error:
+        place = f"line {number}, byte {offset + error.start} of the file is 0x{raw[error.start]:02x}"
+        raise InputError(f"{path} is not UTF-8: {place}; save it as UTF-8") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path} cannot be unzipped: {error}; is the download complete?") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _decoded(path: Path, raw: bytes, number: int, offset: int) -> str:
-    if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{path} is UTF-16, at line 1, byte 0; save it as UTF-8")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        place = f"line {number}, byte {offset + error.start} of the file is 0x{raw[error.start]:02x}"
-        raise InputError(f"{path} is not UTF-8: {place}; save it as UTF-8") from error
-    return text.removeprefix("\ufeff") if number == 1 else text
 
 
 def _delimited(path: Path, separator: str) -> Table:
@@ -171,7 +155,7 @@ def _delimited(path: Path, separator: str) -> Table:
         except csv.Error as error:
             raise InputError(f"{path}, line {reader.line_num}: {error}") from error
 
-    def rows(_: Sequence[str]) -> Iterator[Row]:
+    def rows(_: Sequence[str] = ()) -> Iterator[Row]:
         for row in filled:
             if len(row) > len(columns):
                 raise InputError(
@@ -196,7 +180,7 @@ def _parquet(path: Path) -> Table:
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path} is not a parquet file that can be read: {error}") from error
 
-    def rows(wanted: Sequence[str]) -> Iterator[Row]:
+    def rows(wanted: Sequence[str] = ()) -> Iterator[Row]:
         try:
             for batch in frame.select(wanted or columns).collect_batches(chunk_size=_BATCH, maintain_order=True):
                 yield from batch.iter_rows(named=True)
@@ -283,11 +267,11 @@ def _record(path: Path, number: int, item: object) -> Row:
 def _gathered(path: Path, records: Iterable[Row]) -> Table:
     """The records as rows; the columns are the union of their keys, in order of first appearance."""
     rows = tuple(records)
-    return Table(path, tuple(dict.fromkeys(name for row in rows for name in row)), lambda _: iter(rows))
+    return Table(path, tuple(dict.fromkeys(name for row in rows for name in row)), lambda *_: iter(rows))
 
 
 def _kind(value: object) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    names = {str: "a string", dict: "an object", list: "a list"}
-    return next((name for kind, name in names.items() if isinstance(value, kind)), "a number")
+    names: dict[type, str] = {str: "a string", dict: "an object", list: "a list"}
+    return names.get(type(value), "a number")

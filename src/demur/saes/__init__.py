@@ -11,23 +11,7 @@ from demur.saes._suite import MissingLayerError, Suite
 from demur.saes.layouts import LAYOUTS, HookError
 
 __all__ = [
-    "LAYOUTS",
-    "PRESETS",
-    "ActivationName",
-    "DenseSae",
-    "FeatureRows",
-    "HookError",
-    "MissingLayerError",
-    "Preset",
-    "Rows",
-    "Sae",
-    "SaeSpec",
-    "Suite",
-    "TopKRows",
-    "find_preset",
-    "get_preset",
-    "load_saes",
-    "load_suite",
-    "width_name",
-    "width_number",
-]
+    "LAYOUTS", "PRESETS", "ActivationName", "DenseSae", "FeatureRows", "HookError", "MissingLayerError", "Preset",
+    "Rows", "Sae", "SaeSpec", "Suite", "TopKRows", "find_preset", "get_preset", "load_saes", "load_suite",
+    "width_name", "width_number",
+]  # fmt: skip

@@ -16,9 +16,6 @@ from demur.errors import SaeError
 from demur.saes._array_files import Arrays, NamedArray, Which
 from demur.saes._features import ActivationName
 
-_CHECKED = 4096
-"""Features checked at a time."""
-
 
 @dataclass(frozen=True)
 class Convention:
@@ -81,8 +78,9 @@ class SaeWeights:
                     "active depends on the rest of the batch: save it for inference with SAELens, as a jumprelu SAE."
                 )
             threshold = named[kind]
-        weights = (named["w_enc"].T, *(named[name] for name in ("w_dec", "b_enc", "b_dec")))
-        return cls(arrays.file, *weights, convention, threshold, threshold_is_log=kind == "log_threshold")
+        encoder, decoder, b_enc, b_dec = (named[name] for name in ("w_enc", "w_dec", "b_enc", "b_dec"))
+        log = kind == "log_threshold"
+        return cls(arrays.file, encoder.T, decoder, b_enc, b_dec, convention, threshold, threshold_is_log=log)
 
     def __post_init__(self) -> None:
         for array in (self.encoder, self.decoder):
@@ -156,16 +154,12 @@ class SaeWeights:
         # JumpReLU is relu(pre) where pre > threshold: below 0 the ReLU decides, so the threshold is 0.
         return values.clamp(min=0)
 
-    def check(self, *, everything: bool) -> None:
-        """SaeError where a bias or a threshold, with `everything` also an encoder or decoder weight, is not finite."""
+    def check(self) -> None:
+        """SaeError where a bias or a threshold is not finite."""
         self._stored_b_dec()
-        features = range(self.d_sae)
-        self.thresholds(features)
+        self.thresholds(range(self.d_sae))
         if self.b_enc:
-            self.b_enc.take(features)
-        for start in range(0, self.d_sae if everything else 0, _CHECKED):
-            for array in (self.encoder, self.decoder):
-                array.take(features[start : start + _CHECKED])
+            self.b_enc.take(range(self.d_sae))
 
     def _stored_b_dec(self) -> Float[Tensor, " d_model"]:
         return self.b_dec.whole() if self.b_dec else torch.zeros(self.d_model)

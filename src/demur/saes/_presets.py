@@ -14,23 +14,16 @@ from demur.types import Value
 
 
 class PaperSettings(Value):
-    """The paper's settings for one model, under the names of a study's configuration."""
+    """The paper's settings for one model: `l*`, `K0`, `K*` and the rest as `StudyConfig` has and explains them."""
 
     direction_layer: int
-    """`l*`."""
     k0: int = 10
-    """Features per layer in the pool."""
     k: int = 20
-    """`K*`, features kept."""
     steps: int = 10
-    """Integrated-gradients steps."""
     estimator: str = "paper"
     suppress: tuple[float, ...]
-    """`c` of `f ← c·f`."""
     induce: tuple[float, ...]
-    """`v` of `f ← v`, in the SAE's own units, tried in turn."""
     induce_where: str = "all"
-    """Features are set on the answer's tokens as well."""
 
 
 class Preset(Value):

@@ -57,7 +57,10 @@ class Sae:
         64 MiB (float32) encoder and decoder too.
         """
         if self._is_here():
-            self._weights.check(everything=8 * self.spec.d_model * self.spec.d_sae <= _CHECKED_BYTES)
+            self._weights.check()
+            if 8 * self.spec.d_model * self.spec.d_sae <= _CHECKED_BYTES:
+                for block in _blocks(self.spec.d_sae, _DENSE_BLOCK):
+                    self._feature_rows(block)
 
     def rows(self, indices: Sequence[int]) -> Rows:
         """The chosen features, in the order given; only their numbers, and a TopK dictionary's encoder, are read.

@@ -11,18 +11,6 @@ from demur.saes._files import Config, SaeFiles
 from demur.saes.layouts._layout import LAYOUTS, FoundSae, HookError, Layout, residual_layer
 
 __all__ = [
-    "LAYOUTS",
-    "Arrays",
-    "Config",
-    "Convention",
-    "FoundSae",
-    "HookError",
-    "Layout",
-    "NamedArray",
-    "SaeFiles",
-    "SaeWeights",
-    "memory_array",
-    "open_arrays",
-    "residual_layer",
-    "width_number",
-]
+    "LAYOUTS", "Arrays", "Config", "Convention", "FoundSae", "HookError", "Layout", "NamedArray", "SaeFiles",
+    "SaeWeights", "memory_array", "open_arrays", "residual_layer", "width_number",
+]  # fmt: skip

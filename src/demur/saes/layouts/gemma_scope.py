@@ -29,8 +29,8 @@ def _describe(files: SaeFiles, match: re.Match[str]) -> FoundSae:
             f"{files.name} holds SAEs of {release[2]!r} activations; demur needs those of the residual stream: "
             f"{release[0].removesuffix(release[2])}res"
         )
-    shape = {"d_model": _d_model(files, match[0], release, _D_MODEL), "d_sae": width_number(match[2])}
-    return FoundSae(files, match[0], layer=int(match[1]), average_l0=float(match[3]), **shape)
+    d_model, d_sae = _d_model(files, match[0], release, _D_MODEL), width_number(match[2])
+    return FoundSae(files, match[0], int(match[1]), d_model=d_model, d_sae=d_sae, average_l0=float(match[3]))
 
 
 def _describe_2(files: SaeFiles, match: re.Match[str]) -> FoundSae:
@@ -39,14 +39,15 @@ def _describe_2(files: SaeFiles, match: re.Match[str]) -> FoundSae:
         raise HookError(
             f"{files.name}/{match[0]} is of {site}; demur needs the SAEs under resid_post_all or resid_post"
         )
+    layer, d_sae = int(match["layer"]), width_number(match["width"])
     d_model = _d_model(files, match[0], _RELEASE_2.search(files.name), _D_MODEL_2)
-    shape = {"d_model": d_model, "d_sae": width_number(match["width"])}
-    return FoundSae(files, match[0], layer=int(match["layer"]), average_l0=partial(_average_l0, files, match), **shape)
+    average_l0 = partial(_average_l0, files, match, layer)
+    return FoundSae(files, match[0], layer, d_model=d_model, d_sae=d_sae, average_l0=average_l0)
 
 
-def _average_l0(files: SaeFiles, match: re.Match[str]) -> float | None:
+def _average_l0(files: SaeFiles, match: re.Match[str], layer: int) -> float | None:
     """From `config.json`, as what small, medium and big stand for differs between layers."""
-    name, layer = f"{match['folder']}/config.json", int(match["layer"])
+    name = f"{match['folder']}/config.json"
     config = files.config(name) if name in files.files else Config(name, {})
     hook = config.get("hf_hook_point_in")
     if hook is not None and residual_layer(str(hook), config.file) != layer:
