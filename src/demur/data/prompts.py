@@ -1,28 +1,27 @@
-"""From the sources that a person names (files, public sets) to prompts and texts."""
+"""From the sources that a person names (files, public sets) to prompts and texts, and which of them are harmful."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
-from demur.data.class_labels import ClassColumn, find_class_column
 from demur.data.downloads import cache_path, fetch
 from demur.data.named_sets import Kind, NamedSet, find_set, prompt_sets, split_source
-from demur.data.tables import KINDS, PROMPT_COLUMNS, Row, Table, file_digest, kind_of, read_table
+from demur.data.tables import COLUMNS, KINDS, PROMPT_COLUMNS, Row, Table, file_digest, kind_of, read_table
 from demur.errors import InputError, listed, nearest
 from demur.types import Label, Prompt, PromptSet, text_key
 
 logger = logging.getLogger("demur.data")
 
-_TEXT_COLUMNS = ("text", "content", "document", "body", "passage", *PROMPT_COLUMNS)
-_CATEGORY_COLUMNS = (
-    "category", "semanticcategory", "semantic_category", "harm_category", "functionalcategory",
-    "type", "topic", "subject",
-)  # fmt: skip
+_TEXT_COLUMNS = (*COLUMNS["text"], *PROMPT_COLUMNS)
+_HARMFUL_IF_YES: dict[str, bool] = COLUMNS["harmful_if_yes"]
+_CLASS_COLUMNS: tuple[str, ...] = (*COLUMNS["class"], *_HARMFUL_IF_YES)
+_WORDS: dict[str, list[str]] = COLUMNS["words"]
 _COLUMN_HINT = "SOURCE::COLUMN"
 
 
@@ -85,7 +84,7 @@ def read_counted(source: str | Path, *, label: Label | None, limit: int | None =
     table = read_table(path)
     column = table.find_column(named.column, PROMPT_COLUMNS, what="a prompt", option=_COLUMN_HINT)
     told = label is None or named.label is not None or bool(named.keep)
-    classes = None if told else find_class_column(path, table.columns, besides=column)
+    classes = None if told else _class_column(path, table.columns, besides=column)
     reading = _collect(table, named, column, classes, label, limit)
     if not len(reading.prompts):
         raise InputError(
@@ -152,9 +151,9 @@ def _resolve(source: str | Path, kinds: Sequence[Kind] = (), label: Label | None
 
 
 def _collect(
-    table: Table, named: NamedSet, column: str, classes: ClassColumn | None, label: Label | None, limit: int | None
+    table: Table, named: NamedSet, column: str, classes: _ClassColumn | None, label: Label | None, limit: int | None
 ) -> Reading:
-    category = table.optional_column(_CATEGORY_COLUMNS, besides=column)
+    category = table.optional_column(COLUMNS["category"], besides=column)
     # A set may be one column, and a part of the rows, of a file of hundreds of megabytes.
     needed = dict.fromkeys((column, category, *named.keep, classes and classes.column))
     stem = f"{table.path.stem}-{file_digest(table.path)[:6]}"
@@ -196,3 +195,51 @@ def _cell(path: Path, number: int, row: Row, column: str, *, turns: bool = False
     except UnicodeEncodeError as error:
         raise InputError(f"{where}: character {error.start} is half of a surrogate pair; repair it") from error
     return cell.strip()
+
+
+@dataclass(frozen=True)
+class _ClassColumn:
+    """A column whose values tell harmful prompts from harmless ones."""
+
+    column: str
+    labels: Mapping[str, Label | None]
+
+    def label(self, row: Row) -> Label | None:
+        """The class of a row; None where the cell is blank."""
+        return self.labels.get(_value(row, self.column))
+
+
+def _class_column(path: Path, columns: Sequence[str], *, besides: str) -> _ClassColumn | None:
+    """The column that tells the classes apart; None where no column does.
+
+    A column counts where its name is a usual one and each of its values names one class: a column of topics that
+    happens to hold "harmful" does not.
+    """
+    known = [name for name in columns if name != besides and name.casefold() in _CLASS_COLUMNS]
+    known.sort(key=lambda name: _CLASS_COLUMNS.index(name.casefold()))
+    values: dict[str, set[str]] = {name: set() for name in known}
+    for row in read_table(path).rows(known) if known else ():
+        for name, found in values.items():
+            found.add(_value(row, name))
+    for name, found in values.items():
+        # XSTest's types: those that begin with "contrast" are harmful, all others harmless.
+        contrast = any(value.startswith("contrast_") for value in found)
+        labels = {value: _label(name.casefold(), value, contrast) for value in found - {""}}
+        if labels and all(labels.values()):
+            return _ClassColumn(name, labels)
+    return None
+
+
+def _label(column: str, value: str, contrast: bool) -> Label | None:
+    if contrast:
+        return "harmful" if value.startswith("contrast_") else "harmless"
+    if column in _HARMFUL_IF_YES and value in _WORDS["yes"] + _WORDS["no"]:
+        return "harmful" if (value in _WORDS["yes"]) == _HARMFUL_IF_YES[column] else "harmless"
+    words = set(re.split(r"[^a-z]+", value))
+    named = [label for label in get_args(Label) if words & set(_WORDS[label])]
+    return named[0] if len(named) == 1 else None
+
+
+def _value(row: Row, column: str) -> str:
+    cell = row.get(column)
+    return "" if cell is None else str(cell).strip().casefold()

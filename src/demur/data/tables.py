@@ -11,19 +11,19 @@ import csv
 import gzip
 import hashlib
 import json
+import tomllib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 from demur.errors import InputError, listed, nearest
 
-PROMPT_COLUMNS = (
-    "prompt", "instruction", "goal", "forbidden_prompt", "behavior", "behaviour", "question", "query", "request",
-    "text", "user", "input", "content", "message", "turns",
-)  # fmt: skip
+COLUMNS: dict[str, Any] = tomllib.loads(files("demur.data").joinpath("columns.toml").read_text("utf-8"))
+PROMPT_COLUMNS: tuple[str, ...] = tuple(COLUMNS["prompt"])
 """Names under which the field's files keep the user's message, best first; compared without case."""
 
 Row = Mapping[str, object]
@@ -109,8 +109,8 @@ def kind_of(path: Path) -> str:
 def _checked_kind(path: Path) -> str:
     """The kind of a file; InputError where it is absent, empty, or cannot be read."""
     if path.is_dir():
-        files = sorted(item.name for item in path.iterdir() if kind_of(item) in KINDS)
-        inside = f"; it holds {listed(files)}" if files else ""
+        names = sorted(item.name for item in path.iterdir() if kind_of(item) in KINDS)
+        inside = f"; it holds {listed(names)}" if names else ""
         raise InputError(f"{path} is a folder; expected a file of prompts{inside}")
     if not path.exists():
         if not path.parent.is_dir():

@@ -35,10 +35,7 @@ _SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat
 
 @dataclass(frozen=True)
 class NamedArray:
-    """One array of a file, of one or two dimensions. Slices are taken along its first axis; `T` swaps the axes.
-
-    `file` and `name` are for error messages.
-    """
+    """One array of a file, of one or two dimensions, read as float32. `T` swaps the axes."""
 
     file: str
     name: str
@@ -53,22 +50,14 @@ class NamedArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.as_stored(self.stored_shape)
-
-    def as_stored(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """`shape`, which is in this view's order of axes, in the order of the file."""
-        return shape[::-1] if self.transposed else shape
+        return self.stored_shape[::-1] if self.transposed else self.stored_shape
 
     def take(self, which: Which) -> Float[Tensor, "k ..."]:
-        """The slices `which` along the first axis, which is that of features, float32.
-
-        Raises:
-            SaeError: a value is not finite; names file, array, index and feature.
-        """
+        """The slices `which` along the first axis, that of features; SaeError names a value that is not finite."""
         return self._finite(which, "; feature {feature}")
 
     def whole(self) -> Float[Tensor, "..."]:
-        """All of an array that has no feature axis, float32; raises as `take` does."""
+        """All of an array that has no feature axis; raises as `take` does."""
         return self._finite(range(self.shape[0]), "")
 
     def _finite(self, which: Which, note: str) -> Tensor:
@@ -115,8 +104,7 @@ def _part(values: Any, which: Which, axis: int) -> Any:
 def open_arrays(path: Path) -> Arrays:
     """The arrays of an npz or safetensors file: headers are compared with the size of the file, no number is read.
 
-    Raises:
-        SaeError: the file is missing, truncated, of another format, or holds something other than numbers.
+    SaeError where the file is missing, truncated, of another format, or holds something other than numbers.
     """
     kinds = {".npz": ("an npz", _npz), ".safetensors": ("a safetensors", _safetensors)}
     if path.suffix not in kinds:
@@ -171,26 +159,24 @@ class _Place:
 def _npz(path: Path, buffer: mmap.mmap) -> Iterator[NamedArray]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            yield _npz_member(path, archive, info, buffer)
-
-
-def _npz_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, buffer: mmap.mmap) -> NamedArray:
-    name = info.filename.removesuffix(".npy")
-    with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-        place = _Place(stream.tell(), shape, dtype.str, fortran)
-    if dtype.kind not in "fiu":
-        raise SaeError(f"{path}: {name} has dtype {dtype}; expected floating-point numbers")
-    if place.end != info.file_size:
-        raise SaeError(f"{path} is malformed: {name} has not the size that its shape {list(shape)} needs")
-    if info.compress_type != zipfile.ZIP_STORED:
-        return NamedArray(str(path), name, shape, partial(place.read, cache(partial(_unpacked, path, info.filename))))
-    # The local header's name and extra lengths may differ from the central directory's.
-    name_length, extra_length = struct.unpack_from("<HH", buffer, info.header_offset + 26)
-    start = info.header_offset + 30 + name_length + extra_length
-    return replace(place, offset=start + place.offset).array(path, name, buffer)
+            name = info.filename.removesuffix(".npy")
+            with archive.open(info) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, fortran, dtype = read(stream)
+                place = _Place(stream.tell(), shape, dtype.str, fortran)
+            if dtype.kind not in "fiu":
+                raise SaeError(f"{path}: {name} has dtype {dtype}; expected floating-point numbers")
+            if place.end != info.file_size:
+                raise SaeError(f"{path} is malformed: {name} has not the size that its shape {list(shape)} needs")
+            if info.compress_type == zipfile.ZIP_STORED:
+                # The local header's name and extra lengths may differ from the central directory's.
+                lengths = struct.unpack_from("<HH", buffer, info.header_offset + 26)
+                start = info.header_offset + 30 + sum(lengths)
+                yield replace(place, offset=start + place.offset).array(path, name, buffer)
+            else:
+                unpacked = cache(partial(_unpacked, path, info.filename))
+                yield NamedArray(str(path), name, shape, partial(place.read, unpacked))
 
 
 def _unpacked(path: Path, member: str) -> mmap.mmap:

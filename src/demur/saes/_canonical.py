@@ -38,10 +38,9 @@ class Convention:
 
 @dataclass(frozen=True)
 class SaeWeights:
-    """One SAE's arrays, features first, and their convention. Biases that are None are zeros.
+    """One SAE's arrays, features first, and their convention; SaeError where shapes or `k` do not fit each other.
 
-    Raises:
-        SaeError: shapes do not fit each other, or `k` does not fit the number of features.
+    Biases that are None are zeros.
     """
 
     file: str
@@ -57,13 +56,10 @@ class SaeWeights:
 
     @classmethod
     def of(cls, arrays: Arrays, convention: Convention) -> SaeWeights:
-        """The arrays under their usual names, in upper or lower case.
+        """The arrays under their usual names, in upper or lower case; SaeError where one is missing.
 
         `W_enc` (`d_model d_sae`), `W_dec` (`d_sae d_model`), `b_enc`, `b_dec`; for JumpReLU `threshold`,
         `log_threshold`, or the `topk_threshold` of a batchtopk checkpoint (one for all features).
-
-        Raises:
-            SaeError: one of them is missing, or there is a `scaling_factor` other than 1.
         """
         named = Arrays(arrays.file, {name.lower(): array for name, array in arrays.items()})
         if "scaling_factor" in named and bool((named["scaling_factor"].whole() != 1).any()):
@@ -91,11 +87,10 @@ class SaeWeights:
         expected = ((d_sae, d_model), (d_sae,), (d_model,), (1,) if one else (d_sae,))
         for array, shape in zip((self.decoder, self.b_enc, self.b_dec, self.threshold), expected, strict=True):
             if array is not None and array.shape != shape:
-                raise SaeError(
-                    f"{self.file}: {array.name} has shape {list(array.stored_shape)}; it must be "
-                    f"{list(array.as_stored(shape))} beside {self.encoder.name} of shape "
-                    f"{list(self.encoder.stored_shape)}"
-                )
+                must = list(shape[::-1] if array.transposed else shape)
+                beside = f"beside {self.encoder.name} of shape {list(self.encoder.stored_shape)}"
+                has = f"{array.name} has shape {list(array.stored_shape)}"
+                raise SaeError(f"{self.file}: {has}; it must be {must} {beside}")
         if self.convention.activation == "topk" and not (k and 0 < k <= d_sae):
             raise SaeError(f"{self.file}: a TopK dictionary of {d_sae} features needs 0 < k <= {d_sae}, not {k}")
 
@@ -108,11 +103,9 @@ class SaeWeights:
         return self.encoder.shape[0]
 
     def decoder_bias(self) -> Float[Tensor, " d_model"]:
-        """Canonical `b_dec`."""
         return self._stored_b_dec() / self.convention.scale
 
     def decoder_rows(self, which: Which) -> Float[Tensor, "k d_model"]:
-        """Canonical decoder rows."""
         stored, scale = self.decoder.take(which), self.convention.scale
         if not self.convention.unit_decoder:
             return stored / scale
@@ -138,7 +131,7 @@ class SaeWeights:
         return w_enc, b_enc
 
     def thresholds(self, which: Which) -> Float[Tensor, " k"] | None:
-        """Canonical thresholds (None: the activation is not JumpReLU)."""
+        """None where the activation is not JumpReLU."""
         if self.convention.activation != "jumprelu":
             return None
         if self.threshold is None:

@@ -67,7 +67,7 @@ class Features:
     w_dec: Float[Tensor, "k d_model"]
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch k"]:
-        """Activations, float32 whatever the dtype of `x`. Gradients are the true ones: 0 where a feature is inactive."""
+        """Activations, float32 whatever the dtype of `x`; their gradients are the true ones."""
         pre = x.float() @ self.w_enc + self.b_enc
         return torch.relu(pre) if self.threshold is None else pre * (pre > self.threshold)
 

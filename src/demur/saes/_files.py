@@ -21,16 +21,12 @@ _TIMEOUT = 10.0
 
 
 class SaeFiles:
-    """The files under a local folder; base of other sources of SAEs.
-
-    Attributes:
-        name: the source, for people.
-        files: relative paths, sorted.
-    """
+    """The files under a local folder, by their relative paths; base of other sources of SAEs."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.name = str(folder)
+        """For people."""
         self.files = tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()))
 
     def path(self, file: str) -> Path:
@@ -62,11 +58,7 @@ class SaeFiles:
 
 
 class HubRepository(SaeFiles):
-    """The files of a hub repository at one commit: its newest, that of `revision`, or offline the cached one.
-
-    Raises:
-        SaeError: no such repository or revision, no access to it, or it cannot be listed and nothing of it is cached.
-    """
+    """The files of a hub repository at one commit: its newest, that of `revision`, or offline the cached one."""
 
     def __init__(self, repo: str, revision: str | None) -> None:
         from huggingface_hub import errors

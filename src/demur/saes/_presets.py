@@ -53,7 +53,6 @@ class Preset(Value):
 
 
 _TABLES = tomllib.loads(files("demur.saes").joinpath("presets.toml").read_text("utf-8"))
-
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {model: Preset.model_validate({"model": model} | table) for model, table in _TABLES.items()}
 )

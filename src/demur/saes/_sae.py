@@ -63,11 +63,7 @@ class Sae:
                     self._feature_rows(block)
 
     def rows(self, indices: Sequence[int]) -> Rows:
-        """The chosen features, in the order given; only their numbers, and a TopK dictionary's encoder, are read.
-
-        Raises:
-            SaeError: an index is no feature of this SAE; the file is malformed or not finite there.
-        """
+        """The chosen features, in the order given; only their numbers, and a TopK dictionary's encoder, are read."""
         chosen = tuple(int(index) for index in indices)
         for index in chosen:
             if not 0 <= index < self.spec.d_sae:
@@ -120,7 +116,7 @@ class Sae:
 def _blocks(total: int, size: int) -> Iterator[range]:
     if size < 1:
         raise SaeError(f"a block must hold at least one feature, not {size}")
-    return (range(start, min(start + size, total)) for start in range(0, total, size))
+    return (range(total)[start : start + size] for start in range(0, total, size))
 
 
 @dataclass(frozen=True)
@@ -144,7 +140,7 @@ class DenseSae(Features):
         """The reconstruction of the residual, float32."""
         return f.float() @ self.w_dec + self.b_dec
 
-    def sae(self, *, average_l0: float | None = None, identity: str | None = None) -> Sae:
+    def sae(self, *, identity: str | None = None) -> Sae:
         """This SAE behind the interface of one on disk. `identity` is the key of its content; default: `digest`."""
         d_model, d_sae = self.w_enc.shape
         spec = SaeSpec(
@@ -154,7 +150,6 @@ class DenseSae(Features):
             activation=self.activation,
             k=self.k,
             source="memory",
-            average_l0=average_l0,
             identity=identity or f"memory:{self.digest()}",
         )
         name = f"layer {self.layer} in memory"
@@ -178,10 +173,7 @@ class DenseSae(Features):
     def save_gemma_scope(self, folder: Path | str, *, average_l0: float) -> Path:
         """Write `folder/layer_L/width_W/average_l0_N/params.npz`, as Gemma Scope does, and return its path.
 
-        `folder` is the suite's, shared by all layers. The same weights give the same bytes.
-
-        Raises:
-            SaeError: the dictionary is TopK, which this layout cannot hold.
+        `folder` is the suite's, shared by all layers. The same weights give the same bytes. SaeError for TopK.
         """
         if self.activation == "topk":
             raise SaeError("Gemma Scope's layout holds JumpReLU dictionaries; save a TopK dictionary with save_saelens")
@@ -194,10 +186,7 @@ class DenseSae(Features):
         return path
 
     def save_saelens(self, folder: Path | str, *, model_name: str = "") -> Path:
-        """Write `cfg.json` and `sae_weights.safetensors` into `folder`, as SAELens does, and return `folder`.
-
-        One folder per layer; a suite is a folder of such folders.
-        """
+        """Write `cfg.json` and `sae_weights.safetensors` into `folder`, as SAELens does for a layer, and return it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config: dict[str, object] = {

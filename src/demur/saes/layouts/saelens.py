@@ -44,11 +44,7 @@ def described(config: Config, norm_factor: float | None) -> dict[str, Any]:
 
 
 def saelens_convention(config: Config, norm_factor: float | None) -> Convention:
-    """How the weights are to be used, by `cfg.json` and the input scale of `expected_average_only_in`, where known.
-
-    Raises:
-        SaeError: an architecture or a normalisation that cannot be folded into the weights.
-    """
+    """How the weights are to be used, by `cfg.json` and the input scale of `expected_average_only_in`, where known."""
     architecture = config.get("architecture") or "standard"
     function = config.get("activation_fn", "activation_fn_str") or "relu"
     if function == "topk":
