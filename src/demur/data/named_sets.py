@@ -120,7 +120,7 @@ def read_set_file(path: str | Path) -> tuple[NamedSet, ...]:
 
 
 def add_prompt_sets(path: str | Path) -> None:
-    """Make the sets of a TOML file known by name in this process; raises as `read_set_file` does."""
+    """Make the sets of a TOML file known by name in this process; InputError names file, set and key."""
     for named in read_set_file(path):
         PROMPT_SETS.register(named.name, named)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import cast, get_args
+from typing import cast
 
 from demur.data.downloads import cache_path, fetch
 from demur.data.named_sets import Kind, NamedSet, find_set, prompt_sets, split_source
@@ -236,8 +236,10 @@ def _label(column: str, value: str, contrast: bool) -> Label | None:
     if column in _HARMFUL_IF_YES and value in _WORDS["yes"] + _WORDS["no"]:
         return "harmful" if (value in _WORDS["yes"]) == _HARMFUL_IF_YES[column] else "harmless"
     words = set(re.split(r"[^a-z]+", value))
-    named = [label for label in get_args(Label) if words & set(_WORDS[label])]
-    return named[0] if len(named) == 1 else None
+    harmful, harmless = (not words.isdisjoint(_WORDS[label]) for label in ("harmful", "harmless"))
+    if harmful == harmless:
+        return None
+    return "harmful" if harmful else "harmless"
 
 
 def _value(row: Row, column: str) -> str:
