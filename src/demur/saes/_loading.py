@@ -24,13 +24,11 @@ def load_saes(
     average_l0: float | None = None,
     revision: str | None = None,
 ) -> Suite:
-    """The SAEs of a model, checked to fit it.
+    """The SAEs of a model, checked to fit it; of one that is given by its hub id, not checked.
 
     Args:
-        model: a loaded model, or its hub id (then the fit is not checked).
         source: as in `load_suite`, or a model that has a preset, for a fine-tune of it; default: the preset of `model`.
-        layers, width, average_l0: as in `load_suite`; default: the preset's.
-        revision: as in `load_suite`.
+        layers, width, average_l0, revision: as in `load_suite`; default: the preset's.
 
     Raises:
         InputError: `source` is not given and the model has no preset; or as in `load_suite`.

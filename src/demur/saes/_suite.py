@@ -45,7 +45,6 @@ class Suite(Mapping[int, Sae]):
 
     @classmethod
     def from_dense(cls, saes: Mapping[int, DenseSae]) -> Suite:
-        """A suite of SAEs in memory."""
         for layer, sae in saes.items():
             if layer != sae.layer:
                 raise SaeError(f"an SAE of layer {sae.layer} was given for layer {layer}")
@@ -64,7 +63,6 @@ class Suite(Mapping[int, Sae]):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers that have an SAE, ascending."""
         return tuple(self._saes)
 
     @property

@@ -39,8 +39,8 @@ def described(config: Config, norm_factor: float | None) -> dict[str, Any]:
     """What a SAELens configuration says of an SAE, as fields of `FoundSae`; raises as `saelens_convention` does."""
     hook = config.text(*HOOK_FIELDS)
     layer, convention = residual_layer(hook, config.file), saelens_convention(config, norm_factor)
-    shape = {"d_model": config.integer("d_in"), "d_sae": config.integer("d_sae")}
-    return {"layer": layer, "convention": convention, "hook": hook, **shape}
+    d_model, d_sae = config.integer("d_in"), config.integer("d_sae")
+    return {"layer": layer, "convention": convention, "hook": hook, "d_model": d_model, "d_sae": d_sae}
 
 
 def saelens_convention(config: Config, norm_factor: float | None) -> Convention:
