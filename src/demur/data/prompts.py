@@ -224,7 +224,7 @@ def _class_column(path: Path, columns: Sequence[str], *, besides: str) -> _Class
     for name, found in values.items():
         # XSTest's types: those that begin with "contrast" are harmful, all others harmless.
         contrast = any(value.startswith("contrast_") for value in found)
-        labels = {value: _label(name.casefold(), value, contrast) for value in found - {""}}
+        labels: dict[str, Label | None] = {value: _label(name.casefold(), value, contrast) for value in found - {""}}
         if labels and all(labels.values()):
             return _ClassColumn(name, labels)
     return None
