@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
-from itertools import count
+from itertools import count, groupby
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from demur.report._svg import colour_rules, to_svg
-from demur.report.blocks import Block, Chart, Page, Section, Table, Text, Transcripts
+from demur.report._svg import TEMPLATES, colour_rules, to_svg
+from demur.report.blocks import Block, Chart, Page, Table
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment
 
 HARMFUL_NOTICE: Final = (
     "Harmful prompts and what the model answered: click to read. They ask for harm, and some answers were written with "
     "refusal switched off. They are here as evidence of cause, not as advice; do not pass them on."
 )
-
 BARS: Final = 8
 """A table of more columns than this shows its rates without their little bars, which would make it too wide."""
 
@@ -32,7 +30,7 @@ class _Cell(NamedTuple):
     text: str
     value: str = ""
     interval: str = ""
-    bar: tuple[float, float, float] | None = None
+    bar: tuple[float, ...] = ()
 
 
 def render_html(pages: Sequence[Page]) -> str:
@@ -53,81 +51,60 @@ def notebook_html(page: Page) -> str:
     return _render([page], fragment=True)
 
 
+def environment(*, autoescape: bool) -> Environment:
+    """Where the templates are found; a name that they do not know is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("demur.report", "templates")
+    found = Environment(
+        loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    found.globals["notice"] = HARMFUL_NOTICE
+    return found
+
+
 def _render(pages: Sequence[Page], *, fragment: bool) -> str:
     from markupsafe import Markup
 
     from demur import __version__
 
-    css = files("demur.report").joinpath("templates", "report.css").read_text(encoding="utf-8")
+    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     # In a notebook the rules must not reach beyond the fragment.
     css = colour_rules() + (f".demur-notebook {{\n{css}}}\n" if fragment else css)
-    numbers = count(1)
+    charts = (f"c{number}" for number in count())
     seen: set[str] = set()
     views: list[dict[str, Any]] = []
-    for page in pages:
-        fresh = [warning for warning in page.warnings if warning not in seen]
-        seen.update(fresh)
-        sections = [_section_view(section, f"s{next(numbers)}", numbers) for section in page.body]
-        views.append({**_fields(page), "id": f"p{next(numbers)}", "warnings": fresh, "sections": sections})
-    return _template().render(
-        pages=views, fragment=fragment, css=Markup(css), notice=HARMFUL_NOTICE, version=__version__
+    for number, page in enumerate(pages):
+        # Studies of one folder warn of the same.
+        warnings = [warning for warning in page.warnings if warning not in seen]
+        seen.update(warnings)
+        sections = [(f"p{number}-s{n}", each, list(_parts(each.blocks, charts))) for n, each in enumerate(page.body)]
+        views.append({"page": page, "id": f"p{number}", "warnings": warnings, "sections": sections})
+    environs = environment(autoescape=True)
+    environs.filters["cells"] = _cells
+    return environs.get_template("report.html.j2").render(
+        views=views, fragment=fragment, css=Markup(css), version=__version__
     )
 
 
-def _template() -> Template:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("demur.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
-
-
-def _fields(page: Page) -> dict[str, Any]:
-    return {name: getattr(page, name) for name in ("title", "verdicts", "facts", "command", "config")}
-
-
-def _section_view(section: Section, name: str, numbers: Iterator[int]) -> dict[str, Any]:
-    """A section as the template takes it; charts that follow one another stand side by side."""
-    parts: list[dict[str, Any]] = []
-    for block in section.blocks:
-        part = _part(block, f"c{next(numbers)}", section.title)
-        if part["kind"] == "charts" and parts and parts[-1]["kind"] == "charts":
-            parts[-1]["charts"] += part["charts"]
-        else:
-            parts.append(part)
-    return {"id": name, "title": section.title, "intro": section.intro, "brief": section.brief, "parts": parts}
-
-
-def _part(block: Block, name: str, section: str) -> dict[str, Any]:
-    """A block as the template takes it; a title that only repeats the section's is no heading."""
+def _parts(blocks: Sequence[Block], names: Iterator[str]) -> Iterator[tuple[str, Any]]:
+    """The kind and the content of what a section holds; charts that follow one another stand side by side."""
     from markupsafe import Markup
 
-    match block:
-        case Chart():
-            drawn = block.draw()
-            charts = [] if drawn is None else [(block.title, block.caption, Markup(to_svg(drawn, name)))]
-            return {"kind": "charts", "charts": charts}
-        case Table():
-            heading = "" if block.title == section else block.title
-            rows = _cells(block)
-            right = [
-                column.numeric and not any(row[place].bar for row in rows) for place, column in enumerate(block.columns)
-            ]
-            return {"kind": "table", "block": block, "heading": heading, "rows": rows, "right": right}
-        case Text():
-            return {"kind": "text", "block": block}
-        case Transcripts():
-            return {"kind": "transcripts", "block": block}
+    for kind, alike in groupby(blocks, key=type):
+        if kind is Chart:
+            drawn = [(chart, chart.draw()) for chart in alike if isinstance(chart, Chart)]
+            yield "charts", [(chart, Markup(to_svg(d, next(names)))) for chart, d in drawn if d is not None]
+        else:
+            yield from ((kind.__name__.lower(), block) for block in alike)
 
 
-def _cells(table: Table) -> list[list[_Cell]]:
+def _cells(table: Table) -> tuple[list[list[_Cell]], list[bool]]:
+    """A table's cells by row, and which columns are right-aligned: numeric ones without bars."""
     bars = len(table.columns) <= BARS
-    return [[_cell(text, bars=bars) for text in row] for row in table.rows]
+    rows = [[_cell(text, bars=bars) for text in row] for row in table.rows]
+    barred = [any(row[place].bar for row in rows) for place in range(len(table.columns))]
+    return rows, [column.numeric and not bar for column, bar in zip(table.columns, barred, strict=True)]
 
 
 def _cell(text: str, *, bars: bool) -> _Cell:
@@ -135,11 +112,8 @@ def _cell(text: str, *, bars: bool) -> _Cell:
     if parts is None:
         return _Cell(text)
     rate = _RATE.fullmatch(text) if bars else None
-    if rate is None:
-        return _Cell(text, parts[1], parts[2])
     # On a line that is 150 units long.
-    low, value, high = sorted(1.5 * float(number) for number in rate.groups())
-    return _Cell(text, parts[1], parts[2], (low, value, high))
+    return _Cell(text, *parts.groups(), tuple(sorted(1.5 * float(n) for n in rate.groups())) if rate else ())
 
 
-__all__ = ["HARMFUL_NOTICE", "notebook_html", "render_html"]
+__all__ = ["HARMFUL_NOTICE", "environment", "notebook_html", "render_html"]
