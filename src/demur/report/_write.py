@@ -21,8 +21,7 @@ def write_report(pages: Sequence[Page], path: Path) -> Path:
         RunError: the file cannot be written.
         ValueError: no page is given.
     """
-    if path.is_dir():
-        path = path / "report.html"
+    path = path / "report.html" if path.is_dir() else path
     text = render_markdown(pages) if path.suffix == ".md" else render_html(pages)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -30,13 +29,11 @@ def write_report(pages: Sequence[Page], path: Path) -> Path:
         try:
             scratch.write_text(text, encoding="utf-8")
             scratch.replace(path)
-        except OSError:
+        finally:
             scratch.unlink(missing_ok=True)
-            raise
     except OSError as error:
-        raise RunError(
-            f"cannot write the report to {path}: {error.strerror or error}; name another place with --out"
-        ) from error
+        why = error.strerror or error
+        raise RunError(f"cannot write the report to {path}: {why}; name another place with --out") from error
     return path
 
 
