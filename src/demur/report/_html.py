@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, groupby
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from demur.report._svg import TEMPLATES, colour_rules, to_svg
 from demur.report.blocks import Block, Chart, Page, Table
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 HARMFUL_NOTICE: Final = (
     "Harmful prompts and what the model answered: click to read. They ask for harm, and some answers were written with "
@@ -51,16 +48,16 @@ def notebook_html(page: Page) -> str:
     return _render([page], fragment=True)
 
 
-def environment(*, autoescape: bool) -> Environment:
-    """Where the templates are found; a name that they do not know is an error."""
+def template(name: str, *, autoescape: bool, **filters: Callable[..., Any]) -> Any:
+    """One of the templates with these filters; a name that it does not know is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader = PackageLoader("demur.report", "templates")
-    found = Environment(
-        loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    loader, strict = PackageLoader("demur.report", "templates"), StrictUndefined
+    found: Any = Environment(
+        loader=loader, autoescape=autoescape, undefined=strict, trim_blocks=True, lstrip_blocks=True
     )
-    found.globals["notice"] = HARMFUL_NOTICE
-    return found
+    found.filters.update(filters)
+    return found.get_template(name)
 
 
 def _render(pages: Sequence[Page], *, fragment: bool) -> str:
@@ -80,10 +77,8 @@ def _render(pages: Sequence[Page], *, fragment: bool) -> str:
         seen.update(warnings)
         sections = [(f"p{number}-s{n}", each, list(_parts(each.blocks, charts))) for n, each in enumerate(page.body)]
         views.append({"page": page, "id": f"p{number}", "warnings": warnings, "sections": sections})
-    environs = environment(autoescape=True)
-    environs.filters["cells"] = _cells
-    return environs.get_template("report.html.j2").render(
-        views=views, fragment=fragment, css=Markup(css), version=__version__
+    return template("report.html.j2", autoescape=True, cells=_cells).render(
+        views=views, fragment=fragment, css=Markup(css), notice=HARMFUL_NOTICE, version=__version__
     )
 
 
@@ -113,7 +108,8 @@ def _cell(text: str, *, bars: bool) -> _Cell:
         return _Cell(text)
     rate = _RATE.fullmatch(text) if bars else None
     # On a line that is 150 units long.
-    return _Cell(text, *parts.groups(), tuple(sorted(1.5 * float(n) for n in rate.groups())) if rate else ())
+    bar = tuple(sorted(1.5 * float(number) for number in rate.groups())) if rate else ()
+    return _Cell(text, parts[1], parts[2], bar)
 
 
-__all__ = ["HARMFUL_NOTICE", "environment", "notebook_html", "render_html"]
+__all__ = ["HARMFUL_NOTICE", "notebook_html", "render_html", "template"]

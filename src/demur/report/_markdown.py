@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 
-from demur.report._html import environment
+from demur.report._html import HARMFUL_NOTICE, template
 from demur.report.blocks import Page
 
 
@@ -18,9 +18,9 @@ def render_markdown(pages: Sequence[Page]) -> str:
     """
     if not pages:
         raise ValueError("nothing to report: give at least one page")
-    found = environment(autoescape=False)
-    found.filters |= {"line": _line, "paragraphs": _paragraphs, "fenced": _fenced, "kind": lambda b: type(b).__name__}
-    return found.get_template("report.md.j2").render(pages=pages).rstrip("\n") + "\n"
+    filters = {"line": _line, "paragraphs": _paragraphs, "fenced": _fenced, "kind": lambda block: type(block).__name__}
+    text: str = template("report.md.j2", autoescape=False, **filters).render(pages=pages, notice=HARMFUL_NOTICE)
+    return text.rstrip("\n") + "\n"
 
 
 def _fenced(text: str, kind: str = "") -> str:
