@@ -53,11 +53,12 @@ def _software() -> Iterator[Finding]:
         else:
             text = _version(package)
             yield Finding(package, text or "not installed; reinstall demur", good=text is not None)
+    extras.pop("dev", None)
     for extra, packages in extras.items():
-        if extra != "dev":
-            here = all(_version(package) for package in packages)
-            text = "installed" if here else f"not installed (optional: pip install 'demur[{extra}]')"
-            yield Finding(f"extra {extra}", text)
+        here = all(map(_version, packages))
+        yield Finding(
+            f"extra {extra}", "installed" if here else f"not installed (optional: pip install 'demur[{extra}]')"
+        )
 
 
 def _version(package: str) -> str | None:
@@ -71,18 +72,17 @@ def _machine() -> Iterator[Finding]:
     import torch
 
     memory = memory_bytes()
-    yield Finding(
-        "cpu",
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} used"
-        + ("" if memory is None else f", {memory / 1e9:.1f} GB of memory"),
-    )
+    known = "" if memory is None else f", {memory / 1e9:.1f} GB of memory"
+    yield Finding("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} used{known}")
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
         yield Finding(f"cuda:{index}", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
     if torch.backends.mps.is_available():
         yield Finding("mps", "available")
-    yield Finding("number format", dtype_advice(torch.cuda.is_available(), _has_bfloat16()))
+    cuda = torch.cuda.is_available()
+    bfloat16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    yield Finding("number format", dtype_advice(cuda, bfloat16))
 
 
 def _bundled() -> Finding:
@@ -107,12 +107,6 @@ def check_hashes(card: Path, folders: Iterable[Path]) -> tuple[list[Path], int]:
     found = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     altered = [path for path, digest in found.items() if digest not in wanted]
     return altered, len(wanted - set(found.values()))
-
-
-def _has_bfloat16() -> bool:
-    import torch
-
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def dtype_advice(cuda: bool, bfloat16: bool) -> str:

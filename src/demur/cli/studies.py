@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from demur.cli.command import ConfigCommand, path_option
-from demur.cli.console import complain, console, note, say
-from demur.cli.options import read_config
-from demur.cli.summaries import of_study
+from demur.cli.console import PATH, complain, console, note, say
+from demur.cli.options import ConfigCommand, read_config
+from demur.cli.show import FULL, pages, print_pages, write_pages
 from demur.errors import InputError
 from demur.studies import STUDIES
 
@@ -23,26 +22,25 @@ if TYPE_CHECKING:
     from demur.cli.progress import StageProgress
     from demur.studies.config import StudyConfig
 
-CONFIG_FILE: Final = path_option(
-    "--config", "TOML file with settings, under the names of the options; options win over it."
-)
+_SETTINGS: Final = "TOML file with settings, under the names of the options; options win over it."
+CONFIG_FILE: Final = click.Option(["--config"], **PATH, help=_SETTINGS)
+_FOLDER: Final = "Run folder (default: runs/MODEL-STUDY-HASH, so that the same command resumes)."
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _RESUME: Final = "Interrupted or killed, the same command resumes where it stopped."
 
 
-def study_command(name: str) -> ConfigCommand:
-    """The command that runs a study."""
+def study_command(name: str, told: str) -> ConfigCommand:
+    """The command that runs a study; `told` is what it does."""
 
     def run(config: Path | None, out: Path | None, full: bool, **given: Any) -> None:
         _run(name, configured(name, config, given), out, full)
 
     own = [
         CONFIG_FILE,
-        path_option("--out", "Run folder (default: runs/MODEL-STUDY-HASH, so that the same command resumes)."),
-        click.Option(["--full"], is_flag=True, help="Print all tables, not just the verdict and the main one."),
+        click.Option(["--out"], **PATH, help=_FOLDER),
+        click.Option(["--full"], is_flag=True, help=FULL),
     ]
-    text = f"{of_study(name)}\n\n{_RESUME}"
-    return ConfigCommand(name, STUDIES[name].config, help=text, run=run, argument="model", own=own)
+    return ConfigCommand(name, STUDIES[name].config, help=f"{told}\n\n{_RESUME}", run=run, own=own)
 
 
 def configured(
@@ -65,8 +63,6 @@ def _run(name: str, config: StudyConfig, out: Path | None, full: bool) -> None:
 
     with _resumable(folder) as progress:
         run_study(STUDIES[name], config, folder, progress=progress)
-    from demur.cli.show import pages, print_pages, write_pages
-
     print_pages([page for page in pages(folder) if page.title.startswith(f"demur {name}:")], full=full)
     try:
         say(f"report: {write_pages(folder)}")
@@ -131,6 +127,3 @@ def _nearest_folder(folder: Path) -> str:
             near = get_close_matches(part.name, beside, n=1)
             return f" (did you mean {part.parent / near[0] / folder.relative_to(part)}?)" if near else ""
     return ""
-
-
-__all__ = ["CONFIG_FILE", "check_model", "configured", "run_folder", "study_command"]
