@@ -23,10 +23,8 @@ def plan_command(name: str) -> ConfigCommand:
     def run(config: Path | None, prompt_tokens: int | None, **given: Any) -> None:
         from demur.plan import plan_study
 
-        plan = plan_study(
-            STUDIES[name], configured(name, config, given, _with_some_prompts), prompt_tokens=prompt_tokens
-        )
-        print_pages([plan.page()], full=True)
+        settings = configured(name, config, given, _with_some_prompts)
+        print_pages([plan_study(STUDIES[name], settings, prompt_tokens=prompt_tokens)], full=True)
 
     length = click.Option(
         ["--prompt-tokens"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +9,7 @@ import torch
 
 from demur.errors import DemurError, ModelError
 from demur.model import ChatFormat, fitting_threads
-from demur.plan.costs import EFFICIENCY, Machine, ModelSizes, Work, measure_machine, model_sizes, planned_device
+from demur.plan.costs import EFFICIENCY, Machine, ModelSizes, measure_machine, model_sizes, planned_device
 from demur.plan.counting import PromptLengths, count_work
 from demur.report.blocks import Page, Section, Table, Text
 from demur.report.format import bytes_text, duration
@@ -26,97 +25,11 @@ _COUNTED: Final = 100
 """Prompts of each class whose tokens are counted."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a study will take.
-
-    Attributes:
-        study, config: which one, and its options.
-        place: number format and device.
-        model, machine, suite: sizes of the real model, the speed measured here, and the SAEs, unread.
-        lengths: tokens of a prompt, counted or assumed.
-        downloads: what is downloaded → bytes; None where the hub does not say.
-        work: stage → what it does, in the order in which they end.
-    """
-
-    study: str
-    config: StudyConfig
-    place: str
-    model: ModelSizes
-    machine: Machine
-    suite: Suite
-    lengths: PromptLengths
-    downloads: dict[str, int | None]
-    work: dict[str, Work]
-
-    @property
-    def d_sae(self) -> int:
-        """Features of the largest SAE."""
-        return max(spec.d_sae for spec in self.suite.specs)
-
-    @property
-    def memory(self) -> dict[str, float]:
-        """What is held → bytes, and the most at once: a dictionary is looked through, or gradients are taken."""
-        row = 4 * self.model.d_model
-        pool = 2 * getattr(self.config, "k0", 10) * len(self.suite.layers) * row
-        # Reading one feature of a TopK dictionary takes the whole encoder.
-        pool += sum(spec.d_sae * row for spec in self.suite.specs if spec.activation == "topk")
-        tokens = self.config.max_batch_tokens or 2048
-        weights, activations = self.model.parameters * self.model.value_bytes, tokens * self.model.saved_bytes
-        return {
-            "Python and libraries": self.machine.resident,
-            "weights": weights,
-            "SAE rows of the pool": pool,
-            "one whole dictionary": self.d_sae * row,
-            f"activations, {tokens} tokens": activations,
-            "peak": self.machine.resident + weights + max(self.d_sae * row, pool + activations),
-        }
-
-    def page(self) -> Page:
-        """The plan as a page: time in all, sizes, time by stage, and what is assumed."""
-        costs = [
-            (name, self.machine.flops_of(work, self.model), self.machine.seconds(work, self.model))
-            for name, work in self.work.items()
-        ]
-        costs.append(("in all", sum(flops for _, flops, _ in costs), sum(seconds for *_, seconds in costs)))
-        memory, known = self.memory, [size for size in self.downloads.values() if size is not None]
-        total = Text(
-            f"About {duration(costs[-1][-1])} in {self.place}, {bytes_text(memory['peak'])} of memory, "
-            f"{bytes_text(sum(known) if len(known) == len(self.downloads) else None)} to download.",
-            role="verdict",
-        )
-        sizes = [
-            ("model", f"{self.model.parameters / 1e6:,.1f} million parameters, {self.model.n_layers} layers"),
-            ("SAEs", f"{len(self.suite.layers)} layers of {self.d_sae:,} features"),
-            *((f"download: {name}", bytes_text(size)) for name, size in self.downloads.items()),
-            *((f"memory: {name}", bytes_text(size)) for name, size in memory.items()),
-        ]
-        rows = [(name, f"{flops / 1e12:,.2f}", duration(seconds)) for name, flops, seconds in costs]
-        times = Table.of("", "stage | > TFLOP | > time", rows, strong=[len(rows) - 1])
-        sections = (
-            Section("In all", (total,), brief=True),
-            Section("Sizes", (Table.of("", "what | > size", sizes),), brief=True),
-            Section("Time", (times, Text(self._assumptions, role="note")), brief=True),
-        )
-        return Page(f"demur plan {self.study}: {self.config.model or 'the bundled model'}", sections)
-
-    @property
-    def _assumptions(self) -> str:
-        machine = self.machine
-        return (
-            f"Measured here: {machine.flops / 1e9:,.0f} GFLOP/s in a matrix product, "
-            f"{machine.bandwidth / 1e9:,.0f} GB/s in a copy, {1e6 * machine.layer_call:,.0f} µs to call a layer. "
-            f"Assumed: prompts of {sum(self.lengths)} tokens, answers of {self.config.max_new_tokens}, "
-            f"{EFFICIENCY:.0%} of the product's speed. Left out: loading, downloading and reading SAE files, judges "
-            "that are models, capability tasks. What is in the cache already is not subtracted from the download."
-        )
-
-
-def plan_study(study: Study[Any, Any], config: StudyConfig, *, prompt_tokens: int | None = None) -> Plan:
+def plan_study(study: Study[Any, Any], config: StudyConfig, *, prompt_tokens: int | None = None) -> Page:
     """Plan a study: sizes from configurations alone, its work by running it on stand-ins, its time by measured speed.
 
     The prompts that the configuration names need not exist. `prompt_tokens` are the mean tokens of a prompt with its
-    template (default: counted, or assumed).
+    template (default: counted, or assumed). Gives a page: time in all, sizes, time by stage, and what is assumed.
 
     Raises:
         DemurError: model or SAEs have no configuration that can be read, or do not fit each other.
@@ -138,9 +51,57 @@ def plan_study(study: Study[Any, Any], config: StudyConfig, *, prompt_tokens: in
     work = count_work(study, config, model, suite, lengths)
     with fitting_threads(device, model.parameters):
         machine = measure_machine(device, dtype)
-    place = f"{str(dtype).removeprefix('torch.')} on {device}"
+    costs = [(name, machine.flops_of(each, model), machine.seconds(each, model)) for name, each in work.items()]
+    costs.append(("in all", sum(flops for _, flops, _ in costs), sum(seconds for *_, seconds in costs)))
+    times = [(name, f"{flops / 1e12:,.2f}", duration(seconds)) for name, flops, seconds in costs]
+    memory = _memory(config, model, machine, suite)
     downloads = {"model": _model_download(placed), "SAEs": _sae_download(suite, model.d_model)}
-    return Plan(study.name, config, place, model, machine, suite, lengths, downloads, work)
+    known = [size for size in downloads.values() if size is not None]
+    total = (
+        f"About {times[-1][-1]} in {str(dtype).removeprefix('torch.')} on {device}, {bytes_text(memory['peak'])} of "
+        f"memory, {bytes_text(sum(known) if len(known) == len(downloads) else None)} to download."
+    )
+    sizes = [
+        ("model", f"{model.parameters / 1e6:,.1f} million parameters, {model.n_layers} layers"),
+        ("SAEs", f"{len(suite.layers)} layers of {max(spec.d_sae for spec in suite.specs):,} features"),
+        *((f"download: {name}", bytes_text(size)) for name, size in downloads.items()),
+        *((f"memory: {name}", bytes_text(size)) for name, size in memory.items()),
+    ]
+    spent = Table.of("", "stage | > TFLOP | > time", times, strong=[len(times) - 1])
+    assumed = Text(_assumptions(config, machine, lengths), role="note")
+    sections = (
+        Section("In all", (Text(total, role="verdict"),), brief=True),
+        Section("Sizes", (Table.of("", "what | > size", sizes),), brief=True),
+        Section("Time", (spent, assumed), brief=True),
+    )
+    return Page(f"demur plan {study.name}: {config.model or 'the bundled model'}", sections)
+
+
+def _assumptions(config: StudyConfig, machine: Machine, lengths: PromptLengths) -> str:
+    return (
+        f"Measured here: {machine.flops / 1e9:,.0f} GFLOP/s in a matrix product, "
+        f"{machine.bandwidth / 1e9:,.0f} GB/s in a copy, {1e6 * machine.layer_call:,.0f} µs to call a layer. "
+        f"Assumed: prompts of {sum(lengths)} tokens, answers of {config.max_new_tokens}, {EFFICIENCY:.0%} of the "
+        "product's speed. Left out: loading, downloading and reading SAE files, judges that are models, capability "
+        "tasks. What is in the cache already is not subtracted from the download."
+    )
+
+
+def _memory(config: StudyConfig, model: ModelSizes, machine: Machine, suite: Suite) -> dict[str, float]:
+    """What is held → bytes, and the most at once: a dictionary is looked through, or gradients are taken."""
+    row, tokens = 4 * model.d_model, config.max_batch_tokens or 2048
+    dictionary, weights = max(spec.d_sae for spec in suite.specs) * row, model.parameters * model.value_bytes
+    # Reading one feature of a TopK dictionary takes the whole encoder.
+    encoders = sum(spec.d_sae * row for spec in suite.specs if spec.activation == "topk")
+    pool, activations = 2 * getattr(config, "k0", 10) * len(suite.layers) * row + encoders, tokens * model.saved_bytes
+    return {
+        "Python and libraries": machine.resident,
+        "weights": weights,
+        "SAE rows of the pool": pool,
+        "one whole dictionary": dictionary,
+        f"activations, {tokens} tokens": activations,
+        "peak": machine.resident + weights + max(dictionary, pool + activations),
+    }
 
 
 def _placed(config: StudyConfig) -> StudyConfig:
@@ -214,4 +175,4 @@ def _model_download(config: StudyConfig) -> int | None:
     return sum(file.size or 0 for file in info.siblings or [] if file.rfilename.endswith(wanted))
 
 
-__all__ = ["ASSUMED", "Plan", "plan_study"]
+__all__ = ["ASSUMED", "plan_study"]
