@@ -113,10 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.Abort:
         complain("nothing was written", "stopped")
         return INTERRUPTED
-    except click.ClickException as error:
-        context = error.ctx if isinstance(error, click.UsageError) else None
-        see = f"\nSee `{context.command_path if context else 'demur'} --help`"
-        complain(error.format_message() + (see if isinstance(error, click.UsageError) else ""))
+    except click.UsageError as error:
+        path = "demur" if error.ctx is None else error.ctx.command_path
+        complain(f"{error.format_message()}\nSee `{path} --help`")
         return FAILED
     return status if isinstance(status, int) else 0
 

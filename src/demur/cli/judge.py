@@ -96,11 +96,8 @@ def _judge(out: Path, **given: Any) -> None:
     if "judge_url" in endpoint:
         endpoint["url"] = endpoint.pop("judge_url")
     endpoint |= options.price_of_tokens()
-    reader = get_judge(
-        options.judge,
-        placement=Placement(**placement) if placement else None,
-        endpoint=Endpoint(**endpoint) if endpoint else None,
-    )
+    where, asked = Placement(**placement) if placement else None, Endpoint(**endpoint) if endpoint else None
+    reader = get_judge(options.judge, placement=where, endpoint=asked)
     columns: dict[str, Any] = {"prompt_column": options.prompt_column, "answer_column": options.answer_column}
     with StageProgress(console(stderr=True)) as progress:
         model = None if options.model is None else load_model(options.model)

@@ -26,12 +26,8 @@ def plan_command(name: str) -> ConfigCommand:
         settings = configured(name, config, given, _with_some_prompts)
         print_pages([plan_study(STUDIES[name], settings, prompt_tokens=prompt_tokens)], full=True)
 
-    length = click.Option(
-        ["--prompt-tokens"],
-        type=click.IntRange(min=1),
-        metavar="INTEGER",
-        help="Mean tokens of a prompt with its template (default: counted where prompts and tokenizer are at hand).",
-    )
+    text = "Mean tokens of a prompt with its template (default: counted where prompts and tokenizer are at hand)."
+    length = click.Option(["--prompt-tokens"], type=click.IntRange(min=1), metavar="INTEGER", help=text)
     return ConfigCommand("plan", STUDIES[name].config, help=__doc__ or "", run=run, own=[CONFIG_FILE, length])
 
 
@@ -40,8 +36,4 @@ def _with_some_prompts(settings: dict[str, Any]) -> dict[str, Any]:
     return {"harmful": ["any"], "harmless": ["any"]} | settings if settings.get("model") else settings
 
 
-def __getattr__(name: str) -> Any:
-    # The plan of `study`, made only when it is asked for: it needs that study's configuration.
-    if name == "command":
-        return plan_command("study")
-    raise AttributeError(name)
+command = plan_command("study")

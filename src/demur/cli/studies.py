@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,12 +18,11 @@ from demur.errors import InputError
 from demur.studies import STUDIES
 
 if TYPE_CHECKING:
-    from demur.cli.progress import StageProgress
     from demur.studies.config import StudyConfig
 
 _SETTINGS: Final = "TOML file with settings, under the names of the options; options win over it."
-CONFIG_FILE: Final = click.Option(["--config"], **PATH, help=_SETTINGS)
 _FOLDER: Final = "Run folder (default: runs/MODEL-STUDY-HASH, so that the same command resumes)."
+CONFIG_FILE: Final = click.Option(["--config"], **PATH, help=_SETTINGS)
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _RESUME: Final = "Interrupted or killed, the same command resumes where it stopped."
 
@@ -35,11 +33,8 @@ def study_command(name: str, told: str) -> ConfigCommand:
     def run(config: Path | None, out: Path | None, full: bool, **given: Any) -> None:
         _run(name, configured(name, config, given), out, full)
 
-    own = [
-        CONFIG_FILE,
-        click.Option(["--out"], **PATH, help=_FOLDER),
-        click.Option(["--full"], is_flag=True, help=FULL),
-    ]
+    own = [CONFIG_FILE, click.Option(["--out"], **PATH, help=_FOLDER)]
+    own.append(click.Option(["--full"], is_flag=True, help=FULL))
     return ConfigCommand(name, STUDIES[name].config, help=f"{told}\n\n{_RESUME}", run=run, own=own)
 
 
@@ -59,10 +54,22 @@ def configured(
 def _run(name: str, config: StudyConfig, out: Path | None, full: bool) -> None:
     folder = out or run_folder(name, config)
     note(f"run folder: {folder}")
+    from demur.cli.progress import StageProgress
     from demur.studies.context import run_study
 
-    with _resumable(folder) as progress:
-        run_study(STUDIES[name], config, folder, progress=progress)
+    stderr = console(stderr=True)
+    if not stderr.is_terminal:
+        # The bars of transformers and the hub cannot be redrawn in files and pipes.
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+    arguments: list[str] = click.get_current_context().find_root().obj
+    try:
+        with StageProgress(stderr) as progress:
+            run_study(STUDIES[name], config, folder, progress=progress)
+    except KeyboardInterrupt as stop:
+        again = shlex.join(["demur", *arguments])
+        raise type(stop)(f"what is done is kept in {folder}; to resume run again: {again}") from None
     print_pages([page for page in pages(folder) if page.title.startswith(f"demur {name}:")], full=full)
     try:
         say(f"report: {write_pages(folder)}")
@@ -76,26 +83,6 @@ def run_folder(name: str, config: StudyConfig) -> Path:
     model = re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else "model"
     digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
     return Path("runs") / f"{model}-{name}-{digest[:8]}"
-
-
-@contextmanager
-def _resumable(folder: Path) -> Iterator[StageProgress]:
-    """Progress of a run; a stop says what is kept and how to go on."""
-    from demur.cli.progress import StageProgress
-
-    stderr = console(stderr=True)
-    if not stderr.is_terminal:
-        # The bars of transformers and the hub cannot be redrawn in files and pipes.
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-    arguments: list[str] = click.get_current_context().find_root().obj
-    try:
-        with StageProgress(stderr) as progress:
-            yield progress
-    except KeyboardInterrupt as stop:
-        again = shlex.join(["demur", *arguments])
-        raise type(stop)(f"what is done is kept in {folder}; to resume run again: {again}") from None
 
 
 def check_model(model: str | None) -> None:

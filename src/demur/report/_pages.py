@@ -1,12 +1,17 @@
-"""Pages as HTML: one self-contained file, everything escaped, nothing fetched, no script."""
+"""Pages from templates: as one self-contained HTML file, everything escaped, nothing fetched, no script; as
+GitHub-flavoured Markdown; and either as a file."""
 
 from __future__ import annotations
 
+import html
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, groupby
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from demur.errors import RunError
 from demur.report._svg import TEMPLATES, colour_rules, to_svg
 from demur.report.blocks import Block, Chart, Page, Table
 
@@ -38,8 +43,6 @@ def render_html(pages: Sequence[Page]) -> str:
     Raises:
         ValueError: no page is given.
     """
-    if not pages:
-        raise ValueError("nothing to report: give at least one page")
     return _render(pages, fragment=False)
 
 
@@ -48,16 +51,52 @@ def notebook_html(page: Page) -> str:
     return _render([page], fragment=True)
 
 
-def template(name: str, *, autoescape: bool, **filters: Callable[..., Any]) -> Any:
-    """One of the templates with these filters; a name that it does not know is an error."""
+def render_markdown(pages: Sequence[Page]) -> str:
+    """The results of one or more studies as Markdown; charts are named, not drawn.
+
+    Raises:
+        ValueError: no page is given.
+    """
+    filters = {"line": _line, "paragraphs": _paragraphs, "fenced": _fenced, "kind": lambda block: type(block).__name__}
+    return _filled("report.md.j2", pages, filters).rstrip("\n") + "\n"
+
+
+def write_report(pages: Sequence[Page], path: Path) -> Path:
+    """Write one report of one or more results: Markdown if `path` ends in `.md`, else HTML; returns its path.
+
+    In a folder the report is called `report.html`. The file appears whole or not at all.
+
+    Raises:
+        RunError: the file cannot be written.
+        ValueError: no page is given.
+    """
+    path = path / "report.html" if path.is_dir() else path
+    text = render_markdown(pages) if path.suffix == ".md" else render_html(pages)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            scratch.write_text(text, encoding="utf-8")
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        why = error.strerror or error
+        raise RunError(f"cannot write the report to {path}: {why}; name another place with --out") from error
+    return path
+
+
+def _filled(name: str, pages: Sequence[Any], filters: Mapping[str, Callable[..., Any]], **values: Any) -> str:
+    """A template filled in; a name that it does not know is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader, strict = PackageLoader("demur.report", "templates"), StrictUndefined
-    found: Any = Environment(
-        loader=loader, autoescape=autoescape, undefined=strict, trim_blocks=True, lstrip_blocks=True
-    )
-    found.filters.update(filters)
-    return found.get_template(name)
+    if not pages:
+        raise ValueError("nothing to report: give at least one page")
+    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    loader = PackageLoader("demur.report", "templates")
+    environment: Any = Environment(loader=loader, autoescape=name.endswith(".html.j2"), **options)
+    environment.filters.update(filters)
+    return environment.get_template(name).render(pages=pages, notice=HARMFUL_NOTICE, **values)
 
 
 def _render(pages: Sequence[Page], *, fragment: bool) -> str:
@@ -77,9 +116,8 @@ def _render(pages: Sequence[Page], *, fragment: bool) -> str:
         seen.update(warnings)
         sections = [(f"p{number}-s{n}", each, list(_parts(each.blocks, charts))) for n, each in enumerate(page.body)]
         views.append({"page": page, "id": f"p{number}", "warnings": warnings, "sections": sections})
-    return template("report.html.j2", autoescape=True, cells=_cells).render(
-        views=views, fragment=fragment, css=Markup(css), notice=HARMFUL_NOTICE, version=__version__
-    )
+    values = {"fragment": fragment, "css": Markup(css), "version": __version__}
+    return _filled("report.html.j2", views, {"cells": _cells}, **values)
 
 
 def _parts(blocks: Sequence[Block], names: Iterator[str]) -> Iterator[tuple[str, Any]]:
@@ -112,4 +150,29 @@ def _cell(text: str, *, bars: bool) -> _Cell:
     return _Cell(text, parts[1], parts[2], bar)
 
 
-__all__ = ["HARMFUL_NOTICE", "notebook_html", "render_html", "template"]
+def _fenced(text: str, kind: str = "") -> str:
+    """Text as it is, in a fence longer than any within it."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{kind}\n{text.rstrip()}\n{fence}"
+
+
+def _line(text: str) -> str:
+    """Text within a line or a cell."""
+    return re.sub(r"\s*\n\s*", "<br>", _inline(text.strip()))
+
+
+def _paragraphs(text: str) -> str:
+    """Text by itself, in which no line begins a list, a heading or a rule."""
+    plain = re.sub(r"^(\s*)([#+-])", r"\1\\\2", _inline(text), flags=re.MULTILINE)
+    return re.sub(r"^(\s*\d+)([.)])", r"\1\\\2", plain, flags=re.MULTILINE)
+
+
+def _inline(text: str) -> str:
+    """Text that Markdown and HTML take literally."""
+    plain = re.sub(r"([\\`*_|~])", r"\\\1", html.escape(text, quote=False))
+    # Brackets only make a link where one of these follows.
+    return re.sub(r"\](?=[(\[:])", r"\\]", plain)
+
+
+__all__ = ["notebook_html", "render_html", "render_markdown", "write_report"]
