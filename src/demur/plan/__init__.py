@@ -173,6 +173,3 @@ def _model_download(config: StudyConfig) -> int | None:
         return None
     wanted = (".safetensors", ".json", ".jinja", ".model")
     return sum(file.size or 0 for file in info.siblings or [] if file.rfilename.endswith(wanted))
-
-
-__all__ = ["ASSUMED", "plan_study"]

@@ -212,6 +212,3 @@ def _best_seconds(work: Callable[[], Any], device: torch.device) -> float:
             torch.cuda.synchronize(device)
 
     return min(timeit.repeat(once, number=1, repeat=4))
-
-
-__all__ = ["EFFICIENCY", "Machine", "ModelSizes", "Work", "measure_machine", "model_sizes", "planned_device"]

@@ -240,6 +240,3 @@ def _without_sources(config: StudyConfig, folder: Path, words: int) -> StudyConf
     named = {name: (str(texts),) for name, field in fields.items() if reads_sources in field.metadata}
     instead = {name: value for name, value in _INSTEAD.items() if hasattr(config, name)}
     return config.model_copy(update={name: text for name, text in named.items() if getattr(config, name)} | instead)
-
-
-__all__ = ["PromptLengths", "Stages", "count_work"]

@@ -173,6 +173,3 @@ def _inline(text: str) -> str:
     plain = re.sub(r"([\\`*_|~])", r"\\\1", html.escape(text, quote=False))
     # Brackets only make a link where one of these follows.
     return re.sub(r"\](?=[(\[:])", r"\\]", plain)
-
-
-__all__ = ["notebook_html", "render_html", "render_markdown", "write_report"]

@@ -154,6 +154,3 @@ def _text(text: str, style: str = "") -> Any:
     from rich.text import Text as Plain
 
     return Plain(_clean(text), style)
-
-
-__all__ = ["render_terminal"]

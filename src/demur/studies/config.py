@@ -377,29 +377,3 @@ def load_config(
         return kind.model_validate(complete(values | given))
     except ValidationError as error:
         raise InputError("\n  ".join(dict.fromkeys(map(problem, error.errors())))) from None
-
-
-__all__ = [
-    "COMPLIANCE",
-    "DEFAULT_METHODS",
-    "MAIN",
-    "AnswerOptions",
-    "CompareConfig",
-    "CompareOptions",
-    "ConfigT",
-    "FindConfig",
-    "FindOptions",
-    "Integers",
-    "KindT",
-    "Layers",
-    "ModelOptions",
-    "Numbers",
-    "Options",
-    "PromptOptions",
-    "SideEffectOptions",
-    "Sizes",
-    "Sources",
-    "StudyConfig",
-    "TuneOptions",
-    "load_config",
-]
