@@ -3,9 +3,9 @@
 from demur.runs._files import write_text
 from demur.runs._json import JSON, as_toml, hash_of, to_json
 from demur.runs._run import Manifest, Run, RunView, Session, StageCount, StageRef, read_run
-from demur.runs._stage import Codec, Stage, StageFolder, key_versions, stage_key
+from demur.runs._stage import Codec, KindOf, Stage, StageFolder, key_versions, stage_key
 
 __all__ = [
-    "JSON", "Codec", "Manifest", "Run", "RunView", "Session", "Stage", "StageCount", "StageFolder", "StageRef",
+    "JSON", "Codec", "KindOf", "Manifest", "Run", "RunView", "Session", "Stage", "StageCount", "StageFolder", "StageRef",
     "as_toml", "hash_of", "key_versions", "read_run", "stage_key", "to_json", "write_text",
 ]  # fmt: skip
