@@ -6,6 +6,6 @@ from demur.runs._run import Manifest, Run, RunView, Session, StageCount, StageRe
 from demur.runs._stage import Codec, KindOf, Stage, StageFolder, key_versions, stage_key
 
 __all__ = [
-    "JSON", "Codec", "KindOf", "Manifest", "Run", "RunView", "Session", "Stage", "StageCount", "StageFolder", "StageRef",
-    "as_toml", "hash_of", "key_versions", "read_run", "stage_key", "to_json", "write_text",
+    "JSON", "Codec", "KindOf", "Manifest", "Run", "RunView", "Session", "Stage", "StageCount", "StageFolder",
+    "StageRef", "as_toml", "hash_of", "key_versions", "read_run", "stage_key", "to_json", "write_text",
 ]  # fmt: skip

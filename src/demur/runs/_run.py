@@ -183,7 +183,7 @@ class Run:
         kind: KindOf[Kind],
         compute: Callable[[], Kind],
         *,
-        progress: Progress = _silent,
+        progress: Progress | None = None,
     ) -> Kind:
         """A value that is computed once for each set of dependencies, then read from the run folder.
 
@@ -200,13 +200,13 @@ class Run:
             RunError: a dependency has no JSON form, the folder cannot be written, or what it holds is damaged.
         """
         stage = self.stage(name, depends)
-        found = stage.done
+        found, tell = stage.done, progress or _silent
         if not found:
-            progress(0, 1)
+            tell(0, 1)
             made = compute()
             stage.save(name, list(cast("Iterable[object]", made)) if get_origin(kind) is list else made)
             stage.finish()
-            progress(1, 1)
+            tell(1, 1)
         value = stage.load(name, kind)
         size = len(cast("list[object]", value)) if isinstance(value, list) else 1
         self._count(stage, size * found, size * (not found))
@@ -221,7 +221,7 @@ class Run:
         compute: Callable[[frozenset[str]], Iterable[Iterable[Kind]]],
         *,
         key: Callable[[Kind], str] = _prompt_id,
-        progress: Progress = _silent,
+        progress: Progress | None = None,
     ) -> list[Kind]:
         """One row for each key, in the order of `keys`; rows are stored as they come, and those stored are kept.
 
@@ -241,15 +241,15 @@ class Run:
         stage = self.stage(name, depends)
         wanted = frozenset(keys)
         known = {key(row) for row in stage.rows(name, kind)}
-        found = len(wanted & known)
+        found, tell = len(wanted & known), progress or _silent
         if not (stage.done or wanted <= known):
-            progress(found, len(wanted))
+            tell(found, len(wanted))
             for batch in compute(frozenset(known)):
                 for row in batch:
                     if key(row) not in known:
                         stage.append(name, row)
                         known.add(key(row))
-                progress(len(wanted & known), len(wanted))
+                tell(len(wanted & known), len(wanted))
         if missing := sorted(wanted - known):
             raise ValueError(f"stage {name}: {len(missing)} of {len(wanted)} keys got no row; one is {missing[0]!r}")
         if not stage.done:
