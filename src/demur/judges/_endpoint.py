@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Any, Final, Self
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from demur.errors import InputError
@@ -78,6 +79,13 @@ class Endpoint:
         host, slash, path = rest.partition("/")
         return f"{scheme}{colon}{host.rpartition('@')[2]}{slash}{path}".rstrip("/")
 
+    def used(self, *, requests: int = 0, tokens_in: int = 0, tokens_out: int = 0) -> Usage:
+        """Usage with its price, where prices are known."""
+        cost = None
+        if self.price_in is not None or self.price_out is not None:
+            cost = (tokens_in * (self.price_in or 0.0) + tokens_out * (self.price_out or 0.0)) / 1e6
+        return Usage(requests, tokens_in, tokens_out, cost)
+
 
 class RowFailedError(Exception):
     """This row has no answer; others may. `answered`: the model did answer, but said nothing that can be used."""
@@ -96,7 +104,7 @@ class _AgainError(Exception):
 
 
 class ChatClient:
-    """Asks one model, from several threads at once. Use as a context manager.
+    """Asks one model, from several threads at once.
 
     Retries, pauses and time limits are the `openai` library's. Hooks on its requests and responses count them, space
     them, hold all of them back while the server asks for a pause, and stop at once when the quota is used up.
@@ -105,26 +113,22 @@ class ChatClient:
         endpoint: where and how.
         model: the model's name there.
         max_tokens: that the model may write, its thinking included.
+        count: told what is used, one request or reply at a time.
     """
 
-    def __init__(self, endpoint: Endpoint, model: str, *, max_tokens: int) -> None:
+    def __init__(self, endpoint: Endpoint, model: str, *, max_tokens: int, count: Callable[[Usage], None]) -> None:
         import openai
 
-        self._endpoint = endpoint
-        self._model = model
+        self.stopped = threading.Event()
+        """Once set, nobody starts or waits any more."""
+        self._endpoint, self._model, self._count = endpoint, model, count
         # Greedy where the model can be; newer ones refuse the first or the second, and say so.
         self._options: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens}
         self._gap = 60.0 / endpoint.requests_per_minute if endpoint.requests_per_minute else 0.0
         self._next = 0.0
         """When the next request may start (`time.monotonic`)."""
-        self.stopped = threading.Event()
-        """Once set, nobody starts or waits any more."""
         self._lock = threading.Lock()
         self._reached = False
-        self._users = 1
-        """This client's owner, and the questions under way."""
-        priced = endpoint.price_in is not None or endpoint.price_out is not None
-        self.usage = Usage(cost=0.0 if priced else None)
         address, _, query = endpoint.base.partition("?")
         hooks: Any = {"request": [self._before], "response": [self._after]}
         self._client = openai.OpenAI(
@@ -135,43 +139,58 @@ class ChatClient:
             http_client=openai.DefaultHttpxClient(event_hooks=hooks),
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stopped.set()
-        self._leave()
-
-    def _leave(self) -> None:
-        """The last user closes the connections: under a request that is under way a socket would stay open."""
-        with self._lock:
-            self._users -= 1
-            last = self._users == 0
-        if last:
-            self._client.close()
-
-    def ask(self, messages: Sequence[Message]) -> str:
-        """The model's answer.
+    def ask(self, questions: Sequence[Sequence[Message]]) -> Iterator[tuple[int, str | RowFailedError]]:
+        """Place of each question, with the answer or why there is none, as they come; the client can ask only once.
 
         Raises:
-            RowFailedError: all attempts failed, or the answer was cut off or withheld.
-            JudgeStopped: no question can be answered: access refused, no server, no such model.
+            JudgeStopped: access refused, no server, no such model. What was under way, and paid for, is given before.
         """
-        with self._lock:
-            self._users += 1
-        left = self._endpoint.attempts
+        results: SimpleQueue[tuple[int, str | RowFailedError] | None] = SimpleQueue()
+        problems: list[BaseException] = []
+        count = min(self._endpoint.concurrency, len(questions))
+        left = deque([*range(len(questions)), *[None] * count])
+        # The last one out closes the connections: under a request that is under way a socket would stay open.
+        leaving = threading.Barrier(count, action=self._client.close)
+
+        def work() -> None:
+            try:
+                for place in iter(left.popleft, None):
+                    if self.stopped.is_set():
+                        break
+                    found = self._answer(questions[place])
+                    if isinstance(found, str) or not self.stopped.is_set():
+                        results.put((place, found))
+            except BaseException as error:
+                self.stopped.set()  # Here, so that no thread takes a further question.
+                problems.append(error)
+            results.put(None)
+            leaving.wait()
+
+        # Daemons: an interruption does not wait for answers that are under way.
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
         try:
-            while True:
-                try:
-                    return self._once(messages, left)
-                except _AgainError as error:
-                    left -= error.used
-                    if left <= 0:
-                        raise RowFailedError(f"{error} ({self._endpoint.attempts} attempts)") from error
+            for _ in threads:
+                yield from iter(results.get, None)
         finally:
-            self._leave()
+            self.stopped.set()
+        for thread in threads:
+            thread.join()
+        if problems:
+            raise problems[0]
+
+    def _answer(self, messages: Sequence[Message]) -> str | RowFailedError:
+        left = self._endpoint.attempts
+        while True:
+            try:
+                return self._once(messages, left)
+            except RowFailedError as error:
+                return error
+            except _AgainError as error:
+                left -= error.used
+                if left <= 0:
+                    return RowFailedError(f"{error} ({self._endpoint.attempts} attempts)")
 
     def _once(self, messages: Sequence[Message], attempts: int) -> str:
         import openai
@@ -181,9 +200,7 @@ class ChatClient:
         used = self._options
         client: Any = self._client.with_options(max_retries=tries - 1)
         try:
-            reply: Any = client.chat.completions.create(
-                model=self._model, messages=[dict(message) for message in messages], **used
-            )
+            return self._content(client.chat.completions.create(model=self._model, messages=messages, **used))
         except openai.APITimeoutError as error:
             self._reached = True
             raise _AgainError(f"no answer within {self._endpoint.timeout:g} s", tries) from error
@@ -199,7 +216,6 @@ class ChatClient:
             raise _AgainError(f"connection failed: {reason}", tries) from error
         except ValueError as error:
             raise _AgainError("the answer is no whole JSON") from error
-        return self._content(reply)
 
     def _before(self, _request: Any) -> None:
         """Wait until the request may start, and count it."""
@@ -209,7 +225,7 @@ class ChatClient:
             self._next = start + self._gap
         if self.stopped.wait(start - now) if start > now else self.stopped.is_set():
             raise RowFailedError("stopped")
-        self._count(Usage(requests=1))
+        self._count(self._endpoint.used(requests=1))
 
     def _after(self, response: Any) -> None:
         """Stop when the quota is used up; hold all requests while the server asks for a pause."""
@@ -220,25 +236,22 @@ class ChatClient:
         if "insufficient_quota" in response.text:
             raise self._hopeless(f"HTTP {response.status_code}", "the account's quota is used up")
         with self._lock:
-            self._next = max(self._next, time.monotonic() + _seconds(response.headers.get("Retry-After")))
+            self._next = max(self._next, time.monotonic() + _wanted_pause(response))
 
     def _refused(self, error: Any, tries: int, used: Mapping[str, Any]) -> Exception:
         """The exception that an error status calls for."""
-        status = int(error.status_code)
-        said = self._said(error.body)
-        what = f"HTTP {status}" + (f": {said}" if said else "")
+        status, said = int(error.status_code), self._said(error.body)
+        what = f"HTTP {status}: {said}" if said else f"HTTP {status}"
         if status in _HOPELESS:
             return self._hopeless(what, _HOPELESS[status])
         if status == 400 and self._adapted(said, used):
             return _AgainError(what)
         if status in (408, 409, 429) or status >= 500:
-            wait = _seconds(error.response.headers.get("Retry-After"))
-            if wait > _LONGEST_WAIT:
-                return JudgeStopped(
-                    f"the judge's endpoint {self._endpoint.public} asks to wait {wait:.0f} s; run the same command "
-                    "again then"
-                )
-            return _AgainError(what, tries)
+            wait = _wanted_pause(error.response)
+            if wait <= _LONGEST_WAIT:
+                return _AgainError(what, tries)
+            where = f"the judge's endpoint {self._endpoint.public}"
+            return JudgeStopped(f"{where} asks to wait {wait:.0f} s; run the same command again then")
         return RowFailedError(what)
 
     def _hopeless(self, what: str, hint: str) -> JudgeStopped:
@@ -273,10 +286,9 @@ class ChatClient:
         except (AttributeError, IndexError, TypeError) as error:  # The library does not validate what it was sent.
             raise _AgainError("the answer is no chat completion") from error
         usage = getattr(reply, "usage", None)
-        read, written = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
-        self._count(
-            Usage(tokens_in=read if isinstance(read, int) else 0, tokens_out=written if isinstance(written, int) else 0)
-        )
+        told = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        read, written = (number if isinstance(number, int) else 0 for number in told)
+        self._count(self._endpoint.used(tokens_in=read, tokens_out=written))
         if choice.finish_reason == "length":
             raise RowFailedError("the judge's answer was cut off by its limit of tokens", answered=True)
         if choice.finish_reason == "content_filter":
@@ -285,19 +297,10 @@ class ChatClient:
             raise RowFailedError("the judge's answer is empty", answered=True)
         return without_surrogates(text)
 
-    def _count(self, more: Usage) -> None:
-        prices = (self._endpoint.price_in or 0.0, self._endpoint.price_out or 0.0)
-        cost = (more.tokens_in * prices[0] + more.tokens_out * prices[1]) / 1e6
-        with self._lock:
-            self.usage += more if self.usage.cost is None else replace(more, cost=cost)
 
-
-def _seconds(header: str | None) -> float:
+def _wanted_pause(response: Any) -> float:
     """`Retry-After` in seconds; 0 where it is missing or a date (the row that got it then waits by itself)."""
     try:
-        return float(header or 0)
+        return float(response.headers.get("Retry-After") or 0)
     except ValueError:
         return 0.0
-
-
-__all__ = ["ChatClient", "Endpoint", "Message", "RowFailedError"]
