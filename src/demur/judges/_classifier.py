@@ -75,7 +75,7 @@ class ClassifierJudge(StreamingJudge):
         return self.kind if self.source == self.home else f"{self.kind}={Path(self.source).name}"
 
     @cached_property
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]  # a property, kept
         """Kind, model with commit or content, number format, prompt format and parser.
 
         Raises:

@@ -24,6 +24,11 @@ _HOPELESS: Final = {
     404: "there is no such model or path; check the model's name and --judge-url (it usually ends in /v1)",
     405: "this is no chat endpoint; check --judge-url (it usually ends in /v1)",
 }
+_CUT: Final = {
+    "length": "was cut off by its limit of tokens",
+    "content_filter": "was withheld by the endpoint's content filter",
+}
+"""By `finish_reason`: why the text of an answer cannot be used."""
 _LONGEST_WAIT: Final = 120.0
 """Seconds that the `openai` library lets a server ask to wait for; a longer wait ends the judging."""
 
@@ -88,19 +93,16 @@ class Endpoint:
 
 
 class RowFailedError(Exception):
-    """This row has no answer; others may. `answered`: the model did answer, but said nothing that can be used."""
+    """This row has no answer; others may.
 
-    def __init__(self, reason: str, *, answered: bool = False) -> None:
+    Attributes:
+        answered: the model did answer, but said nothing that can be used.
+        took: attempts that were made, where asking again may help.
+    """
+
+    def __init__(self, reason: str, *, answered: bool = False, took: int | None = None) -> None:
         super().__init__(reason)
-        self.answered = answered
-
-
-class _AgainError(Exception):
-    """Asking again may help. `used`: attempts that this took."""
-
-    def __init__(self, reason: str, used: int = 1) -> None:
-        super().__init__(reason)
-        self.used = used
+        self.answered, self.took = answered, took
 
 
 class ChatClient:
@@ -181,41 +183,58 @@ class ChatClient:
             raise problems[0]
 
     def _answer(self, messages: Sequence[Message]) -> str | RowFailedError:
-        left = self._endpoint.attempts
-        while True:
-            try:
-                return self._once(messages, left)
-            except RowFailedError as error:
-                return error
-            except _AgainError as error:
-                left -= error.used
-                if left <= 0:
-                    return RowFailedError(f"{error} ({self._endpoint.attempts} attempts)")
-
-    def _once(self, messages: Sequence[Message], attempts: int) -> str:
         import openai
 
-        # A server that was never reached is not there: that is said at once, not after minutes of retries.
-        tries = attempts if self._reached else 1
-        used = self._options
-        client: Any = self._client.with_options(max_retries=tries - 1)
-        try:
-            return self._content(client.chat.completions.create(model=self._model, messages=messages, **used))
-        except openai.APITimeoutError as error:
+        left = self._endpoint.attempts
+        while True:
+            # A server that was never reached is not there: that is said at once, not after minutes of retries.
+            tries, used = left if self._reached else 1, self._options
+            client: Any = self._client.with_options(max_retries=tries - 1)
+            try:
+                return self._content(client.chat.completions.create(model=self._model, messages=messages, **used))
+            except RowFailedError as error:
+                failed = error
+            except (openai.APIConnectionError, openai.APIStatusError, ValueError) as error:
+                failed = self._failed(error, tries, used)
+            if failed.took is None:
+                return failed
+            left -= failed.took
+            if left <= 0:
+                return RowFailedError(f"{failed} ({self._endpoint.attempts} attempts)")
+
+    def _failed(self, error: Any, tries: int, used: Mapping[str, Any]) -> RowFailedError:
+        """What an error means for the row.
+
+        Raises:
+            JudgeStopped: it means that no row can be answered.
+        """
+        import openai
+
+        if isinstance(error, ValueError):
+            return RowFailedError("the answer is no whole JSON", took=1)
+        if isinstance(error, openai.APITimeoutError):
             self._reached = True
-            raise _AgainError(f"no answer within {self._endpoint.timeout:g} s", tries) from error
-        except openai.APIStatusError as error:
-            raise self._refused(error, tries, used) from error
-        except openai.APIConnectionError as error:
+            return RowFailedError(f"no answer within {self._endpoint.timeout:g} s", took=tries)
+        if isinstance(error, openai.APIConnectionError):
             reason = str(error.__cause__ or error)
-            if not self._reached:
-                raise JudgeStopped(
-                    f"nothing answers at the judge's endpoint {self._endpoint.public} ({reason}); start the server, or "
-                    "give its address with --judge-url or OPENAI_BASE_URL"
-                ) from error
-            raise _AgainError(f"connection failed: {reason}", tries) from error
-        except ValueError as error:
-            raise _AgainError("the answer is no whole JSON") from error
+            if self._reached:
+                return RowFailedError(f"connection failed: {reason}", took=tries)
+            raise JudgeStopped(
+                f"nothing answers at the judge's endpoint {self._endpoint.public} ({reason}); start the server, or "
+                "give its address with --judge-url or OPENAI_BASE_URL"
+            ) from error
+        status, said, wait = int(error.status_code), self._said(error.body), _wanted_pause(error.response)
+        what = f"HTTP {status}: {said}" if said else f"HTTP {status}"
+        if status in _HOPELESS:
+            raise self._hopeless(what, _HOPELESS[status]) from error
+        if status == 400 and self._adapted(said, used):
+            return RowFailedError(what, took=1)
+        if status not in (408, 409, 429) and status < 500:
+            return RowFailedError(what)
+        if wait > _LONGEST_WAIT:
+            where = f"the judge's endpoint {self._endpoint.public}"
+            raise JudgeStopped(f"{where} asks to wait {wait:.0f} s; run the same command again then") from error
+        return RowFailedError(what, took=tries)
 
     def _before(self, _request: Any) -> None:
         """Wait until the request may start, and count it."""
@@ -238,22 +257,6 @@ class ChatClient:
         with self._lock:
             self._next = max(self._next, time.monotonic() + _wanted_pause(response))
 
-    def _refused(self, error: Any, tries: int, used: Mapping[str, Any]) -> Exception:
-        """The exception that an error status calls for."""
-        status, said = int(error.status_code), self._said(error.body)
-        what = f"HTTP {status}: {said}" if said else f"HTTP {status}"
-        if status in _HOPELESS:
-            return self._hopeless(what, _HOPELESS[status])
-        if status == 400 and self._adapted(said, used):
-            return _AgainError(what)
-        if status in (408, 409, 429) or status >= 500:
-            wait = _wanted_pause(error.response)
-            if wait <= _LONGEST_WAIT:
-                return _AgainError(what, tries)
-            where = f"the judge's endpoint {self._endpoint.public}"
-            return JudgeStopped(f"{where} asks to wait {wait:.0f} s; run the same command again then")
-        return RowFailedError(what)
-
     def _hopeless(self, what: str, hint: str) -> JudgeStopped:
         return JudgeStopped(f"the judge's endpoint {self._endpoint.public}, model {self._model!r}: {what}. {hint}")
 
@@ -263,10 +266,9 @@ class ChatClient:
         if refused is None:
             return False
         with self._lock:  # Another thread may have been told the same.
-            kept = {name: value for name, value in self._options.items() if name != refused}
-            if refused == "max_tokens" and refused in self._options:
-                kept["max_completion_tokens"] = self._options[refused]
-            self._options = kept
+            kept = dict(self._options)
+            limit = kept.pop(refused, None)
+            self._options = kept | ({"max_completion_tokens": limit} if refused == "max_tokens" and limit else {})
         return True
 
     def _said(self, body: Any) -> str:
@@ -284,23 +286,17 @@ class ChatClient:
             choice: Any = reply.choices[0]
             text: Any = choice.message.content
         except (AttributeError, IndexError, TypeError) as error:  # The library does not validate what it was sent.
-            raise _AgainError("the answer is no chat completion") from error
-        usage = getattr(reply, "usage", None)
-        told = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+            raise RowFailedError("the answer is no chat completion", took=1) from error
+        told = (getattr(getattr(reply, "usage", None), name, None) for name in ("prompt_tokens", "completion_tokens"))
         read, written = (number if isinstance(number, int) else 0 for number in told)
         self._count(self._endpoint.used(tokens_in=read, tokens_out=written))
-        if choice.finish_reason == "length":
-            raise RowFailedError("the judge's answer was cut off by its limit of tokens", answered=True)
-        if choice.finish_reason == "content_filter":
-            raise RowFailedError("the judge's answer was withheld by the endpoint's content filter", answered=True)
-        if not isinstance(text, str) or not text.strip():
-            raise RowFailedError("the judge's answer is empty", answered=True)
+        empty = not isinstance(text, str) or not text.strip()
+        if fault := _CUT.get(str(choice.finish_reason), "is empty" if empty else None):
+            raise RowFailedError(f"the judge's answer {fault}", answered=True)
         return without_surrogates(text)
 
 
 def _wanted_pause(response: Any) -> float:
     """`Retry-After` in seconds; 0 where it is missing or a date (the row that got it then waits by itself)."""
-    try:
-        return float(response.headers.get("Retry-After") or 0)
-    except ValueError:
-        return 0.0
+    seconds = response.headers.get("Retry-After", "")
+    return float(seconds) if seconds.replace(".", "", 1).isdecimal() else 0.0

@@ -8,8 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-LEXICON: Final = Path(__file__).parent / "formats" / "lexicon.toml"
-_ENTRIES: Final[dict[str, Any]] = tomllib.loads(LEXICON.read_text(encoding="utf-8"))
+_ENTRIES: Final[dict[str, Any]] = tomllib.loads((Path(__file__).parent / "formats/lexicon.toml").read_text("utf-8"))
 _LONGEST: Final = 600
 """Characters of a sentence that are looked at: its opening is what counts."""
 
