@@ -81,7 +81,7 @@ class ClassifierJudge(StreamingJudge):
         Raises:
             ModelError: the model's configuration cannot be read.
         """
-        folder, commit = Path(self.source), getattr(self.config, "_commit_hash", None)
+        commit, folder = getattr(self.config, "_commit_hash", None), Path(self.source)
         model = {"name": self.source, "commit": str(commit or self.placement.revision or "main")}
         if folder.is_dir():
             files = sorted({path for pattern in _FILES for path in folder.glob(pattern)})
@@ -97,9 +97,9 @@ class ClassifierJudge(StreamingJudge):
         }
 
     @property
-    @abstractmethod
     def format(self) -> str:
         """The prompt format with its holes, and whatever else decides what the model is shown."""
+        return self.render("{prompt}", "{response}")
 
     @abstractmethod
     def render(self, prompt: str, response: str) -> str:
@@ -203,10 +203,10 @@ class ClassifierJudge(StreamingJudge):
         model: Any = self._read(auto, dtype=self.placement.dtype, **spread)
         if not spread:
             model.to(_device(self.placement.device))
-        ends: Any = getattr(model.generation_config, "eos_token_id", None)
-        ends = self.tokenizer.eos_token_id if ends is None else ends
-        ends = list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [int(ends)]
-        pad = next((token for token in (self.tokenizer.pad_token_id, *ends) if isinstance(token, int)), 0)
+        found: Any = getattr(model.generation_config, "eos_token_id", None)
+        found = self.tokenizer.eos_token_id if found is None else found
+        ends: list[int] = [] if found is None else [found] if isinstance(found, int) else list(found)
+        pad = next((token for token in (self.tokenizer.pad_token_id, *ends) if token is not None), 0)
         # The checkpoint's own settings (sampling, temperature) would be filled in where these are not complete.
         model.generation_config = GenerationConfig(
             max_new_tokens=self.new_tokens, do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=pad
@@ -221,24 +221,24 @@ class ClassifierJudge(StreamingJudge):
         Raises:
             ModelError: one of them is missing or damaged, or the device is unknown.
         """
-        self.encode(self.render("prompt", "answer"))
-        self._fetched(self._read_headers)
-        if not self._spread:
-            _device(self.placement.device)
-
-    def _read_headers(self) -> None:
         from huggingface_hub import snapshot_download
         from safetensors import safe_open
 
-        folder = Path(self.source)
-        if not folder.is_dir():
-            folder = Path(snapshot_download(self.source, revision=self.placement.revision, allow_patterns=list(_FILES)))
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights and not any(folder.glob("*.bin")):
-            raise OSError(f"no weights (*.safetensors or *.bin) in {folder}")
-        for path in weights:
-            with safe_open(path, framework="pt"):
-                pass
+        def read_headers() -> None:
+            folder, revision = self.source, self.placement.revision
+            if not Path(folder).is_dir():
+                folder = snapshot_download(self.source, revision=revision, allow_patterns=list(_FILES))
+            weights = sorted(Path(folder).glob("*.safetensors"))
+            if not weights and not any(Path(folder).glob("*.bin")):
+                raise OSError(f"no weights (*.safetensors or *.bin) in {folder}")
+            for path in weights:
+                with safe_open(path, framework="pt"):
+                    pass
+
+        self.encode(self.render("prompt", "answer"))
+        self._fetched(read_headers)
+        if not self._spread:
+            _device(self.placement.device)
 
     def close(self) -> None:
         """Free the model. Judging again loads it again, even if that failed before."""

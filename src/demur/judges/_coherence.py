@@ -69,10 +69,8 @@ def _loop(words: list[str]) -> str | None:
 
 def _is_noise(word: str) -> bool:
     """A string of letters without a vowel, or too long, or letters and digits mixed."""
-    if word.isdigit():
-        return False
     if any(c.isdigit() for c in word):
-        return True
+        return not word.isdigit()
     return len(word) > 24 or (len(word) > 3 and word.isascii() and not re.search("[aeiouy]", word))
 
 

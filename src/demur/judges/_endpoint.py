@@ -58,7 +58,7 @@ class Endpoint:
     price_out: float | None = None
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.attempts < 1:
+        if min(self.concurrency, self.attempts) < 1:
             raise InputError(f"concurrency {self.concurrency} and attempts {self.attempts} must be at least 1")
         if self.timeout <= 0 or (self.requests_per_minute is not None and self.requests_per_minute <= 0):
             raise InputError("timeout and requests per minute of a judge's endpoint must be positive")
@@ -86,10 +86,10 @@ class Endpoint:
 
     def used(self, *, requests: int = 0, tokens_in: int = 0, tokens_out: int = 0) -> Usage:
         """Usage with its price, where prices are known."""
-        cost = None
-        if self.price_in is not None or self.price_out is not None:
-            cost = (tokens_in * (self.price_in or 0.0) + tokens_out * (self.price_out or 0.0)) / 1e6
-        return Usage(requests, tokens_in, tokens_out, cost)
+        if self.price_in is None and self.price_out is None:
+            return Usage(requests, tokens_in, tokens_out)
+        cost = tokens_in * (self.price_in or 0.0) + tokens_out * (self.price_out or 0.0)
+        return Usage(requests, tokens_in, tokens_out, cost / 1e6)
 
 
 class RowFailedError(Exception):

@@ -87,14 +87,9 @@ class WildGuardJudge(ClassifierJudge):
     gives: ClassVar[tuple[str, ...]] = ("outcome", "harmful")
     new_tokens: ClassVar[int] = 48
 
-    @property
-    def format(self) -> str:
-        """The format of the model's own code (allenai/wildguard), its BOS and last line end included."""
-        return published("wildguard")
-
     def render(self, prompt: str, response: str) -> str:
-        """The published format with prompt and answer."""
-        return self.format.format(prompt=prompt, response=response)
+        """The format of the model's own code (allenai/wildguard), its BOS and last line end included."""
+        return published("wildguard").format(prompt=prompt, response=response)
 
     def read(self, text: str) -> Verdict:
         """The three lines; one that is missing states nothing."""
@@ -128,30 +123,21 @@ class LlamaGuardJudge(ClassifierJudge):
     gated: ClassVar[bool] = True
     new_tokens: ClassVar[int] = 24
 
-    @property
-    def format(self) -> str:
-        """The model's chat template, and the form in which it takes messages."""
-        return f"{self._template}\n{self._typed}"
-
-    @property
-    def _template(self) -> str:
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise ModelError(
-                f"{self.source} has no chat template, which says how Llama Guard is asked; take the tokenizer's files "
-                f"from https://huggingface.co/{self.home}, chat_template.jinja or tokenizer_config.json among them"
-            )
-        return str(self.tokenizer.get_chat_template())
-
     @cached_property
     def _typed(self) -> bool:
         """Whether the template wants messages as lists of typed parts.
 
         One that does leaves plain strings out without a word, so each form is tried with marks that must be shown.
         """
-        template, reason = self._template, "it leaves them out"
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ModelError(
+                f"{self.source} has no chat template, which says how Llama Guard is asked; take the tokenizer's files "
+                f"from https://huggingface.co/{self.home}, chat_template.jinja or tokenizer_config.json among them"
+            )
+        reason = "it leaves them out"
         for typed in (False, True):
             try:
-                shown = self._show(template, _PROMPT, _ANSWER, typed=typed)
+                shown = self._show(_PROMPT, _ANSWER, typed=typed)
             except Exception as error:  # jinja raises its own kinds, and templates raise what they like
                 reason = str(error)
                 continue
@@ -162,17 +148,16 @@ class LlamaGuardJudge(ClassifierJudge):
             "of Llama Guard's"
         )
 
-    def _show(self, template: str, prompt: str, response: str, *, typed: bool) -> str:
+    def _show(self, prompt: str, response: str, *, typed: bool) -> str:
         conversation: list[Any] = [
             {"role": role, "content": [{"type": "text", "text": text}] if typed else text}
             for role, text in (("user", prompt), ("assistant", response))
         ]
-        options = {"chat_template": template, "tokenize": False, "add_generation_prompt": True}
-        return str(self.tokenizer.apply_chat_template(conversation, **options))
+        return str(self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
 
     def render(self, prompt: str, response: str) -> str:
         """The conversation through the model's chat template."""
-        return self._show(self._template, prompt, response, typed=self._typed)
+        return self._show(prompt, response, typed=self._typed)
 
     def read(self, text: str) -> Verdict:
         """`safe` or `unsafe` on the first line, the categories on the second."""
