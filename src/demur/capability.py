@@ -146,14 +146,21 @@ def measure_capability(
         loaded = [one for task in tasks for one in _load(task, model.name)]
         lm = _wrapped(model, batch_size)
     _check_loaded(loaded, shots)
-    system_prompt = model.chat.system_prompt if chat_template else None
+    asked = {
+        "limit": limit,
+        "system_instruction": model.chat.system_prompt if chat_template else None,
+        "apply_chat_template": chat_template,
+        "fewshot_as_multiturn": True,
+        "bootstrap_iters": _BOOTSTRAP,
+        "log_samples": True,
+    }
     name = "none" if intervention is None else intervention.id
     rows: list[CapabilityRow] = []
     for done, one in enumerate(loaded, 1):
         edited = nullcontext() if intervention is None else intervention.everywhere()
         with _contained(model) as harness_warnings, edited:
             _configure(one, shots, seed)
-            rows += _rows(one, _evaluate(lm, one, limit, system_prompt, chat_template), name)
+            rows += _rows(one, _evaluate(lm, one, asked), name)
         harness_warnings.pass_on(one.name)
         if progress is not None:
             progress(done, len(loaded))
@@ -215,10 +222,10 @@ def _wrapped(model: ChatModel, batch_size: int) -> Any:
 
 
 class _Loaded(NamedTuple):
-    """One task or group, with its data at hand."""
+    """One task or group with its data, as the harness's TaskDict."""
 
     name: str
-    tasks: Any  # the harness's TaskDict
+    tasks: Any
 
 
 def _check_loaded(loaded: Sequence[_Loaded], shots: int | None) -> None:
@@ -233,32 +240,21 @@ def _check_loaded(loaded: Sequence[_Loaded], shots: int | None) -> None:
 
 def _configure(one: _Loaded, shots: int | None, seed: int) -> None:
     """Set number and choice of examples, and the random state, as `simple_evaluate` of the harness does."""
-    import torch
+    from transformers import set_seed
 
     for task in one.tasks["tasks"].values():
         own = task.get_config("num_fewshot")
         if own != 0:
             task.set_config(key="num_fewshot", value=(own or 0) if shots is None else shots)
         task.set_fewshot_seed(seed=seed)
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  # tasks draw from the global state
-    torch.manual_seed(seed)
+    set_seed(seed)  # Of Python, numpy and torch: tasks draw from the global states.
 
 
-def _evaluate(lm: Any, one: _Loaded, limit: int | None, system_prompt: str | None, chat_template: bool) -> Any:
+def _evaluate(lm: Any, one: _Loaded, asked: Mapping[str, Any]) -> Any:
     from demur.model import is_out_of_memory
 
     try:
-        return _harness(".evaluator").evaluate(
-            lm=lm,
-            task_dict=one.tasks,
-            limit=limit,
-            bootstrap_iters=_BOOTSTRAP,
-            log_samples=True,
-            system_instruction=system_prompt,
-            apply_chat_template=chat_template,
-            fewshot_as_multiturn=True,
-        )
+        return _harness(".evaluator").evaluate(lm=lm, task_dict=one.tasks, **asked)
     except Exception as error:
         if is_out_of_memory(error):
             raise ModelError(
@@ -428,7 +424,8 @@ def _contained(model: ChatModel) -> Iterator[_Warnings]:
         after.callback(random.setstate, random.getstate())
         after.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
         after.enter_context(torch.random.fork_rng([model.device] if model.device.type == "cuda" else []))
-        after.callback(os.environ.update, {name: os.environ[name] for name in {_ONE_PROCESS} & {*os.environ}})
+        before = os.environ.get(_ONE_PROCESS)
+        after.callback(os.environ.update, {} if before is None else {_ONE_PROCESS: before})
         after.callback(os.environ.pop, _ONE_PROCESS)
         os.environ[_ONE_PROCESS] = "1"
         after.callback(setattr, settings, "cache_implementation", settings.cache_implementation)
