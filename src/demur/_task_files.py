@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from glob import glob, has_magic
 from importlib import metadata
 from pathlib import Path
@@ -65,12 +65,12 @@ def task_identity(task: str | Path) -> dict[str, object]:
     # A group names tasks in all the folders below it.
     deep = path.is_dir() or is_group(path)
     folder = path if path.is_dir() else path.parent
-    below = sorted(folder.rglob("*") if deep else folder.iterdir())
-    yamls = [each for each in below if each.suffix in _YAML and each.is_file()] if deep else [path]
+    below = dict(_contents(folder, deep=deep))
+    yamls = [each for each in below.values() if each.suffix in _YAML] if deep else [path]
     configs = dict(each for file in yamls for each in _readable(file))
     # A cache in the folder itself cannot be told from the task.
     caches = {Path(name).expanduser().resolve() for each in configs.values() for name in _option(each, "cache_dir")}
-    files = {name: each for name, each in _contents(folder, below) if not (caches - {folder}) & {*each.parents}}
+    files = {name: each for name, each in below.items() if not (caches - {folder}) & {*each.parents}}
     inside = {each.resolve() for each in files.values()}
     named = {place: name for file, config in configs.items() for name, place in _named(config, file.parent)}
     return {
@@ -99,9 +99,9 @@ def check_data(path: Path) -> None:
             raise FileNotFoundError(f"there is no data file {text} (paths are relative to the working directory)")
 
 
-def _contents(folder: Path, files: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+def _contents(folder: Path, *, deep: bool = True) -> Iterator[tuple[str, Path]]:
     """(name in the folder, file) of the files that were not written by running a task or by looking at it."""
-    for file in files:
+    for file in sorted(folder.rglob("*") if deep else folder.iterdir()):
         name = file.relative_to(folder)
         if file.is_file() and file.suffix != ".lock" and not _NOT_CONTENT & {*name.parts}:
             yield name.as_posix(), file
@@ -131,7 +131,7 @@ def _named(config: Config, base: Path) -> Iterator[tuple[str, Path]]:
                 if place.is_file():
                     yield match, place
                 elif text in folders:
-                    yield from ((f"{text}/{name}", file) for name, file in _contents(place, sorted(place.rglob("*"))))
+                    yield from ((f"{text}/{name}", file) for name, file in _contents(place))
 
 
 def _places(text: str, base: Path) -> list[Path]:

@@ -189,11 +189,7 @@ def check_tasks(tasks: Sequence[str | Path]) -> None:
 
 
 def _harness(part: str = "") -> Any:
-    """A module of the harness.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """A module of the harness, or an error that says how to install it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what it imports

@@ -110,11 +110,7 @@ class ClassifierJudge(StreamingJudge):
         """The verdict that the model's words state, or none."""
 
     def stream(self, answers: Sequence[Answer]) -> Iterator[Reading]:
-        """Readings batch by batch, longest rows first.
-
-        Raises:
-            ModelError: the model cannot be loaded.
-        """
+        """Readings batch by batch, longest rows first."""
         from demur.model import by_length, next_batch
 
         if not answers:
@@ -274,11 +270,7 @@ class ClassifierJudge(StreamingJudge):
         return self._fetched(lambda: auto.from_pretrained(self.source, revision=revision, **options))
 
     def _fetched(self, fetch: Callable[[], T]) -> T:
-        """What `fetch` reads from the hub or a folder. Where it failed once it is not tried again: that costs minutes.
-
-        Raises:
-            ModelError: it cannot; names the licence page and the next step.
-        """
+        """What `fetch` reads from the hub or a folder. Where it failed once it is not tried again: that costs minutes."""
         if self._broken is not None:
             raise self._broken
         try:

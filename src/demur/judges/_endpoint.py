@@ -203,11 +203,7 @@ class ChatClient:
                 return RowFailedError(f"{failed} ({self._endpoint.attempts} attempts)")
 
     def _failed(self, error: Any, tries: int, used: Mapping[str, Any]) -> RowFailedError:
-        """What an error means for the row.
-
-        Raises:
-            JudgeStopped: it means that no row can be answered.
-        """
+        """What an error means for the row; raised where it means that no row can be answered."""
         import openai
 
         if isinstance(error, ValueError):

@@ -130,11 +130,7 @@ def _with_likelihood(judge: Judge, model: ChatModel, answers: Sequence[Answer], 
 
 
 def _judged(judge: Judge, answers: Sequence[Answer], cache: Path | None, progress: Progress | None) -> Judgement:
-    """Verdicts, through the cache where there is one.
-
-    Raises:
-        JudgeStopped: the judge cannot go on.
-    """
+    """Verdicts, through the cache where there is one."""
     if cache is None:
         return judge_answers(answers, judge)
     with Run.open(cache, config={"command": "judge", "judge": judge.name}) as run:

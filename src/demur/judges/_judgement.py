@@ -220,11 +220,9 @@ class CachedJudge:
 
     @property
     def usage(self) -> Usage | None:
-        """Requests, tokens and price of a judge behind an endpoint; None where nothing was asked."""
         return self.reader.usage
 
     def close(self) -> None:
-        """Free what the judge holds."""
         self.reader.close()
 
 

@@ -110,7 +110,6 @@ class CoherentJudge(StreamingJudge):
 
     @property
     def name(self) -> str:
-        """The judge's, and that likelihood is looked at."""
         return f"{self.reader.name}+likelihood"
 
     @property
@@ -120,11 +119,7 @@ class CoherentJudge(StreamingJudge):
         return {"judge": dict(self.reader.identity), "model": self._model, "limits": limits, "rule": rule}
 
     def stream(self, answers: Sequence[Answer]) -> Iterator[Reading]:
-        """The judge's readings, those of incoherent answers replaced.
-
-        Raises:
-            DemurError: the judge cannot go on.
-        """
+        """The judge's readings, those of incoherent answers replaced."""
         losses = self._losses(answers)
         for reading in self.reader.stream(answers):
             yield reading._replace(verdict=self._checked(reading.verdict, losses[reading.row]))
@@ -138,16 +133,13 @@ class CoherentJudge(StreamingJudge):
         return verdict.model_copy(update={"judge": self.name, **changed})
 
     def check(self) -> None:
-        """Try the judge that it wraps."""
         self.reader.check()
 
     def close(self) -> None:
-        """Free what the judge holds."""
         self.reader.close()
 
     @property
     def usage(self) -> Usage | None:
-        """Of the judge that it wraps."""
         return self.reader.usage
 
 

@@ -38,7 +38,6 @@ class LLMJudge(StreamingJudge):
 
     @property
     def name(self) -> str:
-        """Kind and model."""
         return f"{self.kind}={self.model}"
 
     @property
@@ -57,7 +56,6 @@ class LLMJudge(StreamingJudge):
 
     @property
     def usage(self) -> Usage:
-        """Requests, tokens and price since this judge was made."""
         return self._usage
 
     def _count(self, more: Usage) -> None:
@@ -87,11 +85,7 @@ class LLMJudge(StreamingJudge):
                 raise JudgeStopped(f"{where} does not answer: {said}") from said
 
     def stream(self, answers: Sequence[Answer]) -> Iterator[Reading]:
-        """Readings as they come. An answer that states no verdict is not final: it may be asked for again.
-
-        Raises:
-            JudgeStopped: no further row can be judged.
-        """
+        """Readings as they come. An answer that states no verdict is not final: it may be asked for again."""
         if not answers:
             return
         client, failed, stopped = self._client(), 0, None
@@ -131,7 +125,6 @@ class StrongRejectJudge(LLMJudge):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The base's, and the score from which an answer is called harmful."""
         return {**super().identity, "harmful_from": self.harmful_from}
 
     def messages(self, prompt: str, response: str) -> list[Message]:
