@@ -270,7 +270,7 @@ class ClassifierJudge(StreamingJudge):
         return self._fetched(lambda: auto.from_pretrained(self.source, revision=revision, **options))
 
     def _fetched(self, fetch: Callable[[], T]) -> T:
-        """What `fetch` reads from the hub or a folder. Where it failed once it is not tried again: that costs minutes."""
+        """What `fetch` reads from the hub or a folder. What failed once is not tried again: that costs minutes."""
         if self._broken is not None:
             raise self._broken
         try:
