@@ -109,7 +109,8 @@ def cached(name: str) -> Path | None:
     return None if path is None else Path(path)
 
 
-def test_list_prints_each_set_and_whether_it_is_here() -> None:
+def test_list_prints_each_set_and_whether_it_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     run("fetch", "small-questions")
     code, out, _ = run("list")
     assert code == 0
