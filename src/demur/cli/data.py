@@ -19,6 +19,8 @@ from demur.report.format import bytes_text
 FAILED: Final = 2
 EXAMPLES: Final = 3
 EXAMPLE_WIDTH: Final = 200
+_ROOM: Final = 110
+"""Columns of a terminal that has room for licences."""
 _SETS: Final = "TOML file with sets of your own; repeatable. DEMUR_PROMPT_SETS names one for all commands."
 
 
@@ -32,7 +34,7 @@ def command(sets: tuple[Path, ...]) -> None:
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known of each set, as JSON.")
 def list_sets(as_json: bool) -> None:
-    """List the sets: kind, label, rows, licence, whether gated, and whether the file is in the cache."""
+    """List the sets: what they hold, rows, whether the file is in the cache or gated, and the licence."""
     sets = [(item, cache_path(item)) for item in prompt_sets().values()]
     if as_json:
         records = [
@@ -44,13 +46,17 @@ def list_sets(as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("name", "kind", "label", "rows", "gated", "cached", "licence"):
-        justify = "right" if title == "rows" else "left"
-        table.add_column(title, justify=justify, no_wrap=title not in ("name", "licence"))
+    wide = console().width >= _ROOM
+    for title in ("name", "prompts", "rows", "file", *(("licence",) if wide else ())):
+        # Names are there to be copied, so they are never cut.
+        table.add_column(title, justify="right" if title == "rows" else "left", no_wrap=title != "licence")
     for item, path in sets:
-        gated, cached = "gated" if item.gated else "-", "yes" if path.is_file() else "-"
-        table.add_row(item.name, item.kind, item.label or "-", _count(item.rows), gated, cached, item.licence)
+        what = " ".join(filter(None, (item.label, item.kind)))
+        file = "cached" if path.is_file() else "gated" if item.gated else "-"
+        table.add_row(item.name, what, _count(item.rows), file, *((item.licence,) if wide else ()))
     console().print(table)
+    if not wide:
+        say("Licences: `demur data show NAME`, or a wider terminal.")
 
 
 @command.command("show")
