@@ -76,7 +76,7 @@ def ends(
     def metric(logits: Tensor) -> float:
         return float(logits[0, target] - logits[0, list(METRIC.refusal_ids)].exp().sum().log())
 
-    return batch, clean.residuals, patched.residuals, target, metric(plain), metric(moved)
+    return batch, clean, patched, target, metric(plain), metric(moved)
 
 
 def test_metric_by_hand() -> None:

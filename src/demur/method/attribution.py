@@ -419,7 +419,7 @@ def _patch_each(
     order = [(layer, column) for layer in sorted(changes) for column in range(changes[layer].shape[1])]
     moving = [n for n, (layer, column) in enumerate(order) if bool(changes[layer][:, column].any())]
     effects = torch.zeros(len(order), device=model.device)
-    at_once = max(1, model.budget() // single.input_ids.shape[1])
+    at_once = max(1, model.budgets.plain // single.input_ids.shape[1])
     for start in range(0, len(moving), at_once):
         group = moving[start : start + at_once]
         per_layer: dict[int, list[tuple[int, int]]] = {}

@@ -145,9 +145,9 @@ def run_ends(
         if estimator is None or not estimator.begins_clean:
             with model.capture() as captured:
                 clean_metric = metric(model.last_logits(batch), targets)
-            clean = captured.residuals
-    mixed = leaving.residuals if entering is None else entering.residuals
-    return Ends(clean, leaving.residuals, mixed, targets, clean_metric, patched_metric)
+            clean = captured
+    mixed = leaving if entering is None else entering
+    return Ends(clean, leaving, mixed, targets, clean_metric, patched_metric)
 
 
 def run_path(
@@ -229,7 +229,7 @@ _CPU_PATH_TOKENS = 256
 
 def _alphas_at_once(model: ChatModel, batch: Batch, steps: int) -> int:
     """How many α's to batch together with this batch's prompts."""
-    tokens = model.budget(gradients=True)
+    tokens = model.budgets.gradients
     if model.device.type == "cpu":
         tokens = min(tokens, _CPU_PATH_TOKENS)
     return max(1, min(steps, tokens // batch.input_ids.numel()))

@@ -1,14 +1,13 @@
 """Chat models: tokens and their regions, residuals and logits, answers, hooks. Knows nothing of SAEs or refusal."""
 
 from demur.model._chat_format import PINNED_DATE, SCORED_REGIONS, Batch, ChatFormat, Region, TokenizedPrompt, pad
-from demur.model._chat_model import ChatModel, load_model
-from demur.model._generation import answer_batches
+from demur.model._chat_model import ChatModel, answer_batches, load_model
 from demur.model._hooks import (
     BoundIntervention,
-    Captured,
     CompiledIntervention,
     Cursor,
     Edit,
+    Residuals,
     capture,
     count_hooks,
     edited,
@@ -34,13 +33,13 @@ __all__ = [
     "Batch",
     "BoundIntervention",
     "Budgets",
-    "Captured",
     "ChatFormat",
     "ChatModel",
     "CompiledIntervention",
     "Cursor",
     "Edit",
     "Region",
+    "Residuals",
     "TokenizedPrompt",
     "answer_batches",
     "by_length",

@@ -5,23 +5,24 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from demur.errors import InputError
 from demur.model import _hooks
-from demur.model._chat_format import Batch, ChatFormat, TokenizedPrompt, check_length, pad
-from demur.model._generation import answer_batches
+from demur.model._chat_format import Batch, ChatFormat, TokenizedPrompt, pad
+from demur.model._hooks import BoundIntervention, CompiledIntervention, Cursor, Edit, Residuals
 from demur.model._loading import find_layers, load_checkpoint, refuse_unfit
 from demur.model._resources import Budgets, by_length, halving, next_batch, token_budget
 from demur.types import Answer, Answers, Prompt, as_prompts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
@@ -87,8 +88,7 @@ class ChatModel:
             source: folder or hub id.
             revision: branch, tag or commit on the hub.
             dtype: "auto" (as the checkpoint says), "float32", "bfloat16" or "float16".
-            device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:N", "mps", or a `device_map`
-                ("balanced", …).
+            device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:N", "mps", or a `device_map` ("balanced", …).
             system_prompt: put before every conversation.
             max_batch_tokens: upper bound on tokens in one pass (default: from free memory).
 
@@ -97,10 +97,8 @@ class ChatModel:
                 or weights are missing, of another shape, NaN or infinite.
         """
         name = str(source)
-        hf, tokenizer = load_checkpoint(
-            name, revision=revision, dtype=dtype, device=device, system_prompt=system_prompt
-        )
-        return cls(hf, tokenizer, name=name, system_prompt=system_prompt, max_batch_tokens=max_batch_tokens)
+        loaded = load_checkpoint(name, revision=revision, dtype=dtype, device=device, system_prompt=system_prompt)
+        return cls(*loaded, name=name, system_prompt=system_prompt, max_batch_tokens=max_batch_tokens)
 
     @property
     def device(self) -> torch.device:
@@ -137,10 +135,8 @@ class ChatModel:
     @property
     def pad_id(self) -> int:
         """The token that fills padding (never attended to, so any token serves)."""
-        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if isinstance(token, int):
-                return token
-        return 0
+        tokens = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((token for token in tokens if isinstance(token, int)), 0)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -158,16 +154,17 @@ class ChatModel:
         """
         items = [self.chat.tokenize(prompt) for prompt in as_prompts(prompts)]
         for item in items:
-            check_length(item, new_tokens, self.max_context)
+            if self.max_context is not None and len(item) + new_tokens > self.max_context:
+                answer = f" plus {new_tokens} new tokens" if new_tokens else ""
+                raise InputError(
+                    f"prompt {item.prompt_id} is {len(item)} tokens long{answer}, but the model's context holds "
+                    f"{self.max_context}; shorten or drop it, or lower --max-new-tokens"
+                )
         return items
 
     def batch(self, items: Sequence[TokenizedPrompt]) -> Batch:
         """Stack conversations into one left-padded batch on the model's device."""
         return pad(items, pad_id=self.pad_id, device=self.device)
-
-    def budget(self, *, gradients: bool = False) -> int:
-        """Tokens for one pass: what `budgets` says."""
-        return self.budgets.gradients if gradients else self.budgets.plain
 
     @cached_property
     def budgets(self) -> Budgets:
@@ -208,10 +205,10 @@ class ChatModel:
 
         left = by_length(lengths)
         while left:
-            group = next_batch(lengths, left, self.budget(gradients=gradients))
+            group = next_batch(lengths, left, self.budgets.gradients if gradients else self.budgets.plain)
             left = left[len(group) :]
             if not all(items[place].prompt_id in done for place in group):
-                yield from halving(group, one, lambda longest=lengths[group[0]]: self._shrink(longest))
+                yield from halving(group, one, partial(self._shrink, lengths[group[0]]))
 
     def each(
         self,
@@ -219,12 +216,8 @@ class ChatModel:
         run: Callable[[Batch], Iterable[T]],
         progress: Callable[[int, int], None] | None = None,
     ) -> list[T]:
-        """What `run` gives for each row of a batch, in the order of `items`.
-
-        Args:
-            items: conversations, batched as `over_batches` does.
-            run: gives one value for each row.
-            progress: called with (done, all) items after each batch.
+        """What `run` gives for each row of a batch, in the order of `items`; batched as `over_batches` does, and
+        `progress` called with (done, all) items after each batch.
         """
         found: dict[int, T] = {}
         for places, values in self.over_batches(items, run):
@@ -236,7 +229,7 @@ class ChatModel:
     def _shrink(self, longest: int) -> bool:
         """Halve the budgets, down to one prompt of that length; False when they cannot be lowered any more."""
         before = self.budgets
-        self.budgets = Budgets(max(longest, before.plain // 2), max(longest, before.gradients // 2))
+        self.budgets = Budgets(*(max(longest, tokens // 2) for tokens in before))
         return self.budgets.plain < before.plain or self.budgets.gradients < before.gradients
 
     def last_logits(self, batch: Batch) -> Float[Tensor, "batch vocab"]:
@@ -258,16 +251,15 @@ class ChatModel:
 
     def capture(
         self, which: Sequence[int] | None = None, transform: Callable[[Tensor], Tensor] | None = None
-    ) -> AbstractContextManager[_hooks.Captured]:
+    ) -> AbstractContextManager[Residuals]:
         """Record residuals while the context is open; see `demur.model.capture`."""
         return _hooks.capture(self.layers, which, transform)
 
-    def edited(self, edits: Mapping[int, Sequence[_hooks.Edit]]) -> AbstractContextManager[None]:
+    def edited(self, edits: Mapping[int, Sequence[Edit]]) -> AbstractContextManager[None]:
         """Edit residuals while the context is open; see `demur.model.edited`."""
         return _hooks.edited(self.hf, self.layers, edits)
 
-    @contextmanager
-    def intervene(self, interventions: _hooks.BoundIntervention | Iterable[_hooks.BoundIntervention]) -> Iterator[None]:
+    def intervene(self, interventions: BoundIntervention | Iterable[BoundIntervention]) -> AbstractContextManager[None]:
         """Change what the model computes while the context is open, in everything that it is called for.
 
         Contexts nest: an inner one acts on what the outer one made. Several interventions act in the order given, each
@@ -278,11 +270,10 @@ class ChatModel:
                 called by other code, on texts without prompt ids.
         """
         several = interventions if isinstance(interventions, Iterable) else [interventions]
-        with self.installed([each.compile(self) for each in several]):
-            yield
+        return self.installed([each.compile(self) for each in several])
 
     @contextmanager
-    def installed(self, compiled: Iterable[_hooks.CompiledIntervention]) -> Iterator[None]:
+    def installed(self, compiled: Iterable[CompiledIntervention]) -> Iterator[None]:
         """`intervene` with interventions that are compiled for this model already."""
         before = self._open
         try:
@@ -294,21 +285,16 @@ class ChatModel:
         finally:
             self._open = before
 
-    def _edits_of_the_batch(self, compiled: _hooks.CompiledIntervention) -> dict[int, list[_hooks.Edit]]:
+    def _edits_of_the_batch(self, compiled: CompiledIntervention) -> dict[int, list[Edit]]:
         """Edits that are made anew for each batch that the model serves."""
-        latest: list[tuple[Batch | None, Mapping[int, Sequence[_hooks.Edit]]]] = []
+        latest: list[tuple[Batch | None, Mapping[int, Sequence[Edit]]]] = []
 
-        def at(layer: int) -> _hooks.Edit:
-            def edit(residual: Tensor, cursor: _hooks.Cursor) -> Tensor:
-                if not latest or latest[0][0] is not self._serving:
-                    latest[:] = [(self._serving, compiled.edits(self._serving))]
-                for each in latest[0][1].get(layer, ()):
-                    residual = each(residual, cursor)
-                return residual
+        def edit(layer: int, residual: Tensor, cursor: Cursor) -> Tensor:
+            if not latest or latest[0][0] is not self._serving:
+                latest[:] = [(self._serving, compiled.edits(self._serving))]
+            return _hooks.apply(latest[0][1].get(layer, ()), cursor, residual)
 
-            return edit
-
-        return {layer: [at(layer)] for layer in compiled.layers}
+        return {layer: [partial(edit, layer)] for layer in compiled.layers}
 
     @contextmanager
     def serving(self, batch: Batch | None) -> Iterator[None]:
@@ -336,17 +322,8 @@ class ChatModel:
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> Answers:
-        """Answer prompts, in their order, under the interventions that are open.
-
-        Args:
-            prompts: what to answer; batched by length.
-            max_new_tokens: limit on an answer's length.
-            temperature: None for greedy decoding; sampling is from the whole distribution and repeatable by `seed`.
-            seed: of sampling; has no effect on greedy decoding.
-            progress: called with (answered, all) after each batch.
-
-        Raises:
-            InputError: a prompt does not fit the context together with `max_new_tokens`.
+        """Answer prompts, in their order, under the interventions that are open; see `answer_batches`. `progress` is
+        called with (answered, all) after each batch.
         """
         prompts = as_prompts(prompts)
         found: dict[str, Answer] = {}
@@ -364,3 +341,78 @@ class ChatModel:
 def load_model(source: str | Path, **options: Any) -> ChatModel:
     """Short for `ChatModel.load`."""
     return ChatModel.load(source, **options)
+
+
+def answer_batches(
+    model: ChatModel,
+    prompts: Iterable[Prompt | str],
+    intervention: BoundIntervention | None = None,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float | None = None,
+    seed: int = 0,
+    done: Collection[str] = (),
+) -> Iterator[list[Answer]]:
+    """Answer prompts batch by batch, and yield each batch's answers as soon as they are there.
+
+    Args:
+        model: the chat model.
+        prompts: what to answer; batched by length.
+        intervention: what to do to the model meanwhile, beside the interventions that are open already.
+        max_new_tokens: limit on an answer's length.
+        temperature: None for greedy decoding; sampling is from the whole distribution and repeatable by `seed`.
+        seed: of sampling; has no effect on greedy decoding.
+        done: ids of prompts already answered: a batch that holds only such prompts is left out, other batches are
+            answered whole, so that a resumed job yields what a clean one would.
+
+    Raises:
+        InputError: a prompt does not fit the context together with `max_new_tokens`.
+    """
+    prompts = as_prompts(prompts)
+    items = model.tokenize(prompts, new_tokens=max_new_tokens)
+    compiled = [] if intervention is None else [intervention.compile(model)]
+    eos = model.eos_ids
+    devices = [model.device] if model.device.type == "cuda" else []
+
+    def answer(tokens: Int[Tensor, " new"]) -> tuple[str, bool]:
+        """Text up to the end of the model's turn, and whether it came to one."""
+        ids: list[int] = tokens.tolist()
+        end = next((n for n, token in enumerate(ids) if token in eos), None)
+        return model.decode(ids[:end]), end is not None
+
+    def run(batch: Batch) -> tuple[str, list[tuple[str, bool]]]:
+        with (
+            torch.random.fork_rng(devices, enabled=temperature is not None),
+            torch.inference_mode(),
+            _generation_config(model, max_new_tokens, temperature) as config,
+            model.installed(compiled),
+            model.serving(batch),
+        ):
+            if temperature is not None:
+                torch.manual_seed(seed)
+            tokens: Tensor = cast("Any", model.hf).generate(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config
+            )
+            return model.intervention_id, [answer(row[batch.input_ids.shape[1] :]) for row in tokens]
+
+    for places, (name, answers) in model.over_batches(items, run, extra_tokens=max_new_tokens, done=done):
+        yield [
+            Answer(prompt=prompts[place], text=text, intervention=name, finished=finished)
+            for place, (text, finished) in zip(places, answers, strict=True)
+        ]
+
+
+@contextmanager
+def _generation_config(model: ChatModel, max_new_tokens: int, temperature: float | None) -> Iterator[GenerationConfig]:
+    """Settings of `generate` in place of the checkpoint's own, from which it would fill in whatever is not set."""
+    from transformers import GenerationConfig
+
+    sampling = {} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0}
+    ends = {"eos_token_id": list(model.eos_ids) or None, "pad_token_id": model.pad_id}
+    config = GenerationConfig(max_new_tokens=max_new_tokens, **ends, **sampling)
+    holder = cast("Any", model.hf)
+    before, holder.generation_config = holder.generation_config, config
+    try:
+        yield config
+    finally:
+        holder.generation_config = before

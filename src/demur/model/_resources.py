@@ -64,12 +64,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def next_batch(lengths: Sequence[int], order: Sequence[int], max_tokens: int) -> list[int]:
     """The first items of `order` whose rows × width stays within `max_tokens` (at least one)."""
-    group = [order[0]]
-    for item in order[1:]:
-        if lengths[order[0]] * (len(group) + 1) > max_tokens:
-            break
-        group.append(item)
-    return group
+    return list(order[: max(1, max_tokens // max(1, lengths[order[0]]))])
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
@@ -80,18 +75,14 @@ def by_length(lengths: Sequence[int]) -> list[int]:
 def halving(items: Sequence[int], run: Callable[[Sequence[int]], T], shrink: Callable[[], bool]) -> Iterator[T]:
     """Run `items` as one batch; when memory runs out, as two halves, and so on.
 
-    Args:
-        items: rows of the batch.
-        run: what to do with them.
-        shrink: called when memory ran out: lowers what `run` itself packs into a pass (copies for several α's, features
-            patched at a time) and says whether that could still be lowered.
+    `shrink` is called when memory ran out: it lowers what `run` itself packs into a pass (copies for several α's,
+    features patched at a time) and says whether that could still be lowered.
 
     Raises:
         ModelError: one single item does not fit, with nothing left to lower.
     """
-    failed = False
     try:
-        yield run(items)
+        result = run(items)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -99,17 +90,18 @@ def halving(items: Sequence[int], run: Callable[[Sequence[int]], T], shrink: Cal
             raise ModelError(
                 "memory ran out on a single prompt; use a smaller dtype or model, shorter prompts, or another --device"
             ) from error
-        failed = True
+    else:
+        yield result
+        return
     # Out of the except block, so that the failed batch's tensors are no longer held by the traceback.
-    if failed:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        middle = (len(items) + 1) // 2
-        logger.warning("memory ran out at %d rows; continuing with %d", len(items), middle)
-        for part in (items[:middle], items[middle:]):
-            if part:
-                yield from halving(part, run, shrink)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = (len(items) + 1) // 2
+    logger.warning("memory ran out at %d rows; continuing with %d", len(items), middle)
+    for part in (items[:middle], items[middle:]):
+        if part:
+            yield from halving(part, run, shrink)
 
 
 @contextmanager
@@ -120,12 +112,12 @@ def fitting_threads(device: torch.device, parameters: int) -> Iterator[None]:
     the cores from everything else, from each other first: beside one other busy process, two threads were some fifty
     times slower than one. Sums are then also taken in the same order on every machine.
     """
+    if device.type != "cpu" or parameters > SMALL_MODEL:
+        yield
+        return
     before = torch.get_num_threads()
-    small = device.type == "cpu" and parameters <= SMALL_MODEL
+    torch.set_num_threads(1)
     try:
-        if small:
-            torch.set_num_threads(1)
         yield
     finally:
-        if small:
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)
