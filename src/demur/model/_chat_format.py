@@ -95,7 +95,7 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor], prompt_ids: tuple[str, ...]) -> Batch:
         tensors = (self.input_ids, self.attention_mask, self.position_ids, self.regions)
-        return Batch(*map(change, tensors), prompt_ids)
+        return Batch(*map(change, tensors), prompt_ids=prompt_ids)
 
 
 def pad(items: Sequence[TokenizedPrompt], *, pad_id: int, device: torch.device) -> Batch:
