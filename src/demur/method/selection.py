@@ -5,46 +5,28 @@ All baselines see the same tokens (the scored ones), so no method gains or loses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from demur.errors import InputError, ModelError
-from demur.method.attribution import Attribution, ScoredTokens, no_signal
+from demur.method.attribution import Attribution, Pool, ScoredTokens, by_layer, no_signal
 from demur.model import Batch, ChatModel, TokenizedPrompt
-from demur.saes import Suite
-from demur.types import FeatureField, FeatureId, FeatureSet, Value
+from demur.saes import DenseSae, FeatureRows, Rows, Sae, Suite
+from demur.types import FeatureId, FeatureSet
 
 _BLOCK = 8192
+"""Features encoded at a time."""
 
-Reduce = Literal["max", "mean", "last"]
+Reduce = Literal["max", "mean", "last", "rate"]
+"""What is taken over a prompt's scored tokens: a feature's maximum, mean or last activation, or how often it fires."""
 Score = Literal["mean", "total"]
 Measure = Mapping[int, Float[Tensor, " d_sae"]]
 """Layer → one number for each feature of its dictionary."""
-
-
-class Pool(Value):
-    """`F0`: per layer the features of highest signed cosine with the refusal direction, best first (paper, section
-    3)."""
-
-    features: tuple[FeatureField, ...]
-    cosines: tuple[float, ...]
-
-    @property
-    def by_layer(self) -> dict[int, tuple[int, ...]]:
-        """Layer → indices, best first."""
-        layers: dict[int, list[int]] = {}
-        for layer, index in self.features:
-            layers.setdefault(layer, []).append(index)
-        return {layer: tuple(indices) for layer, indices in layers.items()}
-
-    def cosine(self, feature: FeatureId) -> float:
-        """Cosine of a feature of the pool with the direction."""
-        return self.cosines[self.features.index(feature)]
 
 
 def cosine_pool(
@@ -60,30 +42,43 @@ def cosine_pool(
         k0: features per layer (all, where a layer has fewer).
         layers: layers to take features from (default: every layer of the suite).
     """
-    unit = (direction / direction.norm()).float().cpu()
     features: list[FeatureId] = []
     cosines: list[float] = []
     for layer in suite.layers if layers is None else layers:
-        found: list[Tensor] = []
-        for _, rows in suite[layer].decoder_blocks(_BLOCK):
-            rows = rows.cpu()
-            found.append((rows @ unit) / rows.norm(dim=-1).clamp(min=1e-12))
-        values, places = torch.cat(found).topk(min(k0, sum(map(len, found))))
-        features += [FeatureId(layer, int(place)) for place in places]
+        found = torch.cat([_cosines(rows, direction) for _, rows in suite[layer].decoder_blocks(_BLOCK)])
+        values, places = found.topk(min(k0, len(found)))
+        features += [FeatureId(layer, place) for place in places.tolist()]
         cosines += values.tolist()
     return Pool(features=tuple(features), cosines=tuple(cosines))
 
 
 def pool_of(suite: Suite, direction: Float[Tensor, " d_model"], features: Sequence[FeatureId]) -> Pool:
     """Given features as a pool, with their cosines; only their rows are read."""
-    unit = (direction / direction.norm()).float().cpu()
     cosines: dict[FeatureId, float] = {}
-    for layer in sorted({layer for layer, _ in features}):
-        mine = [feature for feature in features if feature[0] == layer]
-        rows = suite[layer].rows([index for _, index in mine]).w_dec.float().cpu()
-        values = (rows @ unit) / rows.norm(dim=-1).clamp(min=1e-12)
-        cosines |= dict(zip(mine, values.tolist(), strict=True))
+    for layer, indices in by_layer(features).items():
+        values = _cosines(suite[layer].rows(indices).w_dec, direction).tolist()
+        cosines |= {FeatureId(layer, index): value for index, value in zip(indices, values, strict=True)}
     return Pool(features=tuple(features), cosines=tuple(cosines[feature] for feature in features))
+
+
+def _cosines(rows: Float[Tensor, "k d_model"], direction: Float[Tensor, " d_model"]) -> Float[Tensor, " k"]:
+    rows = rows.float().cpu()
+    return (rows @ (direction / direction.norm()).float().cpu()) / rows.norm(dim=-1).clamp(min=1e-12)
+
+
+def feature_set(
+    features: Iterable[FeatureId], scores: Iterable[float], method: str, prompt_id: str | None = None
+) -> FeatureSet:
+    """A set for one prompt, or a global one."""
+    scope = "global" if prompt_id is None else "local"
+    return FeatureSet(features=tuple(features), scores=tuple(scores), scope=scope, method=method, prompt_id=prompt_id)
+
+
+def _best(
+    features: Sequence[FeatureId], scores: Float[Tensor, " feature"], k: int, method: str, prompt_id: str | None = None
+) -> FeatureSet:
+    values, places = scores.topk(min(k, len(features)))
+    return feature_set((features[place] for place in places.tolist()), values.tolist(), method, prompt_id)
 
 
 def _scores(attribution: Attribution, score: Score) -> Float[Tensor, "prompt feature"]:
@@ -93,20 +88,11 @@ def _scores(attribution: Attribution, score: Score) -> Float[Tensor, "prompt fea
     return attribution.means if score == "mean" else attribution.totals
 
 
-def _best(features: Sequence[FeatureId], scores: Tensor, k: int) -> tuple[tuple[FeatureId, ...], tuple[float, ...]]:
-    values, places = scores.topk(min(k, len(features)))
-    return tuple(features[int(place)] for place in places), tuple(values.tolist())
-
-
 def global_set(attribution: Attribution, k: int, *, score: Score = "mean") -> FeatureSet:
-    """F*: the `k` features of highest attribution, averaged over the prompts that carry signal.
+    """F*: the `k` features of highest attribution ("mean" over scored tokens, the paper's, or "total"), averaged over
+    the prompts that carry signal.
 
     The method "paper" averages over all prompts, as the paper does: those without signal count as 0.
-
-    Args:
-        attribution: of the pool.
-        k: how many.
-        score: "mean" over scored tokens (the paper's) or "total".
 
     Raises:
         ModelError: no prompt carries signal, so there is nothing to rank by; says what to do.
@@ -114,41 +100,22 @@ def global_set(attribution: Attribution, k: int, *, score: Score = "mean") -> Fe
     scores = _scores(attribution, score)
     if attribution.method != "paper":
         scores = scores[attribution.signal]
-    features, values = _best(attribution.features, scores.mean(0), k)
-    return FeatureSet(features=features, scores=values, scope="global", method=f"pool+{attribution.method}")
+    return _best(attribution.features, scores.mean(0), k, f"pool+{attribution.method}")
 
 
 def local_sets(attribution: Attribution, k: int, *, score: Score = "mean") -> tuple[FeatureSet, ...]:
-    """For each prompt the `k` features of highest attribution, in the order of the attribution's rows.
-
-    Args:
-        attribution: of the pool.
-        k: how many for each prompt.
-        score: "mean" over scored tokens (the paper's) or "total".
-
-    Raises:
-        ModelError: no prompt carries signal, so there is nothing to rank by; says what to do.
+    """For each prompt the `k` features of highest attribution, in the order of the attribution's rows; as `global_set`
+    otherwise.
     """
-    sets: list[FeatureSet] = []
-    for row, scores in zip(attribution.rows, _scores(attribution, score), strict=True):
-        features, values = _best(attribution.features, scores, k)
-        sets.append(
-            FeatureSet(
-                features=features,
-                scores=values,
-                scope="local",
-                method=f"pool+{attribution.method}",
-                prompt_id=row.prompt_id,
-            )
-        )
-    return tuple(sets)
+    scored = zip(attribution.rows, _scores(attribution, score), strict=True)
+    method = f"pool+{attribution.method}"
+    return tuple(_best(attribution.features, scores, k, method, row.prompt_id) for row, scores in scored)
 
 
 def cossim_set(suite: Suite, direction: Float[Tensor, " d_model"], k: int) -> FeatureSet:
     """CosSim baseline: the `k` features of highest signed cosine with the direction over all layers."""
     pool = cosine_pool(suite, direction, k)
-    features, scores = _best(pool.features, torch.tensor(pool.cosines, dtype=torch.float64), k)
-    return FeatureSet(features=features, scores=scores, scope="global", method="cossim")
+    return _best(pool.features, torch.tensor(pool.cosines, dtype=torch.float64), k, "cossim")
 
 
 def mean_activations(
@@ -169,18 +136,11 @@ def mean_activations(
         suite: the SAEs.
         items: tokenized prompts.
         layers: layers to encode (default: every layer of the suite).
-        reduce: what is taken over a prompt's scored tokens: "mean", "max" or "last".
+        reduce: what is taken over a prompt's scored tokens.
         scoring: which tokens these are.
     """
-
-    def over_tokens(values: Float[Tensor, "batch pos k"], mask: Tensor) -> Float[Tensor, "batch k"]:
-        if reduce == "last":
-            return values[:, -1]
-        if reduce == "max":
-            return _maximum(values, mask)
-        return (values * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-
-    return _mean_over_dictionaries(model, suite, items, layers, scoring, over_tokens)
+    chosen = suite.layers if layers is None else layers
+    return _mean_over_prompts(model, items, chosen, lambda layer: dictionary_blocks(suite[layer]), reduce, scoring)
 
 
 def firing_rates(
@@ -192,11 +152,7 @@ def firing_rates(
     scoring: ScoredTokens | None = None,
 ) -> dict[int, Float[Tensor, " d_sae"]]:
     """Mean over prompts of the share of scored tokens on which each feature is active, by layer."""
-
-    def over_tokens(values: Float[Tensor, "batch pos k"], mask: Tensor) -> Float[Tensor, "batch k"]:
-        return ((values > 0) & mask[..., None]).float().sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-
-    return _mean_over_dictionaries(model, suite, items, layers, scoring, over_tokens)
+    return mean_activations(model, suite, items, layers=layers, reduce="rate", scoring=scoring)
 
 
 def mean_max_activations(
@@ -207,85 +163,64 @@ def mean_max_activations(
     *,
     scoring: ScoredTokens | None = None,
 ) -> Float[Tensor, " feature"]:
-    """Mean over prompts of each feature's maximum activation over the scored tokens; only these rows are read.
-
-    Args:
-        model: the chat model.
-        suite: the SAEs.
-        items: tokenized prompts.
-        features: which; the result is in their order.
-        scoring: tokens over which the maximum is taken.
+    """Mean over prompts of each feature's maximum activation over the scored tokens, in the order of `features`; only
+    their rows are read.
     """
-    wanted: dict[int, list[int]] = {}
-    for layer, index in features:
-        wanted.setdefault(layer, []).append(index)
+    wanted = by_layer(features)
     rows = {layer: suite[layer].rows(indices).to(model.layer_device(layer)) for layer, indices in wanted.items()}
-
-    def read(layer: int, residual: Tensor, mask: Tensor) -> Tensor:
-        return _maximum(rows[layer].encode(residual), mask).cpu().double().sum(0)
-
-    means = _mean_over_prompts(model, items, tuple(rows), scoring, read)
+    means = _mean_over_prompts(model, items, tuple(rows), lambda layer: [rows[layer]], "max", scoring)
     return torch.stack([means[layer][wanted[layer].index(index)] for layer, index in features])
 
 
-def _maximum(values: Float[Tensor, "batch pos k"], mask: Tensor) -> Float[Tensor, "batch k"]:
-    # Activations are never negative, so a masked 0 cannot win a maximum that matters.
-    return (values * mask[..., None]).amax(1)
+def dictionary_blocks(sae: Sae) -> Iterator[FeatureRows | DenseSae]:
+    """A whole dictionary in blocks of features, or in one where a feature is active only against all others (TopK)."""
+    if sae.spec.activation == "topk":
+        yield sae.dense()
+    else:
+        yield from sae.encoder_blocks(_BLOCK)
+
+
+def _over_tokens(
+    values: Float[Tensor, "batch pos k"], scored: Bool[Tensor, "batch pos"], reduce: Reduce
+) -> Float[Tensor, "batch k"]:
+    if reduce == "last":
+        return values[:, -1]
+    mask = scored[..., None]
+    if reduce == "max":
+        # Activations are never negative, so a masked 0 cannot win a maximum that matters.
+        return (values * mask).amax(1)
+    counted = ((values > 0) & mask).float() if reduce == "rate" else values * mask
+    return counted.sum(1) / scored.sum(1, keepdim=True).clamp(min=1)
 
 
 def _mean_over_prompts(
     model: ChatModel,
     items: Sequence[TokenizedPrompt],
     layers: Sequence[int],
+    blocks: Callable[[int], Iterable[Rows | DenseSae]],
+    reduce: Reduce,
     scoring: ScoredTokens | None,
-    read: Callable[[int, Tensor, Tensor], Tensor],
 ) -> dict[int, Float[Tensor, " k"]]:
-    """Layer → mean over prompts of what `read(layer, residual, scored tokens)` sums over a batch (float64, on the
-    CPU)."""
-    scoring = scoring or ScoredTokens()
-    totals: dict[int, Tensor] = {}
+    """Layer → mean over prompts (summed in float64, on the CPU) of activations over the scored tokens, for the features
+    of the layer's `blocks`.
+    """
+
+    def read(layer: int, residual: Tensor, scored: Tensor) -> Tensor:
+        encoded = (block.to(residual.device).encode(residual) for block in blocks(layer))
+        return torch.cat([_over_tokens(values, scored, reduce).cpu().double().sum(0) for values in encoded])
 
     def run(batch: Batch) -> dict[int, Tensor]:
         with torch.inference_mode():
             with model.capture(layers) as captured:
                 model.last_logits(batch)
-            mask = scoring.mask(batch)
-            return {layer: read(layer, captured[layer], mask.to(captured[layer].device)) for layer in layers}
+            scored = (scoring or ScoredTokens()).mask(batch)
+            return {layer: read(layer, captured[layer], scored.to(captured[layer].device)) for layer in layers}
 
+    totals: dict[int, Tensor] = {}
     for _, part in model.over_batches(items, run):
         for layer, values in part.items():
             totals[layer] = totals[layer] + values if layer in totals else values
     return {layer: (total / len(items)).float() for layer, total in totals.items()}
-
-
-def _mean_over_dictionaries(
-    model: ChatModel,
-    suite: Suite,
-    items: Sequence[TokenizedPrompt],
-    layers: Sequence[int] | None,
-    scoring: ScoredTokens | None,
-    over_tokens: Callable[[Tensor, Tensor], Tensor],
-) -> dict[int, Float[Tensor, " d_sae"]]:
-    def read(layer: int, residual: Tensor, mask: Tensor) -> Tensor:
-        return _encode_all(suite, layer, residual, mask, over_tokens)
-
-    return _mean_over_prompts(model, items, tuple(suite.layers if layers is None else layers), scoring, read)
-
-
-def _encode_all(
-    suite: Suite, layer: int, residual: Tensor, mask: Tensor, over_tokens: Callable[[Tensor, Tensor], Tensor]
-) -> Float[Tensor, " d_sae"]:
-    """Sum over prompts of the reduced activations of a whole dictionary."""
-    sae = suite[layer]
-    if sae.spec.activation == "topk":
-        # A TopK feature is active only against all others, so the dictionary cannot be encoded in blocks.
-        values = sae.dense().to(residual.device).encode(residual)
-        return over_tokens(values, mask).cpu().double().sum(0)
-    parts = [
-        over_tokens(block.to(residual.device).encode(residual), mask).cpu().double().sum(0)
-        for block in sae.encoder_blocks(_BLOCK)
-    ]
-    return torch.cat(parts)
 
 
 def actdiff_set(
@@ -308,19 +243,13 @@ def actdiff_set(
         reduce: activation of a prompt: its maximum, mean or last over the scored tokens.
         scoring: which tokens these are.
     """
-    high = mean_activations(model, suite, harmful, reduce=reduce, scoring=scoring)
-    low = mean_activations(model, suite, harmless, reduce=reduce, scoring=scoring)
+    high, low = (mean_activations(model, suite, items, reduce=reduce, scoring=scoring) for items in (harmful, harmless))
     found: list[tuple[float, FeatureId]] = []
     for layer in high:
         values, places = (high[layer] - low[layer]).topk(min(k, len(high[layer])))
         found += [(v, FeatureId(layer, i)) for v, i in zip(values.tolist(), places.tolist(), strict=True)]
     best = sorted(found, key=lambda each: -each[0])[:k]
-    return FeatureSet(
-        features=tuple(feature for _, feature in best),
-        scores=tuple(value for value, _ in best),
-        scope="global",
-        method=f"actdiff-{reduce}",
-    )
+    return feature_set((feature for _, feature in best), (value for value, _ in best), f"actdiff-{reduce}")
 
 
 def random_set(
@@ -365,7 +294,7 @@ def random_set(
         feature = free[int(torch.randint(len(free), (), generator=generator))]
         used.add(feature)
         drawn.append(feature)
-    return FeatureSet(features=tuple(drawn), scores=(0.0,) * len(drawn), scope="global", method=f"random-{seed}")
+    return feature_set(drawn, [0.0] * len(drawn), f"random-{seed}")
 
 
 def _ranks(values: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
