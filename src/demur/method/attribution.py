@@ -6,7 +6,7 @@ times the gradient along its decoder row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from torch import Tensor
 from demur.errors import InputError
 from demur.method.interventions import Compiled
 from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
-from demur.model import SCORED_REGIONS, Batch, ChatModel, TokenizedPrompt, hooked
+from demur.model import SCORED_REGIONS, Batch, ChatModel, Items, Progress, hooked
 from demur.saes import Rows, Suite
 from demur.types import FeatureField, FeatureId, Value
 
@@ -29,10 +29,8 @@ _NO_CHANGE = 1e-6
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """Tokens over which attributions are summed.
-
-    `header_tokens=None`: the user's words and the template tokens after them. A number: every token but the first
-    `header_tokens` (the paper skips 1 on Gemma, 26 on Llama).
+    """Tokens over which attributions are summed: the user's words and the template tokens after them, or every token
+    but the first `header_tokens` (the paper skips 1 on Gemma, 26 on Llama).
     """
 
     header_tokens: int | None = None
@@ -42,6 +40,9 @@ class ScoredTokens:
         if self.header_tokens is None:
             return batch.within(SCORED_REGIONS)
         return batch.real & (batch.position_ids >= self.header_tokens)
+
+
+SCORED = ScoredTokens()
 
 
 class PromptAttribution(Value):
@@ -68,10 +69,8 @@ class PromptAttribution(Value):
 
 
 class AttributionSpec(Value):
-    """What an attribution was asked: enough to ask it again.
-
-    `refusal_ids` and `allow_refusal_target` are the metric's, `header_tokens` the scoring's, `patch` the id of the
-    patched run's interventions.
+    """What an attribution was asked, enough to ask it again: `refusal_ids` and `allow_refusal_target` are the metric's,
+    `header_tokens` the scoring's, `patch` the id of the patched run's interventions.
     """
 
     method: Method
@@ -136,10 +135,8 @@ class Attribution:
 
     @property
     def signal(self) -> Bool[Tensor, " prompt"]:
-        """Prompts whose scores say something about refusal.
-
-        Not those on which the patched run's first token is a refusal token and the metric aims at it, on which patching
-        leaves the metric as it was, or on which every score is 0: their order of features is an accident.
+        """Prompts whose scores say something about refusal: not those on which the metric aims at a refusal token,
+        patching leaves the metric as it was, or every score is 0, as their order of features is an accident.
         """
         refusal = self.spec.refusal_ids
         rows = [r.target not in refusal and abs(r.change) > _NO_CHANGE and any(r.totals) for r in self.rows]
@@ -231,18 +228,10 @@ def pool_features(pool: PoolIndices | Pool) -> tuple[FeatureId, ...]:
 
 
 def attribute(
-    model: ChatModel,
-    suite: Suite,
-    items: Sequence[TokenizedPrompt],
-    pool: PoolIndices | Pool,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-    **asked: Any,
+    model: ChatModel, suite: Suite, items: Items, pool: PoolIndices | Pool, *, progress: Progress = None, **asked: Any
 ) -> Attribution:
-    """What moving each feature of a pool to its patched value does to the metric (paper, section 3).
-
-    The attributions of `attribute_batches`, which has the other arguments, in the order of `items`; `progress` is
-    called with (attributed, all) prompts.
+    """What moving each feature of a pool to its patched value does to the metric (paper, section 3): the attributions
+    of `attribute_batches`, which has the other arguments, in the order of `items`.
     """
     parts: list[Attribution] = []
     for part in attribute_batches(model, suite, items, pool, **asked):
@@ -255,14 +244,14 @@ def attribute(
 def attribute_batches(
     model: ChatModel,
     suite: Suite,
-    items: Sequence[TokenizedPrompt],
+    items: Items,
     pool: PoolIndices | Pool,
     *,
     patch: Compiled,
     metric: Metric,
     method: Method = "ig",
     steps: int = 10,
-    scoring: ScoredTokens | None = None,
+    scoring: ScoredTokens = SCORED,
     keep_positions: bool = False,
     done: Collection[str] = (),
 ) -> Iterator[Attribution]:
@@ -272,12 +261,11 @@ def attribute_batches(
         model: the chat model.
         suite: SAEs of the pool's layers.
         items: tokenized prompts.
-        pool: what `cosine_pool` returns, or layer → indices.
+        pool: features to attribute.
         patch: what the patched run does, usually the refusal direction ablated everywhere.
         metric: the answer's metric.
-        method: "gradient", "ig" and "paper" are estimates (see `estimator`); "exact" patches one feature at a time and
-            runs the model: the oracle, for small pools.
-        steps: integrated-gradients steps (no meaning for the others).
+        method: one of the estimates (see `estimator`), or "exact", which patches one feature at a time: the oracle.
+        steps: of integrated gradients.
         scoring: tokens that are summed over; "exact" patches at these tokens.
         keep_positions: keep attributions of every token.
         done: ids of prompts already attributed; a batch that holds only such prompts is left out.
@@ -291,7 +279,6 @@ def attribute_batches(
         raise InputError("the pool holds no feature to attribute")
     features = pool_features(pool)
     rows = {layer: suite[layer].rows(pool[layer]).to(model.layer_device(layer)) for layer in sorted(pool)}
-    scoring = scoring or ScoredTokens()
     how = None if method == "exact" else estimator(method, steps)
     if how is None and keep_positions:
         raise InputError("exact patching moves a feature at all scored tokens at once; it has no values by position")
@@ -367,9 +354,7 @@ def _exact(
     metric: Metric,
     scored: Bool[Tensor, "batch pos"],
 ) -> Float[Tensor, "batch feature"]:
-    """Effect on the metric of moving each feature alone, at the scored tokens: one row of a forward pass for each
-    feature and prompt; a feature that does not move is not run.
-    """
+    """Effect on the metric of moving each feature alone, at the scored tokens; one that does not move is not run."""
     columns = [(layer, column) for layer, each in rows.items() for column in range(len(each.w_dec))]
     totals = torch.zeros(len(batch), len(columns), device=model.device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,17 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from demur.errors import ModelError
-from demur.method.attribution import ScoredTokens, no_signal
+from demur.method.attribution import SCORED, ScoredTokens, no_signal
 from demur.method.interventions import Compiled
 from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
 from demur.method.selection import dictionary_blocks, feature_set
-from demur.model import Batch, ChatModel, TokenizedPrompt
+from demur.model import Batch, ChatModel, Items, Progress
 from demur.saes import Sae, Suite
 from demur.types import FeatureId, FeatureSet
 
 Term = tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]]
 """Origin of the difference, and gradient (already weighted by 1/steps)."""
-Best = tuple[Float[Tensor, "*batch top"], Int[Tensor, "*batch top"]]
+Best = tuple[Float[Tensor, "*batch _"], Int[Tensor, "*batch _"]]
 """Highest scores so far and the codes of their features, best first."""
 
 # A feature as one integer, so that a running top-k can carry it along.
@@ -40,16 +40,16 @@ class DictionaryAttribution:
 def attribute_dictionary(
     model: ChatModel,
     suite: Suite,
-    items: Sequence[TokenizedPrompt],
+    items: Items,
     *,
     patch: Compiled,
     metric: Metric,
     top: int,
     method: Method = "gradient",
     steps: int = 10,
-    scoring: ScoredTokens | None = None,
+    scoring: ScoredTokens = SCORED,
     falling: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
 ) -> DictionaryAttribution:
     """Attribute all features and keep the best `top`, for each prompt and overall.
 
@@ -74,7 +74,7 @@ def attribute_dictionary(
     def run(batch: Batch) -> None:
         ends = run_ends(model, batch, patch, metric, how)
         terms = _terms(model, suite, batch, ends, metric, how)
-        mask = (scoring or ScoredTokens()).mask(batch)
+        mask = scoring.mask(batch)
         weight = mask / mask.sum(-1, keepdim=True).clamp(min=1)
         found: Best = torch.empty(len(batch), 0), torch.empty(len(batch), 0, dtype=torch.long)
         sums: dict[int, Tensor] = {}

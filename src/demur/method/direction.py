@@ -21,7 +21,7 @@ from torch import Tensor
 
 from demur.errors import ModelError
 from demur.method.interventions import AblateDirection, AddDirection, Compiled, Intervention, Where
-from demur.model import Batch, ChatModel, Region, TokenizedPrompt
+from demur.model import Batch, ChatModel, Items, TokenizedPrompt
 from demur.types import Candidate, Form, RefusalToken
 
 FORMS: tuple[Form, Form] = ("linear", "affine")
@@ -111,20 +111,10 @@ def refusal_log_odds(logits: Float[Tensor, "batch vocab"], refusal_ids: Sequence
     return refuse - rest.logsumexp(-1)
 
 
-def position_means(
-    model: ChatModel, items: Sequence[TokenizedPrompt], positions: Sequence[int]
-) -> Float[Tensor, "layer position d_model"]:
+def position_means(model: ChatModel, items: Items, positions: Sequence[int]) -> Float[Tensor, "layer position d_model"]:
     """Mean residual after each layer at `positions` counted from the end (all negative); summed in float64."""
-    total = torch.zeros(model.n_layers, len(positions), model.d_model, dtype=torch.float64)
-
-    def run(batch: Batch) -> Tensor:
-        with torch.inference_mode(), model.capture(transform=lambda x: x[:, list(positions)]) as captured:
-            model.last_logits(batch)
-        return torch.stack([captured[layer].cpu().double().sum(0) for layer in range(model.n_layers)])
-
-    for _, part in model.over_batches(items, run):
-        total += part
-    return (total / len(items)).float()
+    means = model.mean_over(items, range(model.n_layers), lambda _layer, residual, _batch: residual[:, list(positions)])
+    return torch.stack([means[layer] for layer in range(model.n_layers)])
 
 
 class FirstToken(NamedTuple):
@@ -136,7 +126,7 @@ class FirstToken(NamedTuple):
     """Divergence from the clean run to this one (zeros when no reference was given)."""
 
 
-def clean_log_probs(model: ChatModel, items: Sequence[TokenizedPrompt]) -> dict[str, Float[Tensor, " vocab"]]:
+def clean_log_probs(model: ChatModel, items: Items) -> dict[str, Float[Tensor, " vocab"]]:
     """Prompt id → log-probabilities of the first answer token, on the model's device: the reference of the KL."""
 
     def run(batch: Batch) -> dict[str, Tensor]:
@@ -148,7 +138,7 @@ def clean_log_probs(model: ChatModel, items: Sequence[TokenizedPrompt]) -> dict[
 
 def first_token(
     model: ChatModel,
-    items: Sequence[TokenizedPrompt],
+    items: Items,
     refusal_ids: Sequence[int],
     interventions: Sequence[Intervention] = (),
     reference: Mapping[str, Float[Tensor, " vocab"]] | None = None,
@@ -174,7 +164,7 @@ def first_token(
 
 def post_instruction_positions(items: Iterable[TokenizedPrompt]) -> tuple[int, ...]:
     """Positions, counted from the end, that hold template tokens after the message in every prompt: `(-n, …, -1)`."""
-    return tuple(range(-max(1, min(item.regions.count(Region.POST_INSTRUCTION) for item in items)), 0))
+    return tuple(range(-max(1, min(item.n_post_instruction for item in items)), 0))
 
 
 @dataclass(frozen=True)
@@ -192,8 +182,8 @@ class DirectionSearch:
     """Largest KL (nats) on harmless prompts."""
 
 
-Prompts = tuple[Sequence[TokenizedPrompt], Sequence[TokenizedPrompt]]
-"""Harmful and harmless ones."""
+Prompts = tuple[Items, Items]
+"""Harmful and harmless."""
 
 
 def find_direction(

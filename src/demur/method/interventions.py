@@ -1,14 +1,13 @@
 """Interventions: frozen values that say what to do to a model, and the one place where they become hooks.
 
-On features (`ScaleFeatures`, `SetFeatures`, `HoldFeatures`) and on the residual along a direction (`AblateDirection`,
-`AddDirection`). Decoding is affine and the SAE's error is kept, so changing feature `i` from `f_i(x)` to another value
-moves the residual by the difference times decoder row `d_i`: only the chosen features' rows are needed, and the result
-equals encoding densely, clamping, decoding and adding the error back.
+Decoding is affine and the SAE's error is kept, so changing feature `i` from `f_i(x)` to another value moves the residual
+by the difference times decoder row `d_i`: only the chosen features' rows are needed, and the result equals encoding
+densely, clamping, decoding and adding the error back.
 
 Every change of a layer's features has the form `f ← s·f + t`, so all feature interventions on a layer, shared or
 one set per prompt, fuse into `x ← x + ((s − 1)·f(x) + t) W_dec`, with every feature read from the same incoming `x`.
 
-A new intervention is one class: a frozen dataclass that derives from `Intervention` and gives `edit`, or from
+A new intervention is one class: a frozen dataclass that derives from `Intervention` and gives `change`, or from
 `FeatureIntervention` and gives `affine`. Its id, its use in `Compiled`, padding and `where` come from the base.
 """
 
@@ -54,9 +53,7 @@ def _canonical(value: object) -> object:
 
 
 class Intervention:
-    """Base of interventions, which are frozen dataclasses. One that acts on the residual gives `change`, and `acts_on`
-    unless it means every layer.
-    """
+    """Base of interventions. One that acts on the residual gives `change`, and `acts_on` unless it means every layer."""
 
     where: Where = "all"
     """Tokens that are changed; a subclass may make it a field."""
@@ -146,7 +143,7 @@ class HoldFeatures(FeatureIntervention):
     """`f ← its value in another run`, on prompt tokens only: the answer's tokens have no counterpart there.
 
     `values` is `[k]` (the same at every token) or `[pos, k]` (one row for each token of the prompt, its padding left
-    out), float32, columns in the order of `features`. It belongs to one prompt: give it in a `PerPrompt`.
+    out), columns in the order of `features`. It belongs to one prompt: give it in a `PerPrompt`.
     """
 
     features: tuple[FeatureId, ...]
@@ -275,8 +272,8 @@ def bind(suite: Suite | None, *interventions: Intervention) -> Bound:
 class Compiled:
     """Interventions with their rows in place, ready to be installed for one batch after another.
 
-    Interventions apply in order. Neighbouring feature interventions form one group whose features are all read from the
-    same incoming residual, so their order does not matter and no feature may be named twice in it.
+    They apply in order. Neighbouring feature interventions form one group whose features are all read from the same
+    incoming residual, so their order does not matter and no feature may be named twice in it.
 
     Raises:
         InputError: a feature is named twice in a group, or a layer does not exist.
@@ -299,10 +296,8 @@ class Compiled:
         return self if model is self.model else Compiled(model, self.suite, self.interventions)
 
     def edits(self, batch: Batch | None) -> dict[int, list[Edit]]:
-        """Layer → edits, in order, for the rows of `batch` (None: for passes of any shape).
-
-        Raises:
-            InputError: there is no batch, and an intervention differs by prompt or stops where the prompt ends.
+        """Layer → edits, in order, for the rows of `batch` (None: for passes of any shape, which raises an `InputError`
+        where an intervention differs by prompt or stops where the prompt ends).
         """
         if batch is None:
             self._refuse_unannounced()
@@ -320,10 +315,8 @@ class Compiled:
         """Install for code that calls the model itself, such as evaluation harnesses: any passes, rows of any length.
 
         Every token is changed but padding, where the call's attention mask tells it. A call without a mask has its
-        padding on the right, if any: that is changed too, and nothing attends to it.
-
-        Raises:
-            InputError: an intervention differs by prompt, or stops where the prompt ends.
+        padding on the right, if any: that is changed too, and nothing attends to it. An `InputError` refuses
+        interventions that differ by prompt, or stop where the prompt ends.
         """
         self._refuse_unannounced()
         return self.model.intervene(self)
@@ -386,10 +379,6 @@ class _Plain:
         return edit
 
 
-_Affine = tuple[Float[Tensor, "rows _ k"], Float[Tensor, "rows _ k"]]
-"""`s − 1` and `t` of one layer: one row, or one for each of the batch; one position, or one for each slot."""
-
-
 class _FeatureGroup:
     """Feature interventions read from one incoming residual: rows of the union of their features, layer by layer."""
 
@@ -426,18 +415,14 @@ class _FeatureGroup:
         return [*self._shared, *(each for local in self._local for each in local.by_prompt.get(prompt, ()))]
 
     def edit(self, layer: int, batch: Batch | None) -> Edit:
-        """`x ← x + ((s−1)·f(x) + t) W_dec`, with a pair `(s−1, t)` for the prompt's slots and one for the answer's."""
         rows, width = self._rows[layer], _prompt_width(batch)
-        prompt, answer = (self._affine(layer, batch, part) for part in ("prompt", "all"))
+        scales, shifts, lasting = self._affine(layer, batch)
 
         def edit(residual: Tensor, cursor: Cursor) -> Tensor:
-            scale, shift = answer
-            if cursor.start < width:
-                slots = _slots(cursor, rows.w_dec.device)
-                scale, shift = (
-                    torch.where((slots < width)[:, None], own[:, slots.clamp(max=own.shape[1] - 1)], after)
-                    for own, after in zip(prompt, answer, strict=True)
-                )
+            """`x ← x + ((s − 1)·f(x) + t) W_dec`."""
+            slots = _slots(cursor, scales.device)
+            acts = (slots < width)[:, None] | lasting
+            scale, shift = scales * acts, shifts[:, slots.clamp(max=shifts.shape[1] - 1)] * acts
             if not (scale.any() or shift.any()):
                 return residual
             delta = (rows.encode(residual) * scale + shift) @ rows.w_dec
@@ -445,26 +430,29 @@ class _FeatureGroup:
 
         return edit
 
-    def _affine(self, layer: int, batch: Batch | None, part: Where) -> _Affine:
-        """For the prompt's slots (`part="prompt"`), or for the answer's, where only `where="all"` acts."""
+    def _affine(self, layer: int, batch: Batch | None) -> tuple[Tensor, Tensor, Tensor]:
+        """`s − 1`, `t`, and whether a feature is changed on the answer's slots too, `[rows, slots, k]`: one row, or one for
+        each of the batch; one slot, or one for each of the prompt.
+        """
         places, device = self._columns[layer], self._rows[layer].w_dec.device
         by_row = [self._shared]
         if self._local and batch is not None:
             by_row = [self._changes_of(prompt) for prompt in batch.prompt_ids]
-        scales, shifts = (torch.zeros(len(by_row), 1, len(places)) for _ in range(2))
+        scales, shifts, lasting = (torch.zeros(len(by_row), 1, len(places)) for _ in range(3))
         for row, changes in enumerate(by_row):
             for change in changes:
                 source = [n for n, feature in enumerate(change.features) if feature in places]
-                if not source or (part == "all" and change.where == "prompt"):
+                if not source:
                     continue
                 columns = [places[change.features[n]] for n in source]
                 scale, shift = change.affine()
                 scales[row, :, columns] = scale - 1.0
+                lasting[row, :, columns] = float(change.where == "all")
                 if shift.ndim == 2:
                     shift = _left_padded(shift, row, batch)
                     shifts = shifts if shifts.shape[1] == len(shift) else shifts.repeat(1, len(shift), 1)
                 shifts[row, :, columns] = shift[..., source]
-        return scales.to(device), shifts.to(device)
+        return scales.to(device), shifts.to(device), lasting.bool().to(device)
 
 
 def _left_padded(values: Float[Tensor, "token k"], row: int, batch: Batch | None) -> Float[Tensor, "pos k"]:

@@ -6,7 +6,7 @@ them. Interventions act on every real token of a pass, the answer's included, as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import dropwhile, islice
 from typing import Literal
@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from demur.errors import InputError
 from demur.method.interventions import Compiled
-from demur.model import Batch, ChatModel, Region, TokenizedPrompt
+from demur.model import Batch, ChatModel, Items, Progress, Region, TokenizedPrompt
 from demur.types import Answer, Prompt, Value, as_prompts
 
 
@@ -55,18 +55,9 @@ def texts_to_score(model: ChatModel, texts: Iterable[Prompt | str], *, max_token
 
 
 def token_losses(
-    model: ChatModel,
-    items: Sequence[TokenizedPrompt],
-    change: Compiled | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    model: ChatModel, items: Items, change: Compiled | None = None, progress: Progress = None
 ) -> list[TokenLoss]:
-    """Cross-entropy of each item's `RESPONSE` tokens given all before them; padding is neither counted nor changed.
-
-    Args:
-        items: from `answers_to_score` or `texts_to_score`.
-        change: what is done to the model meanwhile.
-        progress: called with (done, all) items after each batch.
-    """
+    """Cross-entropy of each item's `RESPONSE` tokens given all before them; padding is neither counted nor changed."""
     losses = _over_responses(model, items, "sum", change, progress)
     return [
         TokenLoss(prompt_id=item.prompt_id, nats=float(nats), tokens=item.regions.count(Region.RESPONSE))
@@ -75,21 +66,17 @@ def token_losses(
 
 
 def answer_token_losses(
-    model: ChatModel, answers: Sequence[Answer], progress: Callable[[int, int], None] | None = None
+    model: ChatModel, answers: Sequence[Answer], progress: Progress = None
 ) -> list[tuple[float, ...]]:
     """Cross-entropy (nats) of each token of each answer under the clean model, given the prompt and the tokens before;
-    an empty tuple for an answer without a token. `progress` is called with (done, all) answers.
+    an empty tuple for an answer without a token.
     """
     losses = _over_responses(model, answers_to_score(model, answers), "none", None, progress)
     return [tuple(each.tolist()) for each in losses]
 
 
 def _over_responses(
-    model: ChatModel,
-    items: Sequence[TokenizedPrompt],
-    reduction: Literal["sum", "none"],
-    change: Compiled | None,
-    progress: Callable[[int, int], None] | None,
+    model: ChatModel, items: Items, reduction: Literal["sum", "none"], change: Compiled | None, progress: Progress
 ) -> list[Tensor]:
     """Cross-entropy of each item's `RESPONSE` tokens."""
     keep = 1 + max((item.regions.count(Region.RESPONSE) for item in items), default=0)
@@ -113,7 +100,7 @@ def _under(change: Compiled | None, batch: Batch) -> AbstractContextManager[None
     return nullcontext() if change is None else change.on(batch)
 
 
-def first_token_kl(model: ChatModel, items: Sequence[TokenizedPrompt], change: Compiled) -> list[float]:
+def first_token_kl(model: ChatModel, items: Items, change: Compiled) -> list[float]:
     """KL divergence (nats) of the first answer token from the clean model's to the intervened one's."""
 
     def run(batch: Batch) -> list[float]:
@@ -127,11 +114,7 @@ def first_token_kl(model: ChatModel, items: Sequence[TokenizedPrompt], change: C
 
 
 def preference(
-    model: ChatModel,
-    items: Sequence[TokenizedPrompt],
-    first: Sequence[int],
-    second: Sequence[int],
-    change: Compiled | None = None,
+    model: ChatModel, items: Items, first: Sequence[int], second: Sequence[int], change: Compiled | None = None
 ) -> list[float]:
     """Log-odds (nats) that the first answer token is one of `first` rather than one of `second`."""
 

@@ -5,7 +5,7 @@ All baselines see the same tokens (the scored ones), so no method gains or loses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Literal
 
@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from demur.errors import InputError, ModelError
-from demur.method.attribution import Attribution, Pool, ScoredTokens, by_layer, no_signal
-from demur.model import Batch, ChatModel, TokenizedPrompt
+from demur.method.attribution import SCORED, Attribution, Pool, ScoredTokens, by_layer, no_signal
+from demur.model import Batch, ChatModel, Items
 from demur.saes import DenseSae, FeatureRows, Rows, Sae, Suite
 from demur.types import FeatureId, FeatureSet
 
@@ -32,15 +32,8 @@ Measure = Mapping[int, Float[Tensor, " d_sae"]]
 def cosine_pool(
     suite: Suite, direction: Float[Tensor, " d_model"], k0: int, layers: Sequence[int] | None = None
 ) -> Pool:
-    """The `k0` features of each layer whose decoder rows have the highest signed cosine with `direction`.
-
+    """The `k0` features of each layer whose decoder rows have the highest signed cosine with `direction`, of any norm.
     Decoders are streamed. Rows of zero norm count as cosine 0.
-
-    Args:
-        suite: the SAEs.
-        direction: any norm.
-        k0: features per layer (all, where a layer has fewer).
-        layers: layers to take features from (default: every layer of the suite).
     """
     features: list[FeatureId] = []
     cosines: list[float] = []
@@ -90,9 +83,7 @@ def _scores(attribution: Attribution, score: Score) -> Float[Tensor, "prompt fea
 
 def global_set(attribution: Attribution, k: int, *, score: Score = "mean") -> FeatureSet:
     """F*: the `k` features of highest attribution ("mean" over scored tokens, the paper's, or "total"), averaged over
-    the prompts that carry signal.
-
-    The method "paper" averages over all prompts, as the paper does: those without signal count as 0.
+    the prompts that carry signal; with the method "paper" over all, as the paper does.
 
     Raises:
         ModelError: no prompt carries signal, so there is nothing to rank by; says what to do.
@@ -104,9 +95,7 @@ def global_set(attribution: Attribution, k: int, *, score: Score = "mean") -> Fe
 
 
 def local_sets(attribution: Attribution, k: int, *, score: Score = "mean") -> tuple[FeatureSet, ...]:
-    """For each prompt the `k` features of highest attribution, in the order of the attribution's rows; as `global_set`
-    otherwise.
-    """
+    """For each prompt, in the attribution's order, the `k` features of highest attribution; else as `global_set`."""
     scored = zip(attribution.rows, _scores(attribution, score), strict=True)
     method = f"pool+{attribution.method}"
     return tuple(_best(attribution.features, scores, k, method, row.prompt_id) for row, scores in scored)
@@ -121,54 +110,43 @@ def cossim_set(suite: Suite, direction: Float[Tensor, " d_model"], k: int) -> Fe
 def mean_activations(
     model: ChatModel,
     suite: Suite,
-    items: Sequence[TokenizedPrompt],
+    items: Items,
     *,
     layers: Sequence[int] | None = None,
     reduce: Reduce = "mean",
-    scoring: ScoredTokens | None = None,
+    scoring: ScoredTokens = SCORED,
 ) -> dict[int, Float[Tensor, " d_sae"]]:
-    """Mean over prompts of each feature's mean, maximum or last activation over the scored tokens, by layer.
-
-    Whole dictionaries are encoded, in blocks; nothing dense over positions is kept.
-
-    Args:
-        model: the chat model.
-        suite: the SAEs.
-        items: tokenized prompts.
-        layers: layers to encode (default: every layer of the suite).
-        reduce: what is taken over a prompt's scored tokens.
-        scoring: which tokens these are.
+    """Mean over prompts of each feature's mean, maximum or last activation over the scored tokens, by layer (default:
+    every layer of the suite). Whole dictionaries are encoded, in blocks; nothing dense over positions is kept.
     """
-    chosen = suite.layers if layers is None else layers
-    return _mean_over_prompts(model, items, chosen, lambda layer: dictionary_blocks(suite[layer]), reduce, scoring)
+
+    def read(layer: int, residual: Tensor, batch: Batch) -> Tensor:
+        blocks = dictionary_blocks(suite[layer])
+        return torch.cat([_over_tokens(block, residual, scoring.mask(batch), reduce).cpu() for block in blocks], -1)
+
+    return model.mean_over(items, suite.layers if layers is None else layers, read)
 
 
 def firing_rates(
-    model: ChatModel,
-    suite: Suite,
-    items: Sequence[TokenizedPrompt],
-    *,
-    layers: Sequence[int] | None = None,
-    scoring: ScoredTokens | None = None,
+    model: ChatModel, suite: Suite, items: Items, *, layers: Sequence[int] | None = None, scoring: ScoredTokens = SCORED
 ) -> dict[int, Float[Tensor, " d_sae"]]:
     """Mean over prompts of the share of scored tokens on which each feature is active, by layer."""
     return mean_activations(model, suite, items, layers=layers, reduce="rate", scoring=scoring)
 
 
 def mean_max_activations(
-    model: ChatModel,
-    suite: Suite,
-    items: Sequence[TokenizedPrompt],
-    features: Sequence[FeatureId],
-    *,
-    scoring: ScoredTokens | None = None,
+    model: ChatModel, suite: Suite, items: Items, features: Sequence[FeatureId], *, scoring: ScoredTokens = SCORED
 ) -> Float[Tensor, " feature"]:
     """Mean over prompts of each feature's maximum activation over the scored tokens, in the order of `features`; only
     their rows are read.
     """
     wanted = by_layer(features)
-    rows = {layer: suite[layer].rows(indices).to(model.layer_device(layer)) for layer, indices in wanted.items()}
-    means = _mean_over_prompts(model, items, tuple(rows), lambda layer: [rows[layer]], "max", scoring)
+    rows = {layer: suite[layer].rows(indices) for layer, indices in wanted.items()}
+
+    def read(layer: int, residual: Tensor, batch: Batch) -> Tensor:
+        return _over_tokens(rows[layer], residual, scoring.mask(batch), "max")
+
+    means = model.mean_over(items, wanted, read)
     return torch.stack([means[layer][wanted[layer].index(index)] for layer, index in features])
 
 
@@ -181,67 +159,31 @@ def dictionary_blocks(sae: Sae) -> Iterator[FeatureRows | DenseSae]:
 
 
 def _over_tokens(
-    values: Float[Tensor, "batch pos k"], scored: Bool[Tensor, "batch pos"], reduce: Reduce
+    block: Rows | DenseSae, residual: Float[Tensor, "batch pos _"], scored: Bool[Tensor, "batch pos"], reduce: Reduce
 ) -> Float[Tensor, "batch k"]:
+    values = block.to(residual.device).encode(residual)
     if reduce == "last":
         return values[:, -1]
-    mask = scored[..., None]
+    scored = scored.to(residual.device)
     if reduce == "max":
         # Activations are never negative, so a masked 0 cannot win a maximum that matters.
-        return (values * mask).amax(1)
-    counted = ((values > 0) & mask).float() if reduce == "rate" else values * mask
+        return (values * scored[..., None]).amax(1)
+    counted = ((values > 0) & scored[..., None]).float() if reduce == "rate" else values * scored[..., None]
     return counted.sum(1) / scored.sum(1, keepdim=True).clamp(min=1)
-
-
-def _mean_over_prompts(
-    model: ChatModel,
-    items: Sequence[TokenizedPrompt],
-    layers: Sequence[int],
-    blocks: Callable[[int], Iterable[Rows | DenseSae]],
-    reduce: Reduce,
-    scoring: ScoredTokens | None,
-) -> dict[int, Float[Tensor, " k"]]:
-    """Layer → mean over prompts (summed in float64, on the CPU) of activations over the scored tokens, for the features
-    of the layer's `blocks`.
-    """
-
-    def read(layer: int, residual: Tensor, scored: Tensor) -> Tensor:
-        encoded = (block.to(residual.device).encode(residual) for block in blocks(layer))
-        return torch.cat([_over_tokens(values, scored, reduce).cpu().double().sum(0) for values in encoded])
-
-    def run(batch: Batch) -> dict[int, Tensor]:
-        with torch.inference_mode():
-            with model.capture(layers) as captured:
-                model.last_logits(batch)
-            scored = (scoring or ScoredTokens()).mask(batch)
-            return {layer: read(layer, captured[layer], scored.to(captured[layer].device)) for layer in layers}
-
-    totals: dict[int, Tensor] = {}
-    for _, part in model.over_batches(items, run):
-        for layer, values in part.items():
-            totals[layer] = totals[layer] + values if layer in totals else values
-    return {layer: (total / len(items)).float() for layer, total in totals.items()}
 
 
 def actdiff_set(
     model: ChatModel,
     suite: Suite,
-    harmful: Sequence[TokenizedPrompt],
-    harmless: Sequence[TokenizedPrompt],
+    harmful: Items,
+    harmless: Items,
     k: int,
     *,
     reduce: Reduce = "max",
-    scoring: ScoredTokens | None = None,
+    scoring: ScoredTokens = SCORED,
 ) -> FeatureSet:
-    """ActDiff baseline: the `k` features whose activation differs most between harmful and harmless prompts.
-
-    Args:
-        model: the chat model.
-        suite: the SAEs.
-        harmful, harmless: tokenized prompts.
-        k: how many.
-        reduce: activation of a prompt: its maximum, mean or last over the scored tokens.
-        scoring: which tokens these are.
+    """ActDiff baseline: the `k` features whose activation (the maximum, mean or last over a prompt's scored tokens)
+    differs most between harmful and harmless prompts.
     """
     high, low = (mean_activations(model, suite, items, reduce=reduce, scoring=scoring) for items in (harmful, harmless))
     found: list[tuple[float, FeatureId]] = []
@@ -267,8 +209,7 @@ def random_set(
 
     Args:
         like: the set to be matched.
-        matched: what the features are matched by, each layer → value of every feature: firing rates, for example
-            (`firing_rates`), and the size of what they add to the residual.
+        matched: measures, such as `firing_rates` and the size of what features add to the residual.
         exclude: features that may not be drawn (the pool); those of `like` never are.
         neighbours: each draw is uniform over this many unused features that are nearest.
         seed: of the draw.

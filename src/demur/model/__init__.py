@@ -1,6 +1,6 @@
 """Chat models: tokens and their regions, residuals and logits, answers, hooks. Knows nothing of SAEs or refusal."""
 
-from demur.model._chat_format import PINNED_DATE, SCORED_REGIONS, Batch, ChatFormat, Region, TokenizedPrompt, pad
+from demur.model._chat_format import PINNED_DATE, SCORED_REGIONS, Batch, ChatFormat, Items, Region, TokenizedPrompt, pad
 from demur.model._chat_model import ChatModel, answer_batches, load_model
 from demur.model._hooks import (
     BoundIntervention,
@@ -10,7 +10,6 @@ from demur.model._hooks import (
     Residuals,
     capture,
     count_hooks,
-    edited,
     hooked,
     track,
 )
@@ -18,6 +17,7 @@ from demur.model._loading import find_layers, model_identity
 from demur.model._resources import (
     SMALL_MODEL,
     Budgets,
+    Progress,
     by_length,
     fitting_threads,
     halving,
@@ -38,6 +38,8 @@ __all__ = [
     "CompiledIntervention",
     "Cursor",
     "Edit",
+    "Items",
+    "Progress",
     "Region",
     "Residuals",
     "TokenizedPrompt",
@@ -45,7 +47,6 @@ __all__ = [
     "by_length",
     "capture",
     "count_hooks",
-    "edited",
     "find_layers",
     "fitting_threads",
     "halving",

@@ -62,6 +62,9 @@ class TokenizedPrompt:
         return self.regions.count(Region.POST_INSTRUCTION)
 
 
+Items = Sequence[TokenizedPrompt]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Left-padded conversations. Row `b` belongs to prompt `prompt_ids[b]`."""
@@ -77,7 +80,7 @@ class Batch:
 
     @property
     def real(self) -> Bool[Tensor, "batch pos"]:
-        """True at tokens, False at padding."""
+        """True at tokens."""
         return self.attention_mask.bool()
 
     def within(self, regions: Sequence[Region]) -> Bool[Tensor, "batch pos"]:
@@ -85,7 +88,7 @@ class Batch:
         return torch.isin(self.regions, torch.tensor(regions, device=self.regions.device))
 
     def repeat(self, times: int) -> Batch:
-        """The whole batch `times` times over, copy after copy."""
+        """The whole batch, copy after copy."""
         return self._each(lambda tensor: tensor.repeat(times, 1), self.prompt_ids * times)
 
     def row(self, index: int) -> Batch:
@@ -98,7 +101,7 @@ class Batch:
         return Batch(*map(change, tensors), prompt_ids=prompt_ids)
 
 
-def pad(items: Sequence[TokenizedPrompt], *, pad_id: int, device: torch.device) -> Batch:
+def pad(items: Items, *, pad_id: int, device: torch.device) -> Batch:
     """Stack conversations into one left-padded batch; positions count from each conversation's first token."""
     width = max(map(len, items))
 
@@ -138,12 +141,10 @@ class ChatFormat:
         self.system_prompt = system_prompt
 
     def _template(self, message: str) -> str:
-        messages = [{"role": "user", "content": message}]
-        if self.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
+        system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         try:
             text = self.tokenizer.apply_chat_template(
-                messages,
+                [*system, {"role": "user", "content": message}],
                 chat_template=self._dated_template,
                 tokenize=False,
                 add_generation_prompt=True,
@@ -152,7 +153,7 @@ class ChatFormat:
                 date_string=PINNED_DATE.strftime("%d %b %Y"),
             )
         except Exception as error:  # jinja raises its own kinds, and templates raise what they like
-            hint = " (it may not take a system message)" if self.system_prompt is not None else ""
+            hint = " (it may not take a system message)" if system else ""
             raise ModelError(f"the chat template of {self.name} failed{hint}: {error}") from error
         return str(text)
 
@@ -198,9 +199,7 @@ class ChatFormat:
         return bos if bos in (by_template[:1] + by_tokenizer[:1]) else None
 
     def tokenize(self, prompt: Prompt | str, response: str | None = None) -> TokenizedPrompt:
-        """One conversation as tokens: the user's message (a plain text gets the id "0") in the template, and an answer
-        to append, if any, without an end-of-turn token.
-        """
+        """The user's message (a plain text gets the id "0") in the template, and an answer without its end of turn."""
         (prompt,) = as_prompts([prompt])
         text, start, end = self.text(prompt.text)
 

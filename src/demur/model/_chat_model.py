@@ -14,11 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from demur.errors import InputError
-from demur.model import _hooks
-from demur.model._chat_format import Batch, ChatFormat, TokenizedPrompt, pad
-from demur.model._hooks import BoundIntervention, CompiledIntervention, Cursor, Edit, Residuals
+from demur.model._chat_format import Batch, ChatFormat, Items, TokenizedPrompt, pad
+from demur.model._hooks import BoundIntervention, CompiledIntervention, Cursor, Edit, Residuals, capture, hooked, track
 from demur.model._loading import find_layers, load_checkpoint, refuse_unfit
-from demur.model._resources import Budgets, by_length, halving, next_batch, token_budget
+from demur.model._resources import Budgets, Progress, by_length, halving, next_batch, token_budget
 from demur.types import Answer, Answers, Prompt, as_prompts
 
 if TYPE_CHECKING:
@@ -30,14 +29,9 @@ T = TypeVar("T")
 class ChatModel:
     """A causal LM with its tokenizer and chat format: text in, batches, residuals and logits out.
 
-    The wrapped model is put in evaluation mode and its parameters are frozen, so that gradients are taken of
-    activations only. Nothing else about it changes; all access to residuals is through hooks that are gone when
-    their context ends.
-
-    Attributes:
-        hf: the wrapped model.
-        layers: its decoder layers; the output of `layers[l]` is `x[l]`, shape `batch pos d_model`.
-        chat: the chat format.
+    The wrapped model `hf` is put in evaluation mode and its parameters are frozen, so that gradients are taken of
+    activations only. Nothing else about it changes; residuals are reached through hooks that go when their context
+    ends. The output of `layers[l]` is `x[l]`, shape `batch pos d_model`.
 
     Raises:
         ModelError: no decoder layers are found, the model was compiled, or its dtype cannot hold its activations.
@@ -111,9 +105,8 @@ class ChatModel:
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Compute in float32 while the context is open; the stored values, and afterwards their dtype, stay the same.
-
-        Half precision rounds away effects of single features (8 bits of a logit of 20 are steps of 0.1).
+        """Compute in float32 while the context is open: half precision rounds away effects of single features (8 bits
+        of a logit of 20 are steps of 0.1). The stored values, and afterwards their dtype, stay the same.
         """
         halves = [(p, p.dtype) for p in self.hf.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
         try:
@@ -147,10 +140,8 @@ class ChatModel:
         return tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),)
 
     def tokenize(self, prompts: Iterable[Prompt | str], *, new_tokens: int = 0) -> list[TokenizedPrompt]:
-        """Tokens of each prompt in the chat format; plain texts have their place in the list as id.
-
-        Raises:
-            InputError: a prompt does not fit the context together with `new_tokens`; names it.
+        """Tokens of each prompt in the chat format; plain texts have their place in the list as id. An `InputError`
+        names a prompt that does not fit the context together with `new_tokens`.
         """
         items = [self.chat.tokenize(prompt) for prompt in as_prompts(prompts)]
         for item in items:
@@ -162,15 +153,14 @@ class ChatModel:
                 )
         return items
 
-    def batch(self, items: Sequence[TokenizedPrompt]) -> Batch:
+    def batch(self, items: Items) -> Batch:
         """Stack conversations into one left-padded batch on the model's device."""
         return pad(items, pad_id=self.pad_id, device=self.device)
 
     @cached_property
     def budgets(self) -> Budgets:
-        """Tokens for one pass without and with gradients, from the memory that is free when this is first asked.
-
-        Kept from then on (and may be replaced), so that the same prompts always fall into the same batches.
+        """Tokens for one pass without and with gradients, from the memory that is free when this is first asked. Kept
+        from then on (and may be replaced), so that the same prompts always fall into the same batches.
         """
         if self.max_batch_tokens is not None:
             return Budgets(self.max_batch_tokens, self.max_batch_tokens)
@@ -179,7 +169,7 @@ class ChatModel:
 
     def over_batches(
         self,
-        items: Sequence[TokenizedPrompt],
+        items: Items,
         run: Callable[[Batch], T],
         *,
         extra_tokens: int = 0,
@@ -210,15 +200,8 @@ class ChatModel:
             if not all(items[place].prompt_id in done for place in group):
                 yield from halving(group, one, partial(self._shrink, lengths[group[0]]))
 
-    def each(
-        self,
-        items: Sequence[TokenizedPrompt],
-        run: Callable[[Batch], Iterable[T]],
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[T]:
-        """What `run` gives for each row of a batch, in the order of `items`; batched as `over_batches` does, and
-        `progress` called with (done, all) items after each batch.
-        """
+    def each(self, items: Items, run: Callable[[Batch], Iterable[T]], progress: Progress = None) -> list[T]:
+        """What `run` gives for each row of a batch, in the order of `items`."""
         found: dict[int, T] = {}
         for places, values in self.over_batches(items, run):
             found |= dict(zip(places, values, strict=True))
@@ -231,6 +214,26 @@ class ChatModel:
         before = self.budgets
         self.budgets = Budgets(*(max(longest, tokens // 2) for tokens in before))
         return self.budgets.plain < before.plain or self.budgets.gradients < before.gradients
+
+    def mean_over(
+        self, items: Items, layers: Iterable[int], read: Callable[[int, Tensor, Batch], Float[Tensor, "batch *_"]]
+    ) -> dict[int, Tensor]:
+        """Layer → mean over items of `read(layer, residual, batch)`; sums are float64, on the CPU, means float32."""
+        totals: dict[int, Tensor] = {}
+
+        def run(batch: Batch) -> dict[int, Tensor]:
+            sums: dict[int, Tensor] = {}
+
+            def add(layer: int, residual: Tensor) -> None:
+                sums[layer] = read(layer, residual, batch).cpu().double().sum(0)
+
+            with torch.inference_mode(), hooked(self.layers, {layer: partial(add, layer) for layer in layers}):
+                self.last_logits(batch)
+            return sums
+
+        for _, sums in self.over_batches(items, run):
+            totals = {layer: totals[layer] + part if totals else part for layer, part in sums.items()}
+        return {layer: (total / len(items)).float() for layer, total in totals.items()}
 
     def last_logits(self, batch: Batch) -> Float[Tensor, "batch vocab"]:
         """Logits at the last position of each row (float32). Gradients flow if any activation asks for them."""
@@ -253,11 +256,18 @@ class ChatModel:
         self, which: Sequence[int] | None = None, transform: Callable[[Tensor], Tensor] | None = None
     ) -> AbstractContextManager[Residuals]:
         """Record residuals while the context is open; see `demur.model.capture`."""
-        return _hooks.capture(self.layers, which, transform)
+        return capture(self.layers, which, transform)
 
-    def edited(self, edits: Mapping[int, Sequence[Edit]]) -> AbstractContextManager[None]:
-        """Edit residuals while the context is open; see `demur.model.edited`."""
-        return _hooks.edited(self.hf, self.layers, edits)
+    @contextmanager
+    def edited(self, edits: Mapping[int, Sequence[Edit]]) -> Iterator[None]:
+        """Apply `edits[l]`, in order, to the residual that leaves layer `l`. With no edits, no hook is installed."""
+        chains = {layer: chain for layer, chain in edits.items() if chain}
+        with ExitStack() as stack:
+            if chains:
+                cursor = stack.enter_context(track(self.hf))
+                functions = {layer: partial(_applied, chain, cursor) for layer, chain in chains.items()}
+                stack.enter_context(hooked(self.layers, functions))
+            yield
 
     def intervene(self, interventions: BoundIntervention | Iterable[BoundIntervention]) -> AbstractContextManager[None]:
         """Change what the model computes while the context is open, in everything that it is called for.
@@ -292,14 +302,13 @@ class ChatModel:
         def edit(layer: int, residual: Tensor, cursor: Cursor) -> Tensor:
             if not latest or latest[0][0] is not self._serving:
                 latest[:] = [(self._serving, compiled.edits(self._serving))]
-            return _hooks.apply(latest[0][1].get(layer, ()), cursor, residual)
+            return _applied(latest[0][1].get(layer, ()), cursor, residual)
 
         return {layer: [partial(edit, layer)] for layer in compiled.layers}
 
     @contextmanager
     def serving(self, batch: Batch | None) -> Iterator[None]:
         """Say which batch the passes of this context are for: what differs by prompt, or stops where it ends, needs it.
-
         Passes of this class (`logits`, `generate`) say so themselves.
         """
         before, self._serving = self._serving, batch
@@ -320,11 +329,9 @@ class ChatModel:
         max_new_tokens: int = 64,
         temperature: float | None = None,
         seed: int = 0,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress = None,
     ) -> Answers:
-        """Answer prompts, in their order, under the interventions that are open; see `answer_batches`. `progress` is
-        called with (answered, all) after each batch.
-        """
+        """Answer prompts, in their order, under the interventions that are open; see `answer_batches`."""
         prompts = as_prompts(prompts)
         found: dict[str, Answer] = {}
         for answers in answer_batches(self, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
@@ -336,6 +343,12 @@ class ChatModel:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of answer tokens, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _applied(edits: Iterable[Edit], cursor: Cursor, residual: Tensor) -> Tensor:
+    for edit in edits:
+        residual = edit(residual, cursor)
+    return residual
 
 
 def load_model(source: str | Path, **options: Any) -> ChatModel:
@@ -360,8 +373,8 @@ def answer_batches(
         prompts: what to answer; batched by length.
         intervention: what to do to the model meanwhile, beside the interventions that are open already.
         max_new_tokens: limit on an answer's length.
-        temperature: None for greedy decoding; sampling is from the whole distribution and repeatable by `seed`.
-        seed: of sampling; has no effect on greedy decoding.
+        temperature: None for greedy decoding; sampling is from the whole distribution.
+        seed: of sampling.
         done: ids of prompts already answered: a batch that holds only such prompts is left out, other batches are
             answered whole, so that a resumed job yields what a clean one would.
 

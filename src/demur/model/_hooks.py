@@ -7,7 +7,7 @@ what comes out. Every hook is removed on the way out, also after an exception, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -61,8 +61,8 @@ class CompiledIntervention(Protocol):
         ...
 
     def edits(self, batch: Batch | None) -> Mapping[int, Sequence[Edit]]:
-        """Layer → edits, in order. `batch` is None where the model is called on texts that nobody has announced: an
-        intervention that differs by prompt then raises an `InputError`.
+        """Layer → edits, in order. `batch` is None where the model is called on texts that nobody has announced: what
+        differs by prompt then raises an `InputError`.
         """
         ...
 
@@ -102,16 +102,10 @@ def hooked(layers: Sequence[nn.Module], functions: Mapping[int, Callable[[Tensor
 
 @contextmanager
 def capture(
-    layers: Sequence[nn.Module],
-    which: Sequence[int] | None = None,
-    transform: Callable[[Tensor], Tensor] | None = None,
+    layers: Sequence[nn.Module], which: Sequence[int] | None = None, transform: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[Residuals]:
-    """Record detached residuals `x[l]`, those of the last forward pass, while the context is open.
-
-    Args:
-        layers: the decoder layers, in model order.
-        which: layers to record (default: all).
-        transform: applied before storing, for example to keep the last position only.
+    """Record detached residuals `x[l]` of `layers`, or of those in `which`, while the context is open: the last forward
+    pass's. `transform` is applied before storing, for example to keep the last position only.
     """
     captured: Residuals = {}
 
@@ -124,11 +118,8 @@ def capture(
 
 @contextmanager
 def track(model: nn.Module) -> Iterator[Cursor]:
-    """Keep a `Cursor` up to date while `model` (the whole causal LM) runs, in single passes and in `generate`.
-
-    Raises:
-        ModelError: the model is called with a prepared attention mask (a dictionary or 4-D tensor, as static caches
-            do), from which padding cannot be read.
+    """Keep a `Cursor` up to date while `model` (the whole causal LM) runs, in single passes and in `generate`. A
+    prepared attention mask (a dictionary or 4-D tensor, as static caches make), which hides padding, is a `ModelError`.
     """
     cursor = Cursor()
 
@@ -152,24 +143,6 @@ def track(model: nn.Module) -> Iterator[Cursor]:
 
     with model.register_forward_pre_hook(before, with_kwargs=True):
         yield cursor
-
-
-def apply(edits: Iterable[Edit], cursor: Cursor, residual: Tensor) -> Tensor:
-    """What `edits` make of a residual, one after another."""
-    for edit in edits:
-        residual = edit(residual, cursor)
-    return residual
-
-
-@contextmanager
-def edited(model: nn.Module, layers: Sequence[nn.Module], edits: Mapping[int, Sequence[Edit]]) -> Iterator[None]:
-    """Apply `edits[l]`, in order, to the residual that leaves layer `l`. With no edits, no hook is installed."""
-    chains = {layer: chain for layer, chain in edits.items() if chain}
-    with ExitStack() as stack:
-        if chains:
-            cursor = stack.enter_context(track(model))
-            stack.enter_context(hooked(layers, {l: partial(apply, chain, cursor) for l, chain in chains.items()}))
-        yield
 
 
 def count_hooks(model: nn.Module) -> int:

@@ -16,6 +16,9 @@ from demur.errors import ModelError
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+Progress = Callable[[int, int], None] | None
+"""Called with (done, all) prompts after each batch."""
+
 # On a CPU larger batches stop paying long before memory ends; on a GPU they fill it.
 _CPU_TOKENS = 2048
 _GPU_SHARE = 0.5
@@ -73,10 +76,8 @@ def by_length(lengths: Sequence[int]) -> list[int]:
 
 
 def halving(items: Sequence[int], run: Callable[[Sequence[int]], T], shrink: Callable[[], bool]) -> Iterator[T]:
-    """Run `items` as one batch; when memory runs out, as two halves, and so on.
-
-    `shrink` is called when memory ran out: it lowers what `run` itself packs into a pass (copies for several α's,
-    features patched at a time) and says whether that could still be lowered.
+    """Run `items` as one batch; when memory runs out, as two halves, and so on. `shrink` is then called: it lowers what
+    `run` itself packs into a pass (copies for several α's, features patched at a time) and says whether it could.
 
     Raises:
         ModelError: one single item does not fit, with nothing left to lower.
@@ -108,9 +109,9 @@ def halving(items: Sequence[int], run: Callable[[Sequence[int]], T], shrink: Cal
 def fitting_threads(device: torch.device, parameters: int) -> Iterator[None]:
     """One thread for a small model on a CPU while the context is open; otherwise as many as torch would use.
 
-    A step of a small model is done before its work is handed out, and threads that wait for the next by spinning take
-    the cores from everything else, from each other first: beside one other busy process, two threads were some fifty
-    times slower than one. Sums are then also taken in the same order on every machine.
+    A step of a small model is done before its work is handed out, and threads that spin until the next take the cores
+    from everything else: beside one other busy process, two threads were some fifty times slower than one. Sums are
+    then also taken in the same order on every machine.
     """
     if device.type != "cpu" or parameters > SMALL_MODEL:
         yield
