@@ -19,7 +19,6 @@ MODULES = (
     "demur.saes.layouts",
     "demur.method.direction",
     "demur.method.attribution",
-    "demur.method.dictionary",
     "demur.method.selection",
     "demur.method.interventions",
     "demur.method.likelihood",

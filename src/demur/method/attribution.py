@@ -160,7 +160,7 @@ class Attribution:
         first = parts[0]
         kept = tuple(each for part in parts for each in part.by_position or ())
         rows = tuple(row for part in parts for row in part.rows)
-        return cls(first.features, first.spec, rows, kept if first.by_position is not None else None)
+        return cls(first.features, first.spec, rows, None if first.by_position is None else kept)
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values to write to a run folder."""

@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -221,17 +220,13 @@ def find_direction(
         raise ModelError("the mean residuals of harmful and harmless prompts are equal, so there is no direction")
     # Template tokens before any word of the message are the same in all prompts, and nothing separates there.
     places = [(l, n) for l in layers for n in range(len(positions)) if float(difference[l, n].norm()) > 0.0]
-    score = partial(_score, model, validation, refusal_ids, clean_log_probs(model, validation[1]), search)
     candidates: list[Candidate] = []
-    for layer, place in places:
-        position = positions[place]
-        before = {c.form: c for c in known if (c.layer, c.position) == (layer, position)}
-        forms: list[Form] = [form for form in search.forms if form not in before]
-        new = score(layer, position, difference[layer, place], harmless[:, place], forms)
-        for form in search.forms:
-            candidates.append(before.get(form) or next(new))
-            if scored is not None and form not in before:
-                scored(candidates[-1], len(candidates), len(places) * len(search.forms))
+    for candidate, new in _score(
+        model, difference, harmless, places, positions, validation, refusal_ids, search, known
+    ):
+        candidates.append(candidate)
+        if new and scored is not None:
+            scored(candidate, len(candidates), len(places) * len(search.forms))
     chosen, note = choose(candidates)
     place = positions.index(chosen.position)
     vector = difference[chosen.layer, place]
@@ -263,27 +258,35 @@ def _positions(search: DirectionSearch, train: Prompts) -> tuple[int, ...]:
 
 def _score(
     model: ChatModel,
+    difference: Float[Tensor, "layer position d_model"],
+    harmless_mean: Float[Tensor, "layer position d_model"],
+    places: Sequence[tuple[int, int]],
+    positions: Sequence[int],
     validation: Prompts,
     refusal_ids: Sequence[int],
-    plain: Mapping[str, Float[Tensor, " vocab"]],
     search: DirectionSearch,
-    layer: int,
-    position: int,
-    vector: Float[Tensor, " d_model"],
-    harmless_mean: Float[Tensor, "layer d_model"],
-    forms: Sequence[Form],
-) -> Iterator[Candidate]:
-    """Scores of one direction, in each of the forms."""
+    known: Sequence[Candidate],
+) -> Iterator[tuple[Candidate, bool]]:
+    """Every candidate, and whether it was scored just now."""
     harmful, harmless = validation
-    if not forms:
-        return
-    induce = float(first_token(model, harmless, refusal_ids, [AddDirection(vector, layer)]).log_odds.mean())
-    for form in forms:
-        ablation = [AblateDirection(vector, reference=harmless_mean if form == "affine" else None)]
-        bypass = float(first_token(model, harmful, refusal_ids, ablation).log_odds.mean())
-        kl = float(first_token(model, harmless, refusal_ids, ablation, plain).kl.mean())
-        kept = kl <= search.kl_threshold and induce > 0
-        yield Candidate(layer=layer, position=position, form=form, bypass=bypass, induce=induce, kl=kl, kept=kept)
+    plain = clean_log_probs(model, harmless)
+    before = {(c.layer, c.position, c.form): c for c in known}
+    for layer, place in places:
+        vector, position = difference[layer, place], positions[place]
+        induce: float | None = None
+        for form in search.forms:
+            if (layer, position, form) in before:
+                yield before[layer, position, form], False
+                continue
+            if induce is None:
+                added = first_token(model, harmless, refusal_ids, [AddDirection(vector, layer)])
+                induce = float(added.log_odds.mean())
+            ablation = [AblateDirection(vector, reference=harmless_mean[:, place] if form == "affine" else None)]
+            bypass = float(first_token(model, harmful, refusal_ids, ablation).log_odds.mean())
+            kl = float(first_token(model, harmless, refusal_ids, ablation, plain).kl.mean())
+            kept = kl <= search.kl_threshold and induce > 0
+            found = Candidate(layer=layer, position=position, form=form, bypass=bypass, induce=induce, kl=kl, kept=kept)
+            yield found, True
 
 
 def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:

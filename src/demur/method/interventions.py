@@ -1,8 +1,8 @@
 """Interventions: frozen values that say what to do to a model, and the one place where they become hooks.
 
-Decoding is affine and the SAE's error is kept, so changing feature `i` from `f_i(x)` to another value moves the residual
-by the difference times decoder row `d_i`: only the chosen features' rows are needed, and the result equals encoding
-densely, clamping, decoding and adding the error back.
+Decoding is affine and the SAE's error is kept, so changing feature `i` from `f_i(x)` to another value moves the
+residual by the difference times decoder row `d_i`: only the chosen features' rows are needed, and the result equals
+encoding densely, clamping, decoding and adding the error back.
 
 Every change of a layer's features has the form `f ← s·f + t`, so all feature interventions on a layer, shared or
 one set per prompt, fuse into `x ← x + ((s − 1)·f(x) + t) W_dec`, with every feature read from the same incoming `x`.
@@ -53,7 +53,7 @@ def _canonical(value: object) -> object:
 
 
 class Intervention:
-    """Base of interventions. One that acts on the residual gives `change`, and `acts_on` unless it means every layer."""
+    """Base of interventions. One on the residual gives `change`, and `acts_on` unless it means every layer."""
 
     where: Where = "all"
     """Tokens that are changed; a subclass may make it a field."""
@@ -431,8 +431,8 @@ class _FeatureGroup:
         return edit
 
     def _affine(self, layer: int, batch: Batch | None) -> tuple[Tensor, Tensor, Tensor]:
-        """`s − 1`, `t`, and whether a feature is changed on the answer's slots too, `[rows, slots, k]`: one row, or one for
-        each of the batch; one slot, or one for each of the prompt.
+        """`s − 1`, `t`, and whether a feature is changed on the answer too, `[row, slot, k]`: one row, or one for each
+        of the batch; one slot, or one for each of the prompt.
         """
         places, device = self._columns[layer], self._rows[layer].w_dec.device
         by_row = [self._shared]

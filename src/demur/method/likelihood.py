@@ -7,7 +7,7 @@ them. Interventions act on every real token of a pass, the answer's included, as
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from itertools import dropwhile, islice
 from typing import Literal
 
@@ -82,7 +82,7 @@ def _over_responses(
     keep = 1 + max((item.regions.count(Region.RESPONSE) for item in items), default=0)
 
     def run(batch: Batch) -> list[Tensor]:
-        with torch.inference_mode(), _under(change, batch):
+        with torch.inference_mode(), nullcontext() if change is None else change.on(batch):
             logits = model.logits(batch, keep)
         width = logits.shape[1]
         counted = batch.within([Region.RESPONSE])[:, -width:][:, 1:].to(logits.device)
@@ -94,10 +94,6 @@ def _over_responses(
         ]
 
     return model.each(items, run, progress)
-
-
-def _under(change: Compiled | None, batch: Batch) -> AbstractContextManager[None]:
-    return nullcontext() if change is None else change.on(batch)
 
 
 def first_token_kl(model: ChatModel, items: Items, change: Compiled) -> list[float]:
@@ -119,7 +115,7 @@ def preference(
     """Log-odds (nats) that the first answer token is one of `first` rather than one of `second`."""
 
     def run(batch: Batch) -> list[float]:
-        with torch.inference_mode(), _under(change, batch):
+        with torch.inference_mode(), nullcontext() if change is None else change.on(batch):
             logits = model.last_logits(batch)
             return (logits[:, list(first)].logsumexp(-1) - logits[:, list(second)].logsumexp(-1)).tolist()
 

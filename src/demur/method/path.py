@@ -20,6 +20,9 @@ from demur.errors import InputError
 from demur.method.interventions import Compiled
 from demur.model import Batch, ChatModel, Residuals, hooked
 
+# On a CPU larger passes are no faster, they only hold more activations.
+_CPU_PATH_TOKENS = 256
+
 Method = Literal["gradient", "ig", "paper", "exact"]
 
 
@@ -83,11 +86,10 @@ class Metric:
 
     def targets(self, patched_logits: Float[Tensor, "batch vocab"]) -> tuple[int, ...]:
         """`t_jb` of each row."""
-        logits = patched_logits
+        logits = patched_logits.clone()
         if not self.allow_refusal_target:
-            logits = logits.clone()
             logits[:, list(self.refusal_ids)] = -torch.inf
-        return tuple(int(token) for token in logits.argmax(-1))
+        return tuple(logits.argmax(-1).tolist())
 
     def __call__(self, logits: Float[Tensor, "batch vocab"], targets: Sequence[int]) -> Float[Tensor, " batch"]:
         chosen = logits.gather(1, torch.tensor(targets, device=logits.device)[:, None])[:, 0]
@@ -139,7 +141,10 @@ def run_path(model: ChatModel, batch: Batch, ends: Ends, metric: Metric, how: Es
     so they are never all held at once. The clean end is filled in where the path begins with it.
     """
     run = partial(_run_alphas, model, batch, ends, metric, how, visit)
-    at_once = _alphas_at_once(model, batch, len(how.alphas))
+    tokens = model.budgets.gradients
+    if model.device.type == "cpu":
+        tokens = min(tokens, _CPU_PATH_TOKENS)
+    at_once = max(1, tokens // batch.input_ids.numel())
     alphas = how.alphas
     if how.begins_clean:
         run(alphas[:1])
@@ -149,13 +154,7 @@ def run_path(model: ChatModel, batch: Batch, ends: Ends, metric: Metric, how: Es
 
 
 def _run_alphas(
-    model: ChatModel,
-    batch: Batch,
-    ends: Ends,
-    metric: Metric,
-    how: Estimator,
-    visit: Visit,
-    alphas: Sequence[float],
+    model: ChatModel, batch: Batch, ends: Ends, metric: Metric, how: Estimator, visit: Visit, alphas: Sequence[float]
 ) -> None:
     shape = (len(alphas), len(batch), batch.input_ids.shape[1], model.d_model)
     roots: list[Tensor] = []
@@ -186,15 +185,3 @@ def _run_alphas(
     if alphas[0] == 0.0:
         ends.clean_metric.copy_(values.detach())
     torch.autograd.grad(values.sum(), roots)
-
-
-# On a CPU larger passes are no faster, they only hold more activations.
-_CPU_PATH_TOKENS = 256
-
-
-def _alphas_at_once(model: ChatModel, batch: Batch, steps: int) -> int:
-    """How many α's to batch together with this batch's prompts."""
-    tokens = model.budgets.gradients
-    if model.device.type == "cpu":
-        tokens = min(tokens, _CPU_PATH_TOKENS)
-    return max(1, min(steps, tokens // batch.input_ids.numel()))

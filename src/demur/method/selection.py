@@ -6,16 +6,19 @@ All baselines see the same tokens (the scored ones), so no method gains or loses
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from demur.errors import InputError, ModelError
 from demur.method.attribution import SCORED, Attribution, Pool, ScoredTokens, by_layer, no_signal
-from demur.model import Batch, ChatModel, Items
+from demur.method.interventions import Compiled
+from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
+from demur.model import Batch, ChatModel, Items, Progress
 from demur.saes import DenseSae, FeatureRows, Rows, Sae, Suite
 from demur.types import FeatureId, FeatureSet
 
@@ -192,6 +195,139 @@ def actdiff_set(
         found += [(v, FeatureId(layer, i)) for v, i in zip(values.tolist(), places.tolist(), strict=True)]
     best = sorted(found, key=lambda each: -each[0])[:k]
     return feature_set((feature for _, feature in best), (value for value, _ in best), f"actdiff-{reduce}")
+
+
+Term = tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]]
+"""Origin of the difference, and gradient (already weighted by 1/steps)."""
+Best = tuple[Float[Tensor, "*batch _"], Int[Tensor, "*batch _"]]
+"""Highest scores so far and the codes of their features, best first."""
+
+# A feature as one integer, so that a running top-k can carry it along.
+_LAYER = 1 << 32
+
+
+@dataclass(frozen=True)
+class DictionaryAttribution:
+    """The features of highest mean attribution over the whole dictionary."""
+
+    local: tuple[FeatureSet, ...]
+    """For each prompt, its best features (scores: means over its scored tokens, logits per token)."""
+    overall: FeatureSet
+    """The best by the mean of these scores over prompts."""
+
+
+def attribute_dictionary(
+    model: ChatModel,
+    suite: Suite,
+    items: Items,
+    *,
+    patch: Compiled,
+    metric: Metric,
+    top: int,
+    method: Method = "gradient",
+    steps: int = 10,
+    scoring: ScoredTokens = SCORED,
+    falling: bool = False,
+    progress: Progress = None,
+) -> DictionaryAttribution:
+    """Attribute all features and keep the best `top`, for each prompt and overall.
+
+    A feature may score high because it *rises* in the patched run; scaling it down then does the opposite of patching.
+    With `falling`, only tokens at which the feature is lower in the patched run count. (A cosine pool holds features
+    along the direction, which fall when it is ablated.)
+
+    With `gradient` and `paper` the gradients are averaged first and each layer's dictionary is passed over once a
+    batch: two matrix products, in blocks, with a running top-k. `ig` encodes anew at every step and keeps the residuals
+    and gradients of all steps. A TopK layer is taken whole: `8 · d_model · d_sae` bytes of weights, and about four
+    arrays of `4 · batch · pos · d_sae` bytes. The other arguments are as for `demur.method.attribution.attribute`.
+
+    Raises:
+        InputError: unknown method ("exact" cannot be afforded here).
+        ModelError: every score is 0 on every prompt, so there is nothing to rank by; says what to do.
+    """
+    how = estimator(method, steps)
+    codes = torch.cat([torch.arange(suite[layer].spec.d_sae) + layer * _LAYER for layer in suite.layers])
+
+    def run(batch: Batch) -> tuple[dict[str, Best], Float[Tensor, " feature"]]:
+        ends = run_ends(model, batch, patch, metric, how)
+        terms = _terms(model, suite, batch, ends, metric, how)
+        mask = scoring.mask(batch)
+        weight = mask / mask.sum(-1, keepdim=True).clamp(min=1)
+        found: Best = torch.empty(len(batch), 0), torch.empty(len(batch), 0, dtype=torch.long)
+        sums: list[Tensor] = []
+        start = 0
+        for layer in suite.layers:
+            place = weight.to(model.layer_device(layer))
+            for scores in _block_scores(suite[layer], ends.patched[layer], terms[layer], place, falling):
+                found = _running_best(found, scores, codes[start : start + scores.shape[1]], top)
+                sums.append(scores.double().sum(0))
+                start += scores.shape[1]
+        return dict(zip(batch.prompt_ids, zip(*found, strict=True), strict=True)), torch.cat(sums)
+
+    best: dict[str, Best] = {}
+    overall = torch.zeros(len(codes), dtype=torch.float64)
+    for _, (found, sums) in model.over_batches(items, run, gradients=True):
+        best |= found
+        overall += sums
+        if progress is not None:
+            progress(len(best), len(items))
+    if not bool(overall.any()):
+        raise ModelError(no_signal(patch.id, allow_refusal_target=metric.allow_refusal_target))
+    values, places = (overall / len(items)).topk(min(top, len(overall)))
+    return DictionaryAttribution(
+        local=tuple(_feature_set(best[item.prompt_id], method, item.prompt_id) for item in items),
+        overall=_feature_set((values, codes[places]), method, None),
+    )
+
+
+def _terms(
+    model: ChatModel, suite: Suite, batch: Batch, ends: Ends, metric: Metric, how: Estimator
+) -> dict[int, list[Term]]:
+    terms: dict[int, list[Term]] = {layer: [] for layer in suite.layers}
+    share = 1.0 / len(how.alphas)
+
+    def visit(layer: int, entered: Tensor, gradient: Tensor) -> None:
+        if layer not in terms:
+            return
+        if how.path:
+            terms[layer] += [(x, g * share) for x, g in zip(entered, gradient, strict=True)]
+        elif terms[layer]:
+            terms[layer][0][1].add_(gradient.sum(0), alpha=share)
+        else:
+            terms[layer].append((ends.clean[layer].float(), gradient.sum(0) * share))
+
+    run_path(model, batch, ends, metric, how, visit)
+    return terms
+
+
+def _block_scores(
+    sae: Sae, patched: Tensor, terms: Sequence[Term], weight: Float[Tensor, "batch pos"], falling: bool
+) -> Iterator[Float[Tensor, "batch block"]]:
+    """Each feature's mean attribution over each prompt's tokens, block by block, on the CPU."""
+    for block in dictionary_blocks(sae):
+        block = block.to(weight.device)
+        target = block.encode(patched)
+        means = torch.zeros(len(weight), len(block.w_dec), device=weight.device)
+        for origin, gradient in terms:
+            along = gradient @ block.w_dec.T
+            difference = target - block.encode(origin)
+            if falling:
+                difference = difference.clamp(max=0)
+            means += torch.einsum("bpk,bpk,bp->bk", difference, along, weight)
+        yield means.cpu()
+
+
+def _running_best(found: Best, scores: Float[Tensor, "batch block"], codes: Int[Tensor, " block"], top: int) -> Best:
+    """Running top-k of each row over blocks of features."""
+    everything = torch.cat([found[0], scores], 1)
+    names = torch.cat([found[1], codes.expand(len(scores), -1)], 1)
+    values, places = everything.topk(min(top, everything.shape[1]), dim=1)
+    return values, names.gather(1, places)
+
+
+def _feature_set(best: Best, method: Method, prompt: str | None) -> FeatureSet:
+    features = [FeatureId(*divmod(code, _LAYER)) for code in best[1].tolist()]
+    return feature_set(features, best[0].tolist(), f"dictionary+{method}", prompt)
 
 
 def random_set(

@@ -148,10 +148,8 @@ def find_layers(model: nn.Module, n_layers: int) -> nn.ModuleList:
     found: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == n_layers:
-            outer = any(word in name for word in _OTHER_MODALITIES) or any(
-                name.startswith(f"{each}.") for each in found
-            )
-            if not outer:
+            inside = name.startswith(tuple(f"{outer}." for outer in found))
+            if not inside and not any(word in name for word in _OTHER_MODALITIES):
                 found[name] = module
     if len(found) != 1:
         raise ModelError(
