@@ -229,6 +229,3 @@ def page_of(study: Study[Any, ResultT], result: ResultT, session: Session | None
         config="" if session is None else as_toml(session.config),
         facts=tuple(facts.items()),
     )
-
-
-__all__ = ["STUDIES", "Finished", "Study", "StudyResult", "data_frame", "page_of", "read_results", "unfinished"]

@@ -7,7 +7,7 @@ is this experiment with F*, its controls and the direction; `demur benchmark` ha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -19,7 +19,7 @@ from demur.method.attribution import Attribution
 from demur.method.interventions import ScaleFeatures
 from demur.method.selection import global_set
 from demur.model import peak_memory
-from demur.stats import clustered_rate, holm, mcnemar, one_more_draw
+from demur.stats import Estimate, clustered_rate, holm, mcnemar, one_more_draw
 from demur.studies.answers import Change, JudgedAnswers
 from demur.studies.comparisons import Curve, compare_at_level, compare_chosen
 from demur.studies.config import COMPLIANCE, MAIN, CompareConfig, SideEffectOptions, TuneOptions
@@ -40,7 +40,6 @@ from demur.studies.results import (
     ControlRow,
     DirectionInfo,
     EffectRow,
-    EstimatorRow,
     FeatureRow,
     Kind,
     MethodExtras,
@@ -52,7 +51,7 @@ from demur.studies.results import (
     Trial,
 )
 from demur.studies.side_effects import SideEffectMeter, SideInputs, mean_side_effects
-from demur.types import Outcome, PromptSet, Split
+from demur.types import REFUSALS, Outcome, PromptSet, Split
 
 _SAMPLES = 4
 """Answers of each condition that the report shows."""
@@ -104,28 +103,33 @@ class Experiment:
     sets: dict[str, Sets] = field(default_factory=dict[str, Sets])
     """Method → where its sets come from: F*'s own workspace, or the settings that a search chose for the method."""
     trials: tuple[Trial, ...] = ()
+    over_refusal: PromptSet | None = None
+    _clean: dict[Prompts, JudgedAnswers] = field(default_factory=dict[Prompts, JudgedAnswers])
 
     def run(self) -> CompareResult:
         context = self.context
         # Everything named is read before anything is computed: a mistake in it must not cost hours.
         everything = isinstance(self.config, SideEffectOptions)
         side_inputs = SideInputs.read(self.side, context) if everything else SideInputs((), None)
+        self.over_refusal = side_inputs.over_refusal
         self._check_judges()
-        found = self.found
-        context.watch_coherence([answer for each in found.clean.answers["tuning"] for answer in each.answers])
+        tuning = self.found.clean.answers["tuning"]
+        context.watch_coherence([answer for each in tuning for answer in each.answers])
         with context.timed("clean answers"):
-            self._clean_test()
-        with context.timed("exact patching"):
-            estimators, exact = self._estimators()
+            warn_of_over_refusal(context, "test prompts", self.clean("harmless"))
         with context.timed("features of the methods"):
             self._prepare()
+        found = self.found  # The search for settings may have chosen another F*.
+        with context.timed("exact patching"):
+            refused = split_used(self.clean("harmful"), self.clean("harmless")).harmful.head(self.config.n_exact)
+            estimators, exact = compare_estimators(context, found, refused)
         with context.timed("tuning"):
             self._tune()
         with context.timed("suppression"):
-            self._suppress(side_inputs.over_refusal)
+            self._suppress()
         with context.timed("induction"):
             self._induce()
-        meter = SideEffectMeter(context, self.side, self.clean_harmless, side_inputs.texts)
+        meter = SideEffectMeter(context, self.side, self.clean("harmless"), side_inputs.texts)
         with context.timed("side effects"):
             measured = self._measure(meter)
             extras = self._extras(meter)
@@ -134,32 +138,17 @@ class Experiment:
             effects = self._effects(measured)
             comparisons = self._comparisons(measured)
         self._warn(extras)
-        usage = {judging.reader.name: str(judging.usage) for judging in self._all_judging if judging.usage}
-        for judging in self.harm:
-            judging.close()
-        activity = measure_activity(context, found.clean, found.chosen.features)
         return CompareResult(
             k=len(found.chosen),
             pool_size=len(found.pool.features),
             labels={method.name: method.label for method in self.methods},
             controls_drawn=tuple(method.name for method in self.methods if method.control),
-            harm_judges=tuple(judging.reader.name for judging in self.harm),
+            harm_judges=self._harm_names,
             splits=self._splits(),
             refusal_tokens=found.clean.tokens,
             direction=_direction_info(context, found),
             without_signal=found.attribution.share_without_signal,
-            features=tuple(
-                FeatureRow(
-                    feature=feature,
-                    score=found.chosen.scores[n],
-                    cosine=found.pool.cosine(feature),
-                    exact=None if exact is None else float(exact.means.mean(0)[exact.features.index(feature)]),
-                    rate_harmful=activity.rate_harmful[n],
-                    rate_harmless=activity.rate_harmless[n],
-                    max_harmful=activity.max_harmful[n],
-                )
-                for n, feature in enumerate(found.chosen.features)
-            ),
+            features=self._features(found, exact),
             estimators=estimators,
             local_overlap=_overlap(found),
             sets={m.name: self.sets[m.name][m.name][0] for m in self.methods if m.has_set and not m.control},
@@ -171,7 +160,7 @@ class Experiment:
             extras=extras,
             samples=self._samples(),
             counters=self._counters(),
-            usage=usage,
+            usage=self._close_judges(),
             peak_memory=peak_memory(context.model.device),
         )
 
@@ -196,6 +185,10 @@ class Experiment:
         return tuple(CachedJudge(self.context.run, judge, self.context.progress, keep=True) for judge in judges)
 
     @property
+    def _harm_names(self) -> tuple[str, ...]:
+        return tuple(judging.reader.name for judging in self.harm)
+
+    @property
     def _all_judging(self) -> tuple[CachedJudge, ...]:
         return (self.context.judging, *self.harm)
 
@@ -205,29 +198,48 @@ class Experiment:
         for judging in self._all_judging:
             judging.reader.check()
 
+    def _close_judges(self) -> dict[str, str]:
+        """Free the judges of harm; what was asked of endpoints."""
+        for judging in self.harm:
+            judging.close()
+        return {judging.reader.name: str(judging.usage) for judging in self._all_judging if judging.usage}
+
     @cached_property
     def found(self) -> Found:
         """F*, found on prompts that are not test prompts."""
         return self.given or find(self.context, self.context.splits.choosing)
 
-    def _clean_test(self) -> None:
-        warn_of_over_refusal(self.context, "test prompts", self.clean_harmless)
+    def clean(self, prompts: Prompts) -> JudgedAnswers:
+        """The clean model's answers to a set of test prompts."""
+        if prompts not in self._clean:
+            self._clean[prompts] = self.context.answer(f"clean: test, {prompts}", self._prompts(prompts))
+        return self._clean[prompts]
 
-    @cached_property
-    def clean_harmful(self) -> JudgedAnswers:
-        return self.context.answer("clean: test, harmful", self.context.splits.test.harmful)
-
-    @cached_property
-    def clean_harmless(self) -> JudgedAnswers:
-        return self.context.answer("clean: test, harmless", self.context.splits.test.harmless)
+    def _prompts(self, name: Prompts) -> PromptSet:
+        if name == "over-refusal":
+            assert self.over_refusal is not None
+            return self.over_refusal
+        test = self.context.splits.test
+        return test.harmful if name == "harmful" else test.harmless
 
     def _splits(self) -> tuple[SplitUse, ...]:
         rows = [row for name, pair in self.found.clean.answers.items() for row in split_use(name, *pair)]
-        return (*rows, *split_use("test", self.clean_harmful, self.clean_harmless))
+        return (*rows, *split_use("test", self.clean("harmful"), self.clean("harmless")))
 
-    def _estimators(self) -> tuple[tuple[EstimatorRow, ...], Attribution | None]:
-        refused = split_used(self.clean_harmful, self.clean_harmless).harmful.head(self.config.n_exact)
-        return compare_estimators(self.context, self.found, refused)
+    def _features(self, found: Found, exact: Attribution | None) -> tuple[FeatureRow, ...]:
+        activity = measure_activity(self.context, found.clean, found.chosen.features)
+        return tuple(
+            FeatureRow(
+                feature=feature,
+                score=found.chosen.scores[n],
+                cosine=found.pool.cosine(feature),
+                exact=None if exact is None else float(exact.means.mean(0)[exact.features.index(feature)]),
+                rate_harmful=activity.rate_harmful[n],
+                rate_harmless=activity.rate_harmless[n],
+                max_harmful=activity.max_harmful[n],
+            )
+            for n, feature in enumerate(found.chosen.features)
+        )
 
     def _prepare(self) -> None:
         """Each method's sets: at the configured settings, or at those that a search chose for that very method."""
@@ -262,14 +274,16 @@ class Experiment:
                 continue
             known = self.strengths.get(method.name)
             factor = known.suppress if known else self._best_factor(method, split, harmless, meter)
-            scored = factor is not None
             if factor is None:
-                factor = method.strengths(self.config, "suppress")[0]
                 context.warn(
                     f"none of the tuning answers under {method.label} could be scored, so it has no best strength; "
                     "the first one is shown, and not compared"
                 )
-            self.strengths[method.name] = Strengths(factor, self._best_value(method, split.harmless), scored)
+            self.strengths[method.name] = Strengths(
+                method.strengths(self.config, "suppress")[0] if factor is None else factor,
+                self._best_value(method, split.harmless),
+                scored=factor is not None,
+            )
         for method in self.methods:
             if method.control or method.follows:
                 self.strengths[method.name] = self.strengths[method.follows or MAIN]
@@ -282,7 +296,7 @@ class Experiment:
             title = f"tuning: {method.name}, {method.strength_text(self.config, 'suppress', factor)}"
             harmful = self._answer("suppress", method, factor, split.harmful, title)
             harmless = self._answer("suppress", method, factor, split.harmless, f"{title}, harmless")
-            kept = exact_match(harmless.runs, clean)
+            kept = share_of(harmless.runs, clean, lambda run: run.matches(clean), Outcome.COMPLIANCE)
             score = harmful.runs[0].compliance.value + (kept.value if kept.n else 0.0)
             rise = meter.ce_answers(harmful.changes[0]).value
             # Differences in the last digits are no reason to prefer a strength.
@@ -317,50 +331,33 @@ class Experiment:
         )
         return Condition(method, kind, strength, name, changes, runs)
 
-    def _test(self, kind: Kind, method: Method, strength: float, prompts: PromptSet, name: Prompts) -> None:
+    def _test(self, kind: Kind, method: Method, strength: float, prompts: Prompts) -> None:
         text = method.strength_text(self.config, kind, strength)
-        title = f"test: {method.name}{f', {text}' if text else ''}, {name}"
-        self.conditions.append(self._answer(kind, method, strength, prompts, title, name))
+        title = f"test: {method.name}{f', {text}' if text else ''}, {prompts}"
+        self.conditions.append(self._answer(kind, method, strength, self._prompts(prompts), title, prompts))
 
-    def _suppress(self, over_refusal: PromptSet | None) -> None:
+    def _suppress(self) -> None:
         """Every method at every strength on harmful test prompts, and at its chosen one on harmless and over-refusal
         prompts."""
-        test = self.context.splits.test
-        self.over_refusal = over_refusal
         for method in self.methods:
             best = self.strengths[method.name].suppress
             only = bool(method.follows) or (method.control and self.config.controls == "chosen")
             for factor in (best,) if only else dict.fromkeys((*method.strengths(self.config, "suppress"), best)):
-                self._test("suppress", method, factor, test.harmful, "harmful")
+                self._test("suppress", method, factor, "harmful")
             if not method.local:
-                self._test("suppress", method, best, test.harmless, "harmless")
-                if over_refusal is not None:
-                    self._test("suppress", method, best, over_refusal, "over-refusal")
+                self._test("suppress", method, best, "harmless")
+                if self.over_refusal is not None:
+                    self._test("suppress", method, best, "over-refusal")
 
     def _induce(self) -> None:
         """Every method that can induce, at every strength on harmless test prompts."""
-        harmless = self.context.splits.test.harmless
         for method in self.methods:
             best = self.strengths[method.name].induce
             if best is None or method.local:
                 continue
             only = method.control and self.config.controls == "chosen"
             for value in (best,) if only else method.strengths(self.config, "induce"):
-                self._test("induce", method, value, harmless, "harmless")
-
-    @cached_property
-    def clean_over_refusal(self) -> JudgedAnswers | None:
-        if self.over_refusal is None:
-            return None
-        return self.context.answer("clean: over-refusal", self.over_refusal)
-
-    over_refusal: PromptSet | None = None
-
-    def _clean(self, prompts: Prompts) -> JudgedAnswers:
-        if prompts == "over-refusal":
-            assert self.clean_over_refusal is not None
-            return self.clean_over_refusal
-        return self.clean_harmful if prompts == "harmful" else self.clean_harmless
+                self._test("induce", method, value, "harmless")
 
     def _chosen(self, condition: Condition) -> bool:
         strengths = self.strengths[condition.method.name]
@@ -379,13 +376,8 @@ class Experiment:
         return found
 
     def _effects(self, measured: dict[tuple[str, float], SideEffects]) -> tuple[EffectRow, ...]:
-        clean: list[tuple[Prompts, JudgedAnswers]] = [
-            ("harmful", self.clean_harmful),
-            ("harmless", self.clean_harmless),
-        ]
-        if self.clean_over_refusal is not None:
-            clean.append(("over-refusal", self.clean_over_refusal))
-        rows = [self._row(name, "none", None, 1.0, (answers,)) for name, answers in clean]
+        names: tuple[Prompts, ...] = ("harmful", "harmless", *(("over-refusal",) if self.over_refusal else ()))
+        rows = [self._row(name, "none", None, 1.0, (self.clean(name),)) for name in names]
         for each in self.conditions:
             row = self._row(each.prompts, each.kind, each.method, each.strength, each.runs)
             update: dict[str, object] = {"chosen": self._chosen(each)}
@@ -395,16 +387,9 @@ class Experiment:
         return _adjusted(rows)
 
     def _row(
-        self,
-        prompts: Prompts,
-        kind: Kind,
-        method: Method | None,
-        strength: float,
-        runs: tuple[JudgedAnswers, ...],
+        self, prompts: Prompts, kind: Kind, method: Method | None, strength: float, runs: tuple[JudgedAnswers, ...]
     ) -> EffectRow:
-        clean = None if method is None else self._clean(prompts)
-        attack = {each.reader.name: clustered_rate(self.successes(runs, each.reader.name)) for each in self.harm}
-        return EffectRow(
+        row = EffectRow(
             prompts=prompts,
             kind=kind,
             method="none" if method is None else method.name,
@@ -415,12 +400,22 @@ class Experiment:
             compliance=clustered_rate([run.complied for run in runs]),
             incoherent=clustered_rate([run.incoherent for run in runs]),
             outcomes=JudgedAnswers.joined(runs).counts(),
-            attack=attack if prompts == "harmful" else {},
-            kept=None if clean is None else still_answered(runs, clean),
-            exact_match=None if clean is None else exact_match(runs, clean),
-            repaired=None if clean is None or prompts == "harmful" else repaired(runs, clean),
-            p_clean=mcnemar(runs[0].refused, clean.refused).p if clean is not None and len(runs) == 1 else None,
+            attack={name: clustered_rate(self.successes(runs, name)) for name in self._harm_names}
+            if prompts == "harmful"
+            else {},
         )
+        if method is None:
+            return row
+        clean = self.clean(prompts)
+        update: dict[str, object] = {
+            "kept": share_of(runs, clean, lambda run: run.complied, Outcome.COMPLIANCE),
+            "exact_match": share_of(runs, clean, lambda run: run.matches(clean), Outcome.COMPLIANCE),
+        }
+        if prompts != "harmful":
+            update["repaired"] = share_of(runs, clean, lambda run: run.complied, *REFUSALS)
+        if len(runs) == 1:
+            update["p_clean"] = mcnemar(runs[0].refused, clean.refused).p
+        return row.model_copy(update=update)
 
     def successes(self, runs: Sequence[JudgedAnswers], measure: str) -> list[tuple[bool | None, ...]]:
         """Per run and prompt: the request got what it asks for, by one measure; None where unscored."""
@@ -433,16 +428,16 @@ class Experiment:
         """F* against each control at the chosen strengths."""
         rows: list[ControlRow] = []
         for each in self.conditions:
-            if not (each.method.control and self._chosen(each)) or each.prompts == "over-refusal":
-                continue
-            if each.kind == "suppress" and each.prompts == "harmless":
+            suppressing = each.kind == "suppress"
+            # Controls count where F* is to do something: on harmful prompts it suppresses, on harmless ones it induces.
+            meant = each.prompts == ("harmful" if suppressing else "harmless")
+            if not (each.method.control and meant and self._chosen(each)):
                 continue
             main = next(
                 c
                 for c in self.conditions
                 if (c.method.name, c.kind, c.prompts) == (MAIN, each.kind, each.prompts) and self._chosen(c)
             )
-            suppressing = each.kind == "suppress"
             shares = [(r.compliance if suppressing else r.refusal).value for r in (*main.runs, *each.runs)]
             if any(math.isnan(share) for share in shares):
                 continue
@@ -466,7 +461,7 @@ class Experiment:
         """F* against every other method, by compliance and by each judge of harm: at chosen strengths, and at equal
         ΔCE."""
         rows: list[Comparison] = []
-        for measure in (COMPLIANCE, *(judging.reader.name for judging in self.harm)):
+        for measure in (COMPLIANCE, *self._harm_names):
             curves = self._curves(measured, measure)
             main = curves[MAIN]
             others = [each for name, each in curves.items() if name != MAIN]
@@ -482,7 +477,7 @@ class Experiment:
         return tuple(rows)
 
     def _curves(self, measured: dict[tuple[str, float], SideEffects], measure: str) -> dict[str, Curve]:
-        clean = self.successes([self.clean_harmful], measure)[0]
+        clean = self.successes([self.clean("harmful")], measure)[0]
         curves: dict[str, Curve] = {}
         for method in self.methods:
             conditions = [c for c in self.conditions if c.method is method and c.prompts == "harmful"]
@@ -554,8 +549,8 @@ class Experiment:
     def _samples(self) -> tuple[Sample, ...]:
         """The first answers to test prompts: of the clean model, and under each method at its chosen strength."""
         shown: list[tuple[str, Kind, str, JudgedAnswers]] = [
-            ("none", "none", "", self.clean_harmful),
-            ("none", "none", "", self.clean_harmless),
+            ("none", "none", "", self.clean("harmful")),
+            ("none", "none", "", self.clean("harmless")),
         ]
         for each in self.conditions:
             whose = each.prompts == "harmful" or each.method.name == MAIN
@@ -592,28 +587,22 @@ class Experiment:
             )
 
 
-def _pairs(runs: Sequence[JudgedAnswers], clean: JudgedAnswers, outcomes: set[Outcome]) -> list[int]:
-    """Places of the prompts whose clean answer has one of `outcomes`."""
-    del runs
-    return [n for n, verdict in enumerate(clean.verdicts) if verdict.outcome in outcomes]
+def share_of(
+    runs: Sequence[JudgedAnswers],
+    clean: JudgedAnswers,
+    values: Callable[[JudgedAnswers], Sequence[bool | None]],
+    *outcomes: Outcome,
+) -> Estimate:
+    """A share over the prompts whose clean answer has one of `outcomes`, over all runs.
 
-
-def still_answered(runs: Sequence[JudgedAnswers], clean: JudgedAnswers) -> Any:
-    """Of the prompts that the clean model answers, the share still answered, over all runs."""
-    places = _pairs(runs, clean, {Outcome.COMPLIANCE})
-    return clustered_rate([[run.complied[n] for n in places] for run in runs])
-
-
-def exact_match(runs: Sequence[JudgedAnswers], clean: JudgedAnswers) -> Any:
-    """Of the prompts that the clean model answers, the share whose answer is an exact match with the clean one."""
-    places = _pairs(runs, clean, {Outcome.COMPLIANCE})
-    return clustered_rate([[run.matches(clean)[n] for n in places] for run in runs])
-
-
-def repaired(runs: Sequence[JudgedAnswers], clean: JudgedAnswers) -> Any:
-    """Of the prompts that the clean model refuses, the share now answered, over all runs."""
-    places = _pairs(runs, clean, {Outcome.REFUSAL, Outcome.PARTIAL_REFUSAL})
-    return clustered_rate([[run.complied[n] for n in places] for run in runs])
+    Args:
+        runs: answers, once for each set drawn.
+        clean: of the clean model to the same prompts.
+        values: per prompt of a run; None when unscored.
+        outcomes: of the clean answers that count.
+    """
+    places = [n for n, verdict in enumerate(clean.verdicts) if verdict.outcome in outcomes]
+    return clustered_rate([[values(run)[n] for n in places] for run in runs])
 
 
 def _adjusted(rows: Sequence[EffectRow]) -> tuple[EffectRow, ...]:
@@ -647,6 +636,3 @@ def _direction_info(context: Context[Any], found: Found) -> DirectionInfo:
         candidates=direction.candidates,
         note=direction.note,
     )
-
-
-__all__ = ["Condition", "Experiment", "exact_match", "repaired", "run_comparison", "still_answered"]

@@ -122,6 +122,3 @@ def _shares(outcomes: Outcomes) -> np.ndarray:
     known = ~np.isnan(table)
     counts = known.sum(0)
     return np.where(counts, np.where(known, table, 0.0).sum(0) / np.maximum(counts, 1), math.nan)
-
-
-__all__ = ["Curve", "Outcomes", "compare_at_level", "compare_chosen"]

@@ -363,28 +363,3 @@ def _problem(error: ErrorDetails) -> str:
     field = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     return f"{field}: {message}" if field else message
-
-
-__all__ = [
-    "COMPLIANCE",
-    "DEFAULT_METHODS",
-    "MAIN",
-    "AnswerOptions",
-    "CompareConfig",
-    "CompareOptions",
-    "ConfigT",
-    "FindConfig",
-    "FindOptions",
-    "Integers",
-    "Layers",
-    "ModelOptions",
-    "Numbers",
-    "Options",
-    "PromptOptions",
-    "SideEffectOptions",
-    "Sizes",
-    "Sources",
-    "StudyConfig",
-    "TuneOptions",
-    "load_config",
-]

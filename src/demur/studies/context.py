@@ -14,11 +14,11 @@ from pydantic import BaseModel
 
 from demur.errors import InputError
 from demur.judges import CachedJudge, CoherentJudge
-from demur.method.interventions import intervention_id
-from demur.model import Budgets, ChatModel, TokenizedPrompt, fitting_threads, model_identity
+from demur.method.interventions import Compiled, intervention_id
+from demur.model import Budgets, ChatModel, TokenizedPrompt, answer_batches, fitting_threads, model_identity
 from demur.runs import Codec, Run
 from demur.saes import Suite
-from demur.studies.answers import Answering, Change, JudgedAnswers, Progress
+from demur.studies.answers import Change, JudgedAnswers
 from demur.studies.base import ConfigT, ResultT, Study
 from demur.studies.inputs import Inputs, load_inputs, with_paper_settings
 from demur.types import PURPOSES, Answer, Prompt, PromptSet, Splits, Value
@@ -26,9 +26,21 @@ from demur.types import PURPOSES, Answer, Prompt, PromptSet, Splits, Value
 KindT = TypeVar("KindT", bound="BaseModel | Codec")
 
 
+Progress = Callable[[str, int, int], None]
+"""`(what is done, done, total)`."""
+
+
 class _BudgetsValue(Value):
     plain: int
     gradients: int
+
+
+class _Row(Value):
+    """An answer as it is stored: the stage's key holds the prompts and the intervention."""
+
+    prompt_id: str
+    text: str
+    finished: bool
 
 
 @dataclass
@@ -82,20 +94,8 @@ class Workspace(Generic[ConfigT]):
         self.judging = CachedJudge(self.run, judge, self.progress, keep=True)
 
     @cached_property
-    def answering(self) -> Answering:
-        """What writes answers, with batches of one size for the life of the run folder."""
-        self._keep_batch_sizes()
-        return Answering(
-            self.run,
-            self.model,
-            self.suite,
-            identity=self.identity,
-            max_new_tokens=self.config.max_new_tokens,
-            progress=self.progress,
-        )
-
-    def _keep_batch_sizes(self) -> None:
-        """Keep the batch sizes with which the run folder began, whatever memory is free when it is resumed."""
+    def _fixed_batches(self) -> ChatModel:
+        """The model, with the batch sizes with which the run folder began, whatever memory is free on resuming it."""
 
         def compute() -> _BudgetsValue:
             budgets = self.model.budgets
@@ -104,10 +104,38 @@ class Workspace(Generic[ConfigT]):
         depends = {"model": self.identity, "limit": self.config.max_batch_tokens}
         kept = self.run.cached("budget", depends, _BudgetsValue, compute)
         self.model.budgets = Budgets(kept.plain, kept.gradients)
+        return self.model
 
     def answer(self, label: str, prompts: PromptSet, change: Change = ()) -> JudgedAnswers:
-        """The model's answers to `prompts` under a change, judged; written once per run folder."""
-        answers = self.answering.answer(label, prompts, change)
+        """The model's answers to `prompts` under a change, judged; each written once per run folder.
+
+        Args:
+            label: of the progress bar.
+            prompts: in whose order the answers come.
+            change: what is done to the model meanwhile.
+        """
+        limit, model = self.config.max_new_tokens, self._fixed_batches
+
+        def compute(done: frozenset[str]) -> Iterator[list[_Row]]:
+            # Compiled only now: it reads the features' rows.
+            compiled = Compiled(model, self.suite, change)
+            for batch in answer_batches(model, prompts.prompts, compiled, max_new_tokens=limit, done=done):
+                yield [_Row(prompt_id=each.prompt.id, text=each.text, finished=each.finished) for each in batch]
+
+        rows = self.run.mapped(
+            "answers",
+            self.under(change) | {"prompts": prompts.digest, "max_new_tokens": limit},
+            _Row,
+            prompts.ids,
+            compute,
+            key=lambda row: row.prompt_id,
+            progress=lambda done, total: self.progress(label, done, total),
+        )
+        name = intervention_id(change)
+        answers = tuple(
+            Answer(prompt=prompt, text=row.text, intervention=name, finished=row.finished)
+            for prompt, row in zip(prompts.prompts, rows, strict=True)
+        )
         return JudgedAnswers(answers, self.judging.judge(answers).verdicts)
 
     def tokenize(self, prompts: Iterable[Prompt]) -> list[TokenizedPrompt]:
@@ -279,6 +307,3 @@ def run_study(
             context.judging.close()
         context.run.save_result(study.file, result.model_dump_json(indent=1))
     return result
-
-
-__all__ = ["Context", "Workspace", "open_context", "run_study"]

@@ -158,14 +158,3 @@ def load_inputs(config: StudyConfig) -> Inputs:
     check_fit(config, suite)
     model = _model(config, str(config.model))
     return Inputs(model.name, suite.source, model, suite, splits, judge)
-
-
-__all__ = [
-    "Inputs",
-    "check_fit",
-    "configured_suite",
-    "load_inputs",
-    "outcome_judge",
-    "read_splits",
-    "with_paper_settings",
-]

@@ -383,15 +383,3 @@ class Sets:
             depends = {"prompts": harmful.digest, "features": key}
             self._maxima[key] = work.cached("maxima", depends, _Maxima, compute).values
         return self._maxima[key]
-
-
-__all__ = [
-    "METHODS",
-    "FeatureMethod",
-    "LocalAttributed",
-    "Method",
-    "RandomMatched",
-    "Selection",
-    "Sets",
-    "get_method",
-]

@@ -440,23 +440,3 @@ def _estimator_row(estimate: Attribution, exact: Attribution, *, used: bool) -> 
         gap_relative=gap / change if change else float("nan"),
         used=used,
     )
-
-
-__all__ = [
-    "ESTIMATORS",
-    "Activity",
-    "CleanAnswers",
-    "Finding",
-    "Found",
-    "answer_clean",
-    "attribute_everything",
-    "attribute_pool",
-    "choose_direction",
-    "compare_estimators",
-    "find",
-    "make_pool",
-    "measure_activity",
-    "split_use",
-    "split_used",
-    "warn_of_over_refusal",
-]

@@ -288,23 +288,3 @@ class CompareResult(StudyResult):
             if same and (kind == "none" or (row.chosen if strength is None else row.strength == strength)):
                 return row
         return None
-
-
-__all__ = [
-    "CompareResult",
-    "Comparison",
-    "ControlRow",
-    "DirectionInfo",
-    "EffectRow",
-    "EstimatorRow",
-    "FeatureRow",
-    "Kind",
-    "Knowledge",
-    "MethodExtras",
-    "Prompts",
-    "Sample",
-    "SideEffects",
-    "SizeRow",
-    "SplitUse",
-    "Trial",
-]

@@ -584,6 +584,3 @@ def _answers(result: CompareResult) -> Iterator[Block]:
         if answers:
             transcripts = tuple(Transcript(prompts[key], tuple(each)) for key, each in answers.items())
             yield Transcripts(f"Answers to {label} test prompts", transcripts, harmful=label == "harmful")
-
-
-__all__ = ["compare_sections", "finding", "headline", "name_of"]

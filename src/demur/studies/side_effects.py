@@ -278,11 +278,3 @@ def mean_side_effects(each: Sequence[SideEffects]) -> SideEffects:
         ce_text=over(texts) if texts else None,
         kl=over([effects.kl for effects in each]),
     )
-
-
-__all__ = [
-    "QUESTION",
-    "SideEffectMeter",
-    "SideInputs",
-    "mean_side_effects",
-]

@@ -262,6 +262,3 @@ def _optuna() -> Any:
         raise DemurError("--tune needs optuna; install it with: pip install 'demur[eval]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
-
-
-__all__ = ["Chosen", "Measured", "Setting", "choose", "pareto_front", "search", "stability"]
