@@ -255,18 +255,16 @@ def attribute_batches(
     keep_positions: bool = False,
     done: Collection[str] = (),
 ) -> Iterator[Attribution]:
-    """Attribute batch by batch, and yield each batch's part as soon as it is there.
+    """Attribute `items` batch by batch, and yield each batch's part as soon as it is there.
 
     Args:
-        model: the chat model.
         suite: SAEs of the pool's layers.
-        items: tokenized prompts.
         pool: features to attribute.
         patch: what the patched run does, usually the refusal direction ablated everywhere.
-        metric: the answer's metric.
+        metric: the answer's.
         method: one of the estimates (see `estimator`), or "exact", which patches one feature at a time: the oracle.
         steps: of integrated gradients.
-        scoring: tokens that are summed over; "exact" patches at these tokens.
+        scoring: tokens that are summed over, or at which "exact" patches.
         keep_positions: keep attributions of every token.
         done: ids of prompts already attributed; a batch that holds only such prompts is left out.
 
