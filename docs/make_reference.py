@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from demur.cli.reference import reference
+import click
+
+from demur.cli.app import app
+from demur.cli.options import ConfigCommand, Option
 
 _WIDTH: Final = 110
 MODULES = (
@@ -44,6 +47,16 @@ MODULES = (
 )
 """Public modules besides `demur` itself, in the order of the method."""
 
+CLI_INTRODUCTION = """# Command line
+
+<!-- Made by `python docs/make_reference.py`; a test checks that it is up to date. -->
+
+Results go to standard output; progress, warnings and errors to standard error. Exit status: 0 done; 1 `demur doctor`
+found something broken; 2 an error that the message explains; 130 stopped by Ctrl-C, 143 by SIGTERM. A TOML file for
+`--config` holds the same settings, with underscores for dashes: `max_new_tokens = 16`. Lists of numbers are written as
+`0,-1,-3`, layers as `0-5,8,10`, both also in TOML.
+"""
+
 INTRODUCTION = """# Python
 
 <!-- Made by `python docs/make_reference.py`; a test checks that it is up to date. -->
@@ -51,6 +64,61 @@ INTRODUCTION = """# Python
 `import demur` loads nothing heavy; each name is imported when it is first used. What it offers comes first, in full.
 Below are the public names of every room with the first sentence of their docstrings; `help(name)` has the rest.
 """
+
+
+def cli_reference() -> str:
+    """The page of commands, as Markdown, made from the commands themselves."""
+    context = click.Context(app, info_name="demur")
+    parts = [CLI_INTRODUCTION]
+    shown: dict[tuple[Any, ...], str] = {}
+    for name in app.list_commands(context):
+        command = app.get_command(context, name)
+        if command is not None:
+            parts += _command(command, click.Context(command, context, info_name=name), 2, shown)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _command(
+    command: click.Command, context: click.Context, level: int, shown: dict[tuple[Any, ...], str]
+) -> Iterator[str]:
+    """One command's heading, help, usage and options, then those of its own commands. `shown` remembers which command
+    has shown a group of options, so that none is shown twice."""
+    usage = " ".join((context.command_path, *command.collect_usage_pieces(context)))
+    yield f"{'#' * level} {context.command_path}\n\n{command.help or ''}\n\n```sh\n{usage}\n```\n"
+    if isinstance(command, ConfigCommand):
+        yield f"- **`{command.argument.upper()}`**: {command.argument_help}\n"
+        # The options of a plan are those of the study that it plans.
+        groups = {} if command.name == "plan" else command.groups
+        for group, options in groups.items():
+            rows = tuple(_row(option, context) for option in options)
+            if shown.setdefault(rows, context.command_path) != context.command_path:
+                yield f"**{group}**: as in `{shown[rows]}`.\n"
+            else:
+                yield _table(group, rows)
+        yield _table("Other options", [_row(option, context) for option in command.own])
+        return
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    if options:
+        yield _table("Options", [_row(option, context) for option in options])
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            if inner is not None:
+                yield from _command(inner, click.Context(inner, context, info_name=name), level + 1, shown)
+
+
+def _row(option: click.Option, context: click.Context) -> tuple[str, str, str]:
+    """How an option is given, what it means, and its default."""
+    given, meaning = option.get_help_record(context) or ("", "")
+    return (given, option.meaning, option.written) if isinstance(option, Option) else (given, meaning, "")
+
+
+def _table(title: str, rows: Iterable[tuple[str, str, str]]) -> str:
+    lines = [f"**{title}**\n", "| option | meaning | default |", "|---|---|---|"]
+    for given, meaning, default in rows:
+        shown = f"`{default}`" if default else ""
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{given}`", meaning, shown)) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def python_reference() -> str:
@@ -149,7 +217,7 @@ def _markdown(docstring: str) -> str:
 
 def main(folder: Path) -> None:
     """Write the pages into a folder."""
-    (folder / "cli.md").write_text(reference(), encoding="utf-8")
+    (folder / "cli.md").write_text(cli_reference(), encoding="utf-8")
     (folder / "python.md").write_text(python_reference(), encoding="utf-8")
 
 

@@ -20,8 +20,7 @@ import pytest
 
 from demur.bundled import bundled_prompts
 from demur.cli.app import app
-from demur.cli.command import ConfigCommand
-from demur.cli.options import read_config
+from demur.cli.options import ConfigCommand, read_config
 from demur.data import prompt_sets
 from demur.judges import JUDGES
 from demur.studies.methods import METHODS

@@ -12,8 +12,9 @@ import torch
 from transformers import Gemma2Config
 
 from command_line import run
-from demur.plan.costs import EFFICIENCY, Machine, ModelSizes, model_sizes
-from demur.plan.counting import PromptLengths, Work, count_work
+from demur.plan.costs import EFFICIENCY, Machine, ModelSizes, Work, model_sizes
+from demur.plan.counting import PromptLengths, count_work
+from demur.saes import Sae, SaeSpec, Suite
 from demur.studies import STUDIES
 from demur.studies.base import Study, StudyResult
 from demur.studies.config import Sources, StudyConfig
@@ -22,6 +23,20 @@ from demur.types import SplitSizes
 
 LENGTHS = PromptLengths(before=3, message=7, after=2)
 SIZES = SplitSizes(direction=8, selection=4, tuning=4, test=6)
+MODEL = ModelSizes(
+    parameters=1000, n_layers=4, d_model=10, value_bytes=2, token_flops=100.0, logit_flops=50.0, saved_bytes=80.0
+)
+COUNTED_MODEL = replace(MODEL, n_layers=3, d_model=100)
+
+
+def unread_suite(*layers: int) -> Suite:
+    """SAEs of which only the sizes are known."""
+
+    def unread() -> Any:
+        raise AssertionError("weights were asked for")
+
+    sizes: dict[str, Any] = {"d_model": 100, "d_sae": 4000, "activation": "relu", "source": "none", "identity": "none"}
+    return Suite([Sae(SaeSpec(layer=layer, **sizes), unread) for layer in layers], "none")
 
 
 class Config(StudyConfig):
@@ -45,9 +60,7 @@ def study(work: Any) -> Study[Config, StudyResult]:
 
 def counted(work: Any, **options: Any) -> dict[str, Work]:
     config = Config(n=SIZES, max_new_tokens=5, max_batch_tokens=30, **options)
-    return count_work(
-        study(work), config, n_layers=3, d_model=100, sae_layers=(0, 2), d_sae=4000, top_k=None, lengths=LENGTHS
-    )
+    return count_work(study(work), config, COUNTED_MODEL, unread_suite(0, 2), LENGTHS)
 
 
 def test_answers_are_counted_in_batches_by_stage() -> None:
@@ -129,9 +142,7 @@ def test_demurs_own_studies_run_on_the_stand_ins(name: str) -> None:
         {"n": "8,4,4,4", "max_new_tokens": 4, "n_exact": 2, "k": 3, "k0": 2, "random_sets": 2}
         | ({"resamples": 100, "sizes": "1,2"} if name == "benchmark" else {})
     )
-    found = count_work(
-        entry, config, n_layers=3, d_model=100, sae_layers=(0, 1, 2), d_sae=4000, top_k=None, lengths=LENGTHS
-    )
+    found = count_work(entry, config, COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS)
     assert list(found)[:4] == ["clean answers", "direction", "pool", "attribution"]
     # Direction, selection and tuning prompts of both classes are answered, then the harmless test prompts.
     assert found["clean answers"].written == (2 * (8 + 4 + 4) + 4) * 3
@@ -172,9 +183,6 @@ def test_known_models_cost_what_they_are_known_to() -> None:
     assert sizes.logit_flops == 2 * 2304 * 256_000
 
 
-MODEL = ModelSizes(
-    parameters=1000, n_layers=4, d_model=10, value_bytes=2, token_flops=100.0, logit_flops=50.0, saved_bytes=80.0
-)
 MACHINE = Machine(flops=1000.0, bandwidth=1e9)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from glob import glob, has_magic
 from importlib import metadata
 from pathlib import Path
@@ -13,11 +13,13 @@ import yaml
 
 from demur.errors import InputError
 
-_HASHED = 200 * 1024**2  # bytes; larger files are known by size and time of change
+_HASHED = 200 * 1024**2
+"""Bytes; larger files are known by size and time of change."""
 _YAML = (".yaml", ".yml")
-_NOT_CONTENT = {"__pycache__", ".ipynb_checkpoints", ".git"}  # written by running a task or by looking at it
-# Readers of `datasets` for local files; a `dataset_path` of any other name is a folder or a repository.
+_NOT_CONTENT = {"__pycache__", ".ipynb_checkpoints", ".git"}
+"""Written by running a task or by looking at it."""
 _READERS = {"json", "csv", "parquet", "text", "arrow", "pandas"}
+"""Readers of `datasets` for local files; a `dataset_path` of any other name is a folder or a repository."""
 
 Config = dict[str, Any]
 """A YAML file of the harness, as it is written."""
@@ -63,13 +65,12 @@ def task_identity(task: str | Path) -> dict[str, object]:
     # A group names tasks in all the folders below it.
     deep = path.is_dir() or is_group(path)
     folder = path if path.is_dir() else path.parent
-    below = sorted(folder.rglob("*") if deep else folder.iterdir())
-    yamls = [each for each in below if each.suffix in _YAML and each.is_file()] if deep else [path]
+    below = dict(_contents(folder, deep=deep))
+    yamls = [each for each in below.values() if each.suffix in _YAML] if deep else [path]
     configs = dict(each for file in yamls for each in _readable(file))
     # A cache in the folder itself cannot be told from the task.
-    named_caches = (name for config in configs.values() for name in _texts(_option(config, "cache_dir")))
-    caches = {Path(name).expanduser().resolve() for name in named_caches} - {folder}
-    files = {name: each for name, each in _contents(folder, below) if not caches & {*each.parents}}
+    caches = {Path(name).expanduser().resolve() for each in configs.values() for name in _option(each, "cache_dir")}
+    files = {name: each for name, each in below.items() if not (caches - {folder}) & {*each.parents}}
     inside = {each.resolve() for each in files.values()}
     named = {place: name for file, config in configs.items() for name, place in _named(config, file.parent)}
     return {
@@ -90,16 +91,17 @@ def check_data(path: Path) -> None:
     config: Config = {}
     for _, each in _with_included(path):
         config |= each
-    if config.get("dataset_path") in _READERS and not _option(config, "data_dir"):
-        for text in _texts(_option(config, "data_files")):
-            remote = "://" in text or "::" in text
-            if not remote and not has_magic(text) and not Path(text).expanduser().exists():
-                raise FileNotFoundError(f"there is no data file {text} (paths are relative to the working directory)")
+    if config.get("dataset_path") not in _READERS or _option(config, "data_dir"):
+        return
+    for text in _option(config, "data_files"):
+        remote = "://" in text or "::" in text
+        if not remote and not has_magic(text) and not Path(text).expanduser().exists():
+            raise FileNotFoundError(f"there is no data file {text} (paths are relative to the working directory)")
 
 
-def _contents(folder: Path, files: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+def _contents(folder: Path, *, deep: bool = True) -> Iterator[tuple[str, Path]]:
     """(name in the folder, file) of the files that were not written by running a task or by looking at it."""
-    for file in files:
+    for file in sorted(folder.rglob("*") if deep else folder.iterdir()):
         name = file.relative_to(folder)
         if file.is_file() and file.suffix != ".lock" and not _NOT_CONTENT & {*name.parts}:
             yield name.as_posix(), file
@@ -121,16 +123,15 @@ def _named(config: Config, base: Path) -> Iterator[tuple[str, Path]]:
 
     Included files and modules are found from `base`, the YAML file's folder; data from the working directory.
     """
-    folders = {*_texts([config.get("dataset_path"), _option(config, "data_dir")])} - _READERS
-    patterns = {*filter(has_magic, _texts(_option(config, "data_files")))}
+    folders = {*_texts(config.get("dataset_path")), *_option(config, "data_dir")} - _READERS
+    patterns = {*filter(has_magic, _option(config, "data_files"))}
     for text in _texts(config):
-        matches = glob(str(Path(text).expanduser()), recursive=True) if text in patterns else [text]
-        for match in sorted(matches):
+        for match in sorted(glob(str(Path(text).expanduser()), recursive=True)) if text in patterns else [text]:
             for place in _places(match, base):
                 if place.is_file():
                     yield match, place
                 elif text in folders:
-                    yield from ((f"{text}/{name}", file) for name, file in _contents(place, sorted(place.rglob("*"))))
+                    yield from ((f"{text}/{name}", file) for name, file in _contents(place))
 
 
 def _places(text: str, base: Path) -> list[Path]:
@@ -168,9 +169,8 @@ class _Loader(yaml.SafeLoader):
     """Reads `!function utils.process`, which names a function in a module beside the file, as `utils.py`."""
 
 
-def _module(loader: yaml.SafeLoader, node: yaml.Node) -> str:
-    name = str(loader.construct_scalar(cast("yaml.ScalarNode", node)))
-    return f"{name.rpartition('.')[0].replace('.', '/')}.py"
+def _module(loader: yaml.SafeLoader, node: Any) -> str:
+    return f"{str(loader.construct_scalar(node)).rpartition('.')[0].replace('.', '/')}.py"
 
 
 _Loader.add_constructor("!function", _module)
@@ -186,10 +186,10 @@ def _read(path: Path) -> Config:
     return cast("Config", found)
 
 
-def _option(config: Config, key: str) -> object:
-    """An argument of the data's loader."""
+def _option(config: Config, key: str) -> list[str]:
+    """The texts of an argument of the data's loader."""
     options = config.get("dataset_kwargs")
-    return cast("Config", options).get(key) if isinstance(options, dict) else None
+    return list(_texts(cast("Config", options).get(key))) if isinstance(options, dict) else []
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -200,6 +200,3 @@ def _texts(value: object) -> Iterator[str]:
         held = cast("Any", value)
         for each in held.values() if isinstance(value, dict) else held:
             yield from _texts(each)
-
-
-__all__ = ["check_data", "is_group", "local_path", "task_identity"]

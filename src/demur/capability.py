@@ -18,7 +18,7 @@ import statistics
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -37,15 +37,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Resamples for standard errors of metrics without a formula (F1, perplexity). The harness's 100,000 take minutes.
 _BOOTSTRAP = 1000
-# Environment variable of the harness: no bootstrap in forks of a process that holds a model and its threads.
+"""Resamples for standard errors of metrics without a formula (F1, perplexity). The harness's 100,000 take minutes."""
 _ONE_PROCESS = "DISABLE_MULTIPROC"
-# Harness warnings that this call always triggers.
+"""Environment variable of the harness: no bootstrap in forks of a process that holds a model and its threads."""
 _EXPECTED = ("`pretrained` model kwarg is not of type", "Passed an already-initialized model")
-
-
-# Values
+"""Warnings of the harness that the calls here always trigger."""
 
 
 class CapabilityRow(Value):
@@ -104,9 +101,6 @@ def capability_change(before: CapabilityRow, after: CapabilityRow) -> Estimate:
     return Estimate(value=mean, low=mean - half, high=mean + half, n=n)
 
 
-# Measuring
-
-
 def measure_capability(
     model: ChatModel,
     tasks: Sequence[str | Path],
@@ -152,14 +146,21 @@ def measure_capability(
         loaded = [one for task in tasks for one in _load(task, model.name)]
         lm = _wrapped(model, batch_size)
     _check_loaded(loaded, shots)
-    system_prompt = model.chat.system_prompt if chat_template else None
+    asked = {
+        "limit": limit,
+        "system_instruction": model.chat.system_prompt if chat_template else None,
+        "apply_chat_template": chat_template,
+        "fewshot_as_multiturn": True,
+        "bootstrap_iters": _BOOTSTRAP,
+        "log_samples": True,
+    }
     name = "none" if intervention is None else intervention.id
     rows: list[CapabilityRow] = []
     for done, one in enumerate(loaded, 1):
         edited = nullcontext() if intervention is None else intervention.everywhere()
         with _contained(model) as harness_warnings, edited:
             _configure(one, shots, seed)
-            rows += _rows(one, _evaluate(lm, one, limit, system_prompt, chat_template), name)
+            rows += _rows(one, _evaluate(lm, one, asked), name)
         harness_warnings.pass_on(one.name)
         if progress is not None:
             progress(done, len(loaded))
@@ -178,12 +179,9 @@ def check_tasks(tasks: Sequence[str | Path]) -> None:
     if tasks:
         _harness()
     for task in tasks:
-        path = local_path(task)
-        if path is None:
-            _refuse_unknown(str(task))
-            continue
-        manager, names = _find(path)
-        for file in [manager.task_index[name].yaml_path for name in names] if path.is_dir() else [path]:
+        manager, names, path = _find(task)
+        files = [manager.task_index[name].yaml_path for name in names] if path and path.is_dir() else [path]
+        for file in filter(None, files):
             try:
                 check_data(file)
             except (OSError, ValueError) as error:
@@ -191,11 +189,7 @@ def check_tasks(tasks: Sequence[str | Path]) -> None:
 
 
 def _harness(part: str = "") -> Any:
-    """A module of the harness.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """A module of the harness, or an error that says how to install it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what it imports
@@ -210,27 +204,28 @@ def _wrapped(model: ChatModel, batch_size: int) -> Any:
     """The harness's own wrapper around the loaded model, with a copy of the tokenizer, whose padding it changes."""
     from demur.model import PINNED_DATE
 
+    # As demur fills the template: no thinking, and a date that does not change by the day.
+    template = {"thinking": False, "date_string": PINNED_DATE.strftime("%d %b %Y")}
     return _harness(".models.huggingface").HFLM(
         pretrained=model.hf,
         tokenizer=copy.deepcopy(model.tokenizer),
         backend="causal",
         max_length=model.max_context,
         batch_size=batch_size,
-        # As demur fills the template: no thinking, and a date that does not change by the day.
         enable_thinking=False,
-        chat_template_args={"thinking": False, "date_string": PINNED_DATE.strftime("%d %b %Y")},
+        chat_template_args=template,
     )
 
 
 class _Loaded(NamedTuple):
-    """One task or group, with its data at hand."""
+    """One task or group with its data, as the harness's TaskDict."""
 
     name: str
-    tasks: Any  # the harness's TaskDict
+    tasks: Any
 
 
 def _check_loaded(loaded: Sequence[_Loaded], shots: int | None) -> None:
-    found = [task for one in loaded for task in one.tasks["tasks"].items()]
+    found = [named for one in loaded for named in one.tasks["tasks"].items()]
     for name, count in Counter(name for name, _ in found).items():
         if count > 1:
             raise InputError(f"task {name} is asked for twice, by itself or as part of a group; name it once")
@@ -241,32 +236,21 @@ def _check_loaded(loaded: Sequence[_Loaded], shots: int | None) -> None:
 
 def _configure(one: _Loaded, shots: int | None, seed: int) -> None:
     """Set number and choice of examples, and the random state, as `simple_evaluate` of the harness does."""
-    import torch
+    from transformers import set_seed
 
     for task in one.tasks["tasks"].values():
         own = task.get_config("num_fewshot")
         if own != 0:
             task.set_config(key="num_fewshot", value=(own or 0) if shots is None else shots)
         task.set_fewshot_seed(seed=seed)
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  # tasks draw from the global state
-    torch.manual_seed(seed)
+    set_seed(seed)  # Of Python, numpy and torch: tasks draw from the global states.
 
 
-def _evaluate(lm: Any, one: _Loaded, limit: int | None, system_prompt: str | None, chat_template: bool) -> Any:
+def _evaluate(lm: Any, one: _Loaded, asked: Mapping[str, Any]) -> Any:
     from demur.model import is_out_of_memory
 
     try:
-        return _harness(".evaluator").evaluate(
-            lm=lm,
-            task_dict=one.tasks,
-            limit=limit,
-            bootstrap_iters=_BOOTSTRAP,
-            log_samples=True,
-            system_instruction=system_prompt,
-            apply_chat_template=chat_template,
-            fewshot_as_multiturn=True,
-        )
+        return _harness(".evaluator").evaluate(lm=lm, task_dict=one.tasks, **asked)
     except Exception as error:
         if is_out_of_memory(error):
             raise ModelError(
@@ -316,10 +300,9 @@ def _is_number(value: object) -> bool:
 def _scores(task: Any, metric: str, values: Sequence[Any]) -> tuple[float, ...]:
     """Each document's score, where the row's value is their mean."""
     mean = _harness(".api.metrics").mean
-    if task is None or task.aggregation().get(metric, mean) is not mean:
-        return ()
+    averaged = task is not None and task.aggregation().get(metric, mean) is mean
     numeric = all(isinstance(value, int | float | np.number) for value in values)
-    return tuple(float(value) for value in values) if numeric else ()
+    return tuple(map(float, values)) if averaged and numeric else ()
 
 
 def _digest(results: Mapping[str, Any], name: str) -> str:
@@ -328,62 +311,52 @@ def _digest(results: Mapping[str, Any], name: str) -> str:
     scoring = [config.get(key) for key in ("output_type", "repeats", "filter_list", "metric_list", "process_results")]
     asked = [[s["doc_hash"], s["target_hash"], s["arguments"]] for s in samples if s["filter"] == samples[0]["filter"]]
 
-    def by_name(value: object) -> str:
-        # Functions and classes print an address.
-        return str(getattr(value, "__qualname__", None) or value)
-
-    text = json.dumps([scoring, asked], default=by_name, sort_keys=True, ensure_ascii=False)
+    # Functions and classes print an address.
+    text = json.dumps(
+        [scoring, asked], default=lambda it: getattr(it, "__qualname__", str(it)), sort_keys=True, ensure_ascii=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-# Finding tasks
-
-
-def _manager(**options: Any) -> Any:
-    return _harness(".tasks").TaskManager(**options)
 
 
 @cache
 def _built_in() -> Mapping[str, Any]:
     """Name → entry of the harness's own tasks. Reading its 14,000 files takes seconds."""
-    return _manager().task_index
+    return _harness(".tasks").TaskManager().task_index
 
 
-def _refuse_unknown(task: str) -> None:
-    if task not in _built_in():
-        raise InputError(
-            f"lm-evaluation-harness knows no task {task!r}{nearest(task, _built_in())}; `lm-eval ls tasks` lists them, "
-            "and a local task is given as the path of its YAML file"
-        )
+def _find(task: str | Path, model: str | None = None) -> tuple[Any, list[str], Path | None]:
+    """A manager that knows a task, or the tasks of a file or folder; their names; and the path of local ones.
 
-
-def _find(path: Path) -> tuple[Any, list[str]]:
-    """A manager that knows the tasks of a file or folder, and their names."""
+    A few tasks ask for the name of the model.
+    """
+    path = local_path(task)
     # The harness finds a task by its file alone, but a group by its name among the files beside it.
-    folder = path if path.is_dir() else path.parent if is_group(path) else None
-    manager = _manager(include_path=folder, include_defaults=False)
+    folder = path if path is None or path.is_dir() else path.parent if is_group(path) else None
+    manager = _harness(".tasks").TaskManager(
+        include_path=folder, include_defaults=False, metadata=model and {"pretrained": model}
+    )
     places = {name: entry.yaml_path for name, entry in manager.task_index.items() if entry.yaml_path}
-    names = sorted(name for name, place in places.items() if path == place or path in place.parents)
-    if not names and path.is_dir():
-        raise InputError(f"{path} holds no task: expected YAML files that name a `task` or a `group`")
-    if manager.all_groups:  # which may name tasks of the harness
-        for name, entry in _built_in().items():
-            manager.task_index.setdefault(name, entry)
-    return manager, names or [str(path)]
+    if path is None:
+        if task not in _built_in():
+            raise InputError(
+                f"lm-evaluation-harness knows no task {task!r}{nearest(str(task), _built_in())}; `lm-eval ls tasks` "
+                "lists them, and a local task is given as the path of its YAML file"
+            )
+        names = [str(task)]
+    else:
+        names = sorted(name for name, place in places.items() if path == place or path in place.parents)
+        if not names and path.is_dir():
+            raise InputError(f"{path} holds no task: expected YAML files that name a `task` or a `group`")
+    if path is None or manager.all_groups:  # which may name tasks of the harness
+        manager.task_index.update({**_built_in(), **manager.task_index})
+    return manager, names or [str(path)], path
 
 
 def _load(task: str | Path, model: str) -> list[_Loaded]:
     """A task, or the groups of a folder and those of its tasks that are in none of them."""
-    path = local_path(task)
-    if path is None:
-        _refuse_unknown(str(task))
-        # A few tasks ask for the model's name.
-        manager = _manager(metadata={"pretrained": model}, include_defaults=False)
-        manager.task_index.update(_built_in())
-        return [_loaded(manager, str(task))]
-    manager, names = _find(path)
-    if path.is_file():
-        return [_loaded(manager, names[0], path.name)]
+    manager, names, path = _find(task, model)
+    if path is None or path.is_file():
+        return [_loaded(manager, names[0], path.name if path else "")]
     groups = [_loaded(manager, name) for name in names if name in manager.all_groups]
     inside = {name for one in groups for name in (*one.tasks["tasks"], *one.tasks["groups"]) if name != one.name}
     alone = [name for name in names if name not in manager.all_groups and name not in inside]
@@ -415,9 +388,6 @@ def _unloadable(name: str, error: Exception) -> InputError:
     )
 
 
-# Keeping the harness to itself
-
-
 class _Warnings(logging.Handler):
     """Collects the harness's warnings, which it gives once a document."""
 
@@ -445,29 +415,27 @@ def _contained(model: ChatModel) -> Iterator[_Warnings]:
     """
     import torch
 
-    found, log = _Warnings(), logging.getLogger("lm_eval")
-    level, propagate, one_process = log.level, log.propagate, os.environ.get(_ONE_PROCESS)
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    settings = cast("Any", model.hf.generation_config)
-    cache, settings.cache_implementation = settings.cache_implementation, None  # a static one hides the padding
-    log.addHandler(found)
-    log.setLevel(logging.WARNING)
-    log.propagate = False
-    os.environ[_ONE_PROCESS] = "1"
-    devices = [model.device] if model.device.type == "cuda" else []
-    try:
+    found, log, settings = _Warnings(), logging.getLogger("lm_eval"), cast("Any", model.hf.generation_config)
+    with ExitStack() as after:
+        after.callback(random.setstate, random.getstate())
+        after.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
+        after.enter_context(torch.random.fork_rng([model.device] if model.device.type == "cuda" else []))
+        before = os.environ.get(_ONE_PROCESS)
+        after.callback(os.environ.update, {} if before is None else {_ONE_PROCESS: before})
+        after.callback(os.environ.pop, _ONE_PROCESS)
+        os.environ[_ONE_PROCESS] = "1"
+        after.callback(setattr, settings, "cache_implementation", settings.cache_implementation)
+        settings.cache_implementation = None  # A static one hides the padding.
+        after.callback(setattr, log, "propagate", log.propagate)
+        log.propagate = False
+        after.callback(log.setLevel, log.level)
+        log.setLevel(logging.WARNING)
+        after.callback(log.removeHandler, found)
+        log.addHandler(found)
         # Its progress bars are given `disable=False`, so no setting reaches them.
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), torch.random.fork_rng(devices):
-            yield found
-    finally:
-        log.removeHandler(found)
-        log.setLevel(level)
-        log.propagate = propagate
-        os.environ.pop(_ONE_PROCESS)
-        os.environ |= {} if one_process is None else {_ONE_PROCESS: one_process}
-        settings.cache_implementation = cache
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+        after.enter_context(redirect_stdout(io.StringIO()))
+        after.enter_context(redirect_stderr(io.StringIO()))
+        yield found
 
 
 __all__ = ["CapabilityRow", "capability_change", "check_tasks", "measure_capability", "task_identity"]

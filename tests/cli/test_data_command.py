@@ -109,16 +109,24 @@ def cached(name: str) -> Path | None:
     return None if path is None else Path(path)
 
 
-def test_list_prints_each_set_and_whether_it_is_here() -> None:
+def test_list_prints_each_set_and_whether_it_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     run("fetch", "small-questions")
     code, out, _ = run("list")
     assert code == 0
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
-    assert rows["name"] == ["name", "kind", "label", "rows", "gated", "cached", "licence"]
-    assert rows["small-harmful"] == ["small-harmful", "prompts", "harmful", "3", "-", "-", "MIT"]
-    assert rows["small-questions"] == ["small-questions", "questions", "harmless", "2", "-", "yes", "MIT"]
-    assert rows["closed"][:6] == ["closed", "prompts", "harmless", "210", "gated", "-"]
-    assert rows["advbench"][:4] == ["advbench", "prompts", "harmful", "520"]
+    assert rows["name"] == ["name", "prompts", "rows", "file"]
+    assert rows["small-harmful"] == ["small-harmful", "harmful", "prompts", "3", "-"]
+    assert rows["small-questions"] == ["small-questions", "harmless", "questions", "2", "cached"]
+    assert rows["closed"] == ["closed", "harmless", "prompts", "210", "gated"]
+    assert rows["advbench"] == ["advbench", "harmful", "prompts", "520", "-"]
+
+
+def test_a_wide_terminal_lists_licences_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    rows = {line.split()[0]: line.split() for line in run("list").out.splitlines() if line.strip()}
+    assert rows["name"][-1] == "licence"
+    assert rows["small-harmful"][-1] == "MIT"
 
 
 def test_list_as_json_holds_all_that_is_known() -> None:

@@ -45,16 +45,23 @@ def test_the_choice_pays_for_side_effects_by_their_unit() -> None:
     # At .2 nats for all compliance: 0, .8 - .1, .9 - .75, 1 - 1.
     front = [trial(0.0, 0.0), trial(0.8, 0.02), trial(0.9, 0.15), trial(1.0, 0.2)]
     assert choose(front, 0.2) == 1
-    # Where ΔCE costs less, more of it is bought: .8 - .002, .9 - .015, 1 - .02 (standard error 0).
+    # Where ΔCE costs less, more of it is bought: .8 - .002, .9 - .015, 1 - .02 (its standard error is .08).
     assert choose(front, 2.0) == 3
     assert choose([trial(math.nan, 0.0)], 0.2) is None
 
 
 def test_of_trials_within_one_standard_error_the_smaller_and_milder_is_taken() -> None:
-    # The best has .8 with a standard error of .126; .7 is within it, .6 is not.
+    # The best has .8, and 9 of 12 with one success and one failure more: a standard error of .125. So .7 is within, .6
+    # is not.
     trials = [trial(0.8, 0.0, k=50), trial(0.7, 0.0, k=5), trial(0.6, 0.0, k=1)]
     assert choose(trials, 0.2) == 1
     assert choose([trial(0.7, 0.0, strength=-3.0), trial(0.7, 0.0, strength=0.5)], 0.2) == 1
+
+
+def test_all_of_a_few_prompts_is_no_certainty() -> None:
+    # All of 10 prompts: 11 of 12, a standard error of .08. At .2 nats for all compliance the second has 1 - .05.
+    assert choose([trial(1.0, 0.0, k=40), trial(1.0, 0.01, k=5)], 0.2) == 1
+    assert choose([trial(1.0, 0.0, k=40), trial(0.9, 0.0, k=5)], 0.2) == 0
 
 
 def test_stability_is_a_share_of_resamples() -> None:
@@ -89,6 +96,11 @@ def test_every_method_has_as_many_trials_and_its_own_settings(files: Any, tmp_pa
         assert effect(result, "harmful", "suppress", name).strength == best.strength
         if name in result.sets:
             assert len(result.sets[name]) == best.k
+    # What is shown of F* is what the search chose.
+    (best,) = [t for t in result.trials if t.chosen and t.method == "cossim+ap"]
+    assert (result.k, len(result.features)) == (best.k, best.k)
+    assert (result.direction.chosen.layer, result.direction.chosen.position) == (best.layer, best.position)
+    assert result.sets["cossim+ap"].features == tuple(row.feature for row in result.features)
 
 
 @pytest.mark.eval

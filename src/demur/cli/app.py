@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import signal
 import sys
 import threading
@@ -9,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
+from inspect import cleandoc
+from pathlib import Path
 from typing import Any, Final, cast
 
 import click
@@ -45,16 +49,16 @@ class Commands(click.Group):
             return None
         from demur.cli.studies import study_command
 
-        return study_command(cmd_name)
+        return study_command(cmd_name, told(cmd_name))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if not name.startswith("-") and name not in self.list_commands(ctx):
-            near = get_close_matches(name, self.list_commands(ctx), n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(self.list_commands(ctx))}"
-            raise click.UsageError(f"there is no command {name!r}{hint}", ctx)
+        name, known = args[0], self.list_commands(ctx)
+        if not name.startswith("-") and name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise click.UsageError(f"there is no command {name!r}; {hint}", ctx)
         if name == "plan" and args[1:] and args[1] in STUDIES:
             from demur.cli.plan import plan_command
 
@@ -62,14 +66,9 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        from demur.cli.summaries import docstring, of_study
-
-        for title, rows in (
-            ("Studies", [(name, of_study(name)) for name in STUDIES]),
-            ("Commands", [(name, docstring(f"demur.cli.{name}")) for name in _COMMANDS]),
-        ):
+        for title, names in (("Studies", list(STUDIES)), ("Commands", _COMMANDS)):
             with formatter.section(title):
-                formatter.write_dl([(name, text.partition("\n")[0]) for name, text in rows])
+                formatter.write_dl([(name, told(name).partition("\n")[0]) for name in names])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -82,6 +81,20 @@ class Commands(click.Group):
             ctx.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
 
 
+def told(name: str) -> str:
+    """What a command does: the docstring of its module, read without importing it; empty where it cannot be found."""
+    place = f"demur.cli.{name}" if name in _COMMANDS else STUDIES.where(name)
+    if place is None:
+        # Registered in this process: its module is loaded.
+        return cleandoc(sys.modules[STUDIES[name].run.__module__].__doc__ or "")
+    try:
+        spec = find_spec(place.partition(":")[0])
+        source = "" if spec is None or spec.origin is None else Path(spec.origin).read_text(encoding="utf-8")
+        return cleandoc(ast.get_docstring(ast.parse(source), clean=False) or "")
+    except (ImportError, OSError, SyntaxError, ValueError):
+        return ""
+
+
 @click.group("demur", cls=Commands, invoke_without_command=True, context_settings=CONTEXT)
 @click.version_option(__version__, message="demur %(version)s", help="Print the version and stop.")
 @click.pass_context
@@ -92,11 +105,7 @@ def app(ctx: click.Context) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status.
-
-    Args:
-        arguments: what follows `demur` (default: the process's own arguments).
-    """
+    """Run the command line on what follows `demur` (default: the process's own arguments); returns its exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with _terminable():
@@ -107,9 +116,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         path = "demur" if error.ctx is None else error.ctx.command_path
         complain(f"{error.format_message()}\nSee `{path} --help`")
-        return FAILED
-    except click.ClickException as error:
-        complain(error.format_message())
         return FAILED
     return status if isinstance(status, int) else 0
 
@@ -129,6 +135,3 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-__all__ = ["CONTEXT", "Terminated", "app", "main"]

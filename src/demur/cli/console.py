@@ -1,4 +1,7 @@
-"""Where the command line writes. Nothing is read as markup: prompts and messages hold square brackets."""
+"""Where the command line writes. Nothing is read as markup: prompts and messages hold square brackets.
+
+`PATH` is what an option whose value is a path takes.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,15 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+PATH: Final[dict[str, Any]] = {"type": click.Path(path_type=Path), "metavar": "PATH"}
 PLAIN_WIDTH: Final = 120
 """Columns of tables where the output is not a terminal, unless COLUMNS says otherwise."""
 
@@ -64,6 +71,3 @@ def logging_to(handler: logging.Handler) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-
-
-__all__ = ["Warnings", "complain", "console", "logging_to", "note", "say"]

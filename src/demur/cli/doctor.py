@@ -6,9 +6,8 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 from typing import NamedTuple
 
 import click
@@ -53,11 +52,11 @@ def _software() -> Iterator[Finding]:
         else:
             text = _version(package)
             yield Finding(package, text or "not installed; reinstall demur", good=text is not None)
+    extras.pop("dev", None)
     for extra, packages in extras.items():
-        if extra != "dev":
-            here = all(_version(package) for package in packages)
-            text = "installed" if here else f"not installed (optional: pip install 'demur[{extra}]')"
-            yield Finding(f"extra {extra}", text)
+        here = all(map(_version, packages))
+        missing = f"not installed (optional: pip install 'demur[{extra}]')"
+        yield Finding(f"extra {extra}", "installed" if here else missing)
 
 
 def _version(package: str) -> str | None:
@@ -70,19 +69,18 @@ def _version(package: str) -> str | None:
 def _machine() -> Iterator[Finding]:
     import torch
 
-    memory = memory_bytes()
-    yield Finding(
-        "cpu",
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} used"
-        + ("" if memory is None else f", {memory / 1e9:.1f} GB of memory"),
-    )
+    memory = _memory_bytes()
+    known = "" if memory is None else f", {memory / 1e9:.1f} GB of memory"
+    yield Finding("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} used{known}")
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
         yield Finding(f"cuda:{index}", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
     if torch.backends.mps.is_available():
         yield Finding("mps", "available")
-    yield Finding("number format", dtype_advice(torch.cuda.is_available(), _has_bfloat16()))
+    cuda = torch.cuda.is_available()
+    bfloat16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    yield Finding("number format", _dtype_advice(cuda, bfloat16))
 
 
 def _bundled() -> Finding:
@@ -92,7 +90,12 @@ def _bundled() -> Finding:
     paths = bundled_path()
     if not paths.card.is_file():
         return Finding("bundled model", f"not installed: no {paths.card}; reinstall demur", good=False)
-    altered, missing = check_hashes(paths.card, (paths.model, paths.helpful_model, paths.saes, paths.base_saes))
+    wanted = set(re.findall(r"\b[0-9a-f]{64}\b", paths.card.read_text(encoding="utf-8")))
+    folders = (paths.model, paths.helpful_model, paths.saes, paths.base_saes)
+    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    found = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    altered = [path for path, digest in found.items() if digest not in wanted]
+    missing = len(wanted - set(found.values()))
     if altered or missing:
         names = ", ".join(path.relative_to(paths.root).as_posix() for path in altered)
         text = f"{len(altered)} files are not those of its card ({names}), {missing} of the card's are missing"
@@ -100,22 +103,7 @@ def _bundled() -> Finding:
     return Finding("bundled model", f"intact, {paths.root}")
 
 
-def check_hashes(card: Path, folders: Iterable[Path]) -> tuple[list[Path], int]:
-    """Files below `folders` whose SHA-256 the card has not, and how many of its hashes no file has."""
-    wanted = set(re.findall(r"\b[0-9a-f]{64}\b", card.read_text(encoding="utf-8")))
-    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
-    found = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    altered = [path for path, digest in found.items() if digest not in wanted]
-    return altered, len(wanted - set(found.values()))
-
-
-def _has_bfloat16() -> bool:
-    import torch
-
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def dtype_advice(cuda: bool, bfloat16: bool) -> str:
+def _dtype_advice(cuda: bool, bfloat16: bool) -> str:
     """Which --dtype suits the machine."""
     if not cuda:
         return "float32: exact, and as fast as any on most CPUs; bfloat16 halves the memory of a large model"
@@ -124,7 +112,7 @@ def dtype_advice(cuda: bool, bfloat16: bool) -> str:
     return "float32, or float16 where memory is short (this GPU has no bfloat16; Gemma 3 cannot run in float16)"
 
 
-def memory_bytes() -> int | None:
+def _memory_bytes() -> int | None:
     """Physical memory, where the system says."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

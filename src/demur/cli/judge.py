@@ -5,26 +5,23 @@ Judges that cost time or money keep their verdicts in OUT.cache: the same comman
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import click
+from pydantic import Field, model_validator
 
-from demur.cli.command import ConfigCommand, path_option
-from demur.cli.console import complain, console, note, say
-from demur.cli.options import read_config
+from demur.cli.console import PATH, complain, console, note, say
+from demur.cli.options import ConfigCommand, read_config
+from demur.studies.config import Options
 
 if TYPE_CHECKING:
     from demur.judges import JudgeCounts
 
-T = TypeVar("T")
 
-
-class JudgedOptions(BaseModel):
+class JudgedOptions(Options):
     """What is judged, and by whom."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
     group: ClassVar[str] = "Judging"
 
     file: str
@@ -39,10 +36,9 @@ class JudgedOptions(BaseModel):
     """The model that wrote the answers, folder or hub id: what it would not write by itself is incoherent."""
 
 
-class LocalOptions(BaseModel):
+class LocalOptions(Options):
     """Where a judge that is a model runs."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
     group: ClassVar[str] = "Judges that run here (harmbench, wildguard, llama-guard-…, each also =FOLDER or =HUB-ID)"
 
     device: str | None = None
@@ -53,10 +49,9 @@ class LocalOptions(BaseModel):
     """Revision of the judge's model on the hub."""
 
 
-class EndpointOptions(BaseModel):
+class EndpointOptions(Options):
     """How a judge behind an endpoint is asked."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
     group: ClassVar[str] = "Judges behind an endpoint (strongreject=MODEL, refusal=MODEL)"
 
     judge_url: str | None = None
@@ -77,11 +72,11 @@ class EndpointOptions(BaseModel):
 
     def price_of_tokens(self) -> dict[str, float]:
         """The two prices by name; empty where none are given."""
+        if self.prices is None:
+            return {}
         try:
-            read, written = (float(part) for part in (self.prices or "").split(","))
+            read, written = map(float, self.prices.split(","))
         except ValueError as error:
-            if self.prices is None:
-                return {}
             raise ValueError(f"--prices {self.prices!r}: expected two numbers, for example 0.15,0.6") from error
         return {"price_in": read, "price_out": written}
 
@@ -101,22 +96,13 @@ def _judge(out: Path, **given: Any) -> None:
     if "judge_url" in endpoint:
         endpoint["url"] = endpoint.pop("judge_url")
     endpoint |= options.price_of_tokens()
-    reader = get_judge(options.judge, placement=_given(Placement, placement), endpoint=_given(Endpoint, endpoint))
+    where, asked = Placement(**placement) if placement else None, Endpoint(**endpoint) if endpoint else None
+    reader = get_judge(options.judge, placement=where, endpoint=asked)
+    columns: dict[str, Any] = {"prompt_column": options.prompt_column, "answer_column": options.answer_column}
     with StageProgress(console(stderr=True)) as progress:
-        counts = judge_file(
-            options.file,
-            judge=reader,
-            prompt_column=options.prompt_column,
-            answer_column=options.answer_column,
-            out=out,
-            model=None if options.model is None else load_model(options.model),
-            progress=progress,
-        )
+        model = None if options.model is None else load_model(options.model)
+        counts = judge_file(options.file, judge=reader, out=out, model=model, progress=progress, **columns)
     _say_counts(counts, out)
-
-
-def _given(kind: Callable[..., T], options: dict[str, Any]) -> T | None:
-    return kind(**options) if options else None
 
 
 def _say_counts(counts: JudgeCounts, out: Path) -> None:
@@ -146,14 +132,7 @@ def _say_counts(counts: JudgeCounts, out: Path) -> None:
     say(f"verdicts: {out}")
 
 
+_OUT = click.Option(["--out"], **PATH, required=True, help="JSON Lines to write: one verdict a row, in order.")
 command = ConfigCommand(
-    "judge",
-    JudgeOptions,
-    help=__doc__ or "",
-    run=_judge,
-    argument="file",
-    required=True,
-    own=[path_option("--out", "JSON Lines to write: one verdict a row, in order.", required=True)],
+    "judge", JudgeOptions, help=__doc__ or "", run=_judge, argument="file", required=True, own=[_OUT]
 )
-
-__all__ = ["JudgeOptions", "command"]

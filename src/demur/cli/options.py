@@ -1,76 +1,59 @@
-"""Options of a study, read off its configuration class: names, groups, types, defaults and help."""
+"""Commands whose options are the fields of a configuration class: names, groups, types, defaults and help."""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
 from inspect import get_annotations
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, cast, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+import click
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
-from demur.errors import InputError
-
-ConfigT = TypeVar("ConfigT", bound=BaseModel)
+from demur.studies.config import KindT, load_config
+from demur.types import SplitSizes
 
 Form = Literal["flag", "value", "values", "numbers"]
 """How an option is given: `--x/--no-x`; once; any number of times; as numbers with commas, any number of times."""
 
+_WORDS: Final[dict[Any, str]] = {int: "INTEGER", float: "NUMBER", str: "TEXT", SplitSizes: "SIZES"}
 
-@dataclass(frozen=True)
-class Option:
-    """One field of a configuration as an option.
 
-    Attributes:
-        field: the field's name, also in a TOML file.
-        group: heading in help pages: `group` of the class that declares the field.
-        help: the docstring under the field.
-        form: how it is given.
-        metavar: what stands for the value in help pages; empty for a flag.
-        default: as one would write it; empty where there is none.
+class Option(click.Option):
+    """One field of a configuration. What is given goes to the configuration as text.
+
+    `meaning` is the docstring under the field, `written` its default as one would write it, empty where there is none.
     """
 
-    field: str
-    group: str
-    help: str
-    form: Form
-    metavar: str
-    default: str
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """How it is spelled, the usual way first."""
-        name = self.field.replace("_", "-")
-        if self.form == "flag":
-            return (f"--{name}/--no-{name}",)
-        return (f"-{name}", f"--{name}") if len(name) == 1 else (f"--{name}",)
-
-    @property
-    def text(self) -> str:
-        """Help with the default."""
-        return f"{self.help} [default: {self.default}]" if self.default else self.help
+    def __init__(self, field: str, info: FieldInfo) -> None:
+        self.field = field
+        self.form, metavar = _form(_without_none(info.annotation))
+        self.meaning = " ".join((info.description or "").split())
+        self.written = "" if "(default" in self.meaning else _written(info, self.form)
+        name = field.replace("_", "-")
+        spelled = [f"--{name}/--no-{name}"] if self.form == "flag" else [f"--{name}"]
+        short = [f"-{name}"] if len(name) == 1 else []
+        text = f"{self.meaning} [default: {self.written}]" if self.written else self.meaning
+        # A flag takes no metavar.
+        more: dict[str, Any] = {"metavar": metavar} if metavar else {"default": None}
+        many = self.form in ("values", "numbers")
+        super().__init__([*short, *spelled, field], multiple=many, help=text, **more)
 
 
 def options_of(config: type[BaseModel], argument: str = "model") -> dict[str, tuple[Option, ...]]:
-    """The options of a configuration class, by group, groups and fields in the order of their declaration.
-
-    `argument` is the field that is given without a name, and so is no option.
-    """
+    """The options of a configuration class by group (`group` of the class that declares the field), groups and fields
+    in the order of their declaration. `argument` is the field that is given without a name, and so is no option."""
     groups: dict[str, dict[str, Option]] = {}
     placed: set[str] = {argument}
     for cls in _bases_first(config):
-        group = str(getattr(cls, "group", "Options"))
         # A class that only gives a field another default leaves it where it is.
         for name in get_annotations(cls):
             if name in config.model_fields and name not in placed:
                 placed.add(name)
-                groups.setdefault(group, {})[name] = _option(name, config.model_fields[name], group)
+                group = groups.setdefault(str(getattr(cls, "group", "Options")), {})
+                group[name] = Option(name, config.model_fields[name])
     return {group: tuple(members.values()) for group, members in groups.items()}
 
 
@@ -79,26 +62,18 @@ def _bases_first(cls: type) -> tuple[type, ...]:
     return tuple(dict.fromkeys((*(each for base in cls.__bases__ for each in _bases_first(base)), cls)))
 
 
-def _option(name: str, field: FieldInfo, group: str) -> Option:
-    form, metavar = _form(field)
-    help_text = " ".join((field.description or "").split())
-    return Option(name, group, help_text, form, metavar, "" if "(default" in help_text else _default(field, form))
-
-
-def _form(field: FieldInfo) -> tuple[Form, str]:
+def _form(kind: Any) -> tuple[Form, str]:
     """How a field of this type is given, and the word for its value."""
-    kind = _without_none(field.annotation)
     if kind is bool:
         return "flag", ""
-    if get_origin(kind) is Literal:
-        return "value", "|".join(map(str, get_args(kind)))
-    if get_origin(kind) is tuple:
-        item = _without_none(get_args(kind)[0])
-        if item in (int, float):
-            return "numbers", "NUMBERS"
-        return "values", "|".join(map(str, get_args(item))) if get_origin(item) is Literal else "TEXT"
-    words: dict[Any, str] = {int: "INTEGER", float: "NUMBER"}
-    return "value", words.get(kind, "TEXT" if kind is str else "SIZES" if _is_model(kind) else "VALUE")
+    if get_origin(kind) is not tuple:
+        return "value", _word(kind)
+    item = _without_none(get_args(kind)[0])
+    return ("numbers", "NUMBERS") if item in (int, float) else ("values", _word(item))
+
+
+def _word(kind: Any) -> str:
+    return "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else _WORDS.get(kind, "VALUE")
 
 
 def _without_none(annotation: Any) -> Any:
@@ -109,45 +84,70 @@ def _without_none(annotation: Any) -> Any:
     return _without_none(kinds[0]) if NoneType in get_args(annotation) and len(kinds) == 1 else annotation
 
 
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _default(field: FieldInfo, form: Form) -> str:
+def _written(field: FieldInfo, form: Form) -> str:
     """The default as one would write it."""
-    value: Any = field.get_default(call_default_factory=True) if not field.is_required() else None
-    if value is None or value == ():
-        return ""
-    if form == "flag":
-        return "yes" if value else "no"
+    value: Any = None if field.is_required() else field.get_default(call_default_factory=True)
+    if value is None or form == "flag":
+        return "" if value is None else "yes" if value else "no"
     if isinstance(value, BaseModel):
         value = tuple(value.model_dump().values())
-    return ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in _parts(value))
+    parts = cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
+    return ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)
 
 
-def _parts(value: Any) -> tuple[Any, ...]:
-    return cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
+class ConfigCommand(click.Command):
+    """A command made from a configuration class; its help shows the options under the groups of that class.
+
+    Args:
+        name: of the command.
+        config: the configuration class.
+        help: what the command does; the first line stands in the list of commands.
+        run: called with argument, options and the command's own parameters by name, None or () where nothing was given.
+        argument: the field that is given without a name.
+        required: the argument must be given.
+        own: parameters that are not part of the configuration, shown last.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: type[BaseModel],
+        *,
+        help: str,
+        run: Callable[..., None],
+        argument: str = "model",
+        required: bool = False,
+        own: Sequence[click.Option] = (),
+    ) -> None:
+        self.config, self.argument, self.own = config, argument, tuple(own)
+        self.argument_help = " ".join((config.model_fields[argument].description or "").split())
+        self.groups = options_of(config, argument)
+        options = [option for members in self.groups.values() for option in members]
+        first = click.Argument([argument], required=required)
+        super().__init__(name, params=[first, *options, *own], callback=run, help=help)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the argument, each group of options, and the command's own options."""
+        with formatter.section("Argument"):
+            formatter.write_dl([(self.argument.upper(), self.argument_help)])
+        last = [option for option in (*self.own, self.get_help_option(ctx)) if option]
+        for group, members in (*self.groups.items(), ("Other options", last)):
+            with formatter.section(group):
+                formatter.write_dl(list(filter(None, (option.get_help_record(ctx) for option in members))))
 
 
 def read_config(
-    kind: type[ConfigT],
+    kind: type[KindT],
     file: Path | None,
     given: Mapping[str, Any],
     argument: str = "model",
     *,
     complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
-) -> ConfigT:
-    """A configuration from a TOML file, if any, with the options that were given laid over it.
+) -> KindT:
+    """What was given on the command line laid over a TOML file, if any; None and () are not given.
 
-    Args:
-        kind: the configuration class.
-        file: TOML file whose keys are field names.
-        given: field → text, texts, or whether a flag was set; None and () are not given.
-        argument: the field that is given without a name.
-        complete: fills in settings that may be left out.
-
-    Raises:
-        InputError: the file cannot be read, or a value does not fit; names the option or the file's setting.
+    Errors are those of `load_config`, in which fields are spelled as options, and `argument`, given without a name, in
+    capitals. `complete` fills in settings that may be left out.
     """
     forms = {option.field: option.form for members in options_of(kind, argument).values() for option in members}
     options = {
@@ -156,41 +156,10 @@ def read_config(
         for name, value in given.items()
         if value not in (None, ())
     }
-    try:
-        return kind.model_validate(complete(_read_toml(file) | options))
-    except ValidationError as error:
-        problems = [_problem(each, kind, file, options, argument) for each in error.errors()]
-        raise InputError("\n  ".join(dict.fromkeys(problems))) from None
 
+    def spelled(name: str) -> str:
+        value = options[name]
+        flag = name.upper() if name == argument else f"--{name.replace('_', '-')}"
+        return f"{flag} {','.join(value) if isinstance(value, tuple) else value}"
 
-def _read_toml(file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the configuration {file}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{file} is not valid TOML: {error}") from error
-
-
-def _problem(
-    error: ErrorDetails, kind: type[BaseModel], file: Path | None, options: Mapping[str, Any], argument: str
-) -> str:
-    """One of pydantic's messages in plain words, with the option or the file's setting that it is about."""
-    message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    if not error["loc"]:
-        return message
-    name = str(error["loc"][0])
-    if name in options:
-        value: Any = options[name]
-        shown = name.upper() if name == argument else f"--{name.replace('_', '-')}"
-        return f"{shown} {','.join(value) if isinstance(value, tuple) else value}: {message}"
-    if error["type"] == "extra_forbidden":
-        near = get_close_matches(name, kind.model_fields, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{file}: there is no setting {name!r}{hint}"
-    return f"{file or 'configuration'}: {'.'.join(map(str, error['loc']))}: {message}"
-
-
-__all__ = ["Form", "Option", "options_of", "read_config"]
+    return load_config(file, options, kind, spelled=spelled, complete=complete)

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from demur.cli.command import ConfigCommand
-from demur.cli.console import console
+from demur.cli.options import ConfigCommand
+from demur.cli.show import print_pages
 from demur.cli.studies import CONFIG_FILE, configured
 from demur.studies import STUDIES
 
@@ -22,22 +22,13 @@ def plan_command(name: str) -> ConfigCommand:
 
     def run(config: Path | None, prompt_tokens: int | None, **given: Any) -> None:
         from demur.plan import plan_study
-        from demur.report import render_terminal
 
         settings = configured(name, config, given, _with_some_prompts)
-        plan = plan_study(STUDIES[name], settings, prompt_tokens=prompt_tokens)
-        out = console()
-        for part in render_terminal(plan.page(), full=True, width=out.width):
-            out.print(part)
+        print_pages([plan_study(STUDIES[name], settings, prompt_tokens=prompt_tokens)], full=True)
 
-    length = click.Option(
-        ["--prompt-tokens"],
-        type=click.IntRange(min=1),
-        metavar="INTEGER",
-        help="Mean tokens of a prompt with its template (default: counted where prompts and tokenizer are at hand).",
-    )
-    own = [CONFIG_FILE, length]
-    return ConfigCommand("plan", STUDIES[name].config, help=__doc__ or "", run=run, argument="model", own=own)
+    text = "Mean tokens of a prompt with its template (default: counted where prompts and tokenizer are at hand)."
+    length = click.Option(["--prompt-tokens"], type=click.IntRange(min=1), metavar="INTEGER", help=text)
+    return ConfigCommand("plan", STUDIES[name].config, help=__doc__ or "", run=run, own=[CONFIG_FILE, length])
 
 
 def _with_some_prompts(settings: dict[str, Any]) -> dict[str, Any]:
@@ -45,11 +36,4 @@ def _with_some_prompts(settings: dict[str, Any]) -> dict[str, Any]:
     return {"harmful": ["any"], "harmless": ["any"]} | settings if settings.get("model") else settings
 
 
-def __getattr__(name: str) -> Any:
-    # The plan of `study`, made only when it is asked for: it needs that study's configuration.
-    if name == "command":
-        return plan_command("study")
-    raise AttributeError(name)
-
-
-__all__ = ["plan_command"]
+command = plan_command("study")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -18,22 +17,19 @@ class StageProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._stage: str | None = None
+        self._stage: tuple[str, TaskID] | None = None
         self._started = time.perf_counter()
         self._total = 0
-        self._task: TaskID | None = None
         self._open = ExitStack()
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         hidden = not console.is_terminal
         self._bars = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
+        if self._stage is None or self._stage[0] != stage:
             self._end()
-            self._stage = stage
-            self._task = self._bars.add_task(stage, total=total)
-        if self._task is not None:
-            self._bars.update(self._task, completed=done, total=total)
+            self._stage = stage, self._bars.add_task(stage, total=total)
+        self._bars.update(self._stage[1], completed=done, total=total)
         self._total = total
         if done >= total:
             self._end()
@@ -43,9 +39,7 @@ class StageProgress:
         self._open.enter_context(self._bars)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._end()
         self._open.close()
@@ -54,9 +48,9 @@ class StageProgress:
         """Leave one line of a stage that is over."""
         if self._stage is None:
             return
-        if self._task is not None:
-            self._bars.remove_task(self._task)
+        name, task = self._stage
+        self._bars.remove_task(task)
         now = time.perf_counter()
-        self._console.print(f"{self._stage}: {self._total}, {now - self._started:.1f} s", soft_wrap=True)
+        self._console.print(f"{name}: {self._total}, {now - self._started:.1f} s", soft_wrap=True)
         # A stage's first report may come after its first batch, so its time runs from the end of the one before.
-        self._stage, self._task, self._started = None, None, now
+        self._stage, self._started = None, now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,7 +14,8 @@ from demur.studies import STUDIES
 if TYPE_CHECKING:
     from demur.report.blocks import Page
 
-RUN = click.argument("run", type=click.Path(path_type=Path))
+RUN: Final = click.argument("run", type=click.Path(path_type=Path))
+FULL: Final = "Print all tables, not just the verdict and the main one."
 
 
 def pages(run: Path) -> list[Page]:
@@ -47,37 +48,26 @@ def write_pages(run: Path, out: Path | None = None) -> Path:
 
 @click.command(help=__doc__)
 @RUN
-@click.option("--full", is_flag=True, help="Print all tables, not just the verdict and the main one.")
+@click.option("--full", is_flag=True, help=FULL)
 @click.option("--markdown", is_flag=True, help="Print everything as Markdown.")
 def command(run: Path, full: bool, markdown: bool) -> None:
+    from demur.report import render_markdown
+    from demur.runs import read_run
     from demur.studies.base import unfinished
 
     begun = unfinished(run)
-    finished = any((run / f"{name}.json").is_file() for name in STUDIES)
-    if finished or not begun:
-        found = pages(run)
+    if not begun or any((run / f"{name}.json").is_file() for name in STUDIES):
         if markdown:
-            from demur.report import render_markdown
-
-            click.echo(render_markdown(found))
+            click.echo(render_markdown(pages(run)))
             return
-        print_pages(found, full=full)
+        print_pages(pages(run), full=full)
     for name in begun:
         say(f"`demur {name}` has not finished in {run}; run the same command again to resume it.")
-    if begun:
-        _say_stages(run)
-
-
-def _say_stages(run: Path) -> None:
-    """One line a stage of the last command: how many are done, and how many begun."""
-    from demur.runs import read_run
-
-    states: dict[str, list[bool]] = {}
+    if not begun:
+        return
+    stages: dict[str, list[bool]] = {}
     for stage in read_run(run).stages():
-        states.setdefault(stage.name, []).append(stage.done)
-    for name, done in states.items():
-        begun = len(done) - sum(done)
-        say(f"  {name}: {sum(done)} done" + (f", {begun} begun" if begun else ""))
-
-
-__all__ = ["RUN", "command", "pages", "print_pages", "write_pages"]
+        stages.setdefault(stage.name, []).append(stage.done)
+    for name, done in stages.items():
+        left = len(done) - sum(done)
+        say(f"  {name}: {sum(done)} done" + (f", {left} begun" if left else ""))

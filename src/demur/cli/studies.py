@@ -5,44 +5,37 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from demur.cli.command import ConfigCommand, path_option
-from demur.cli.console import complain, console, note, say
-from demur.cli.options import read_config
-from demur.cli.summaries import of_study
+from demur.cli.console import PATH, complain, console, note, say
+from demur.cli.options import ConfigCommand, read_config
+from demur.cli.show import FULL, pages, print_pages, write_pages
 from demur.errors import InputError
 from demur.studies import STUDIES
 
 if TYPE_CHECKING:
-    from demur.cli.progress import StageProgress
     from demur.studies.config import StudyConfig
 
-CONFIG_FILE: Final = path_option(
-    "--config", "TOML file with settings, under the names of the options; options win over it."
-)
+_SETTINGS: Final = "TOML file with settings, under the names of the options; options win over it."
+_FOLDER: Final = "Run folder (default: runs/MODEL-STUDY-HASH, so that the same command resumes)."
+CONFIG_FILE: Final = click.Option(["--config"], **PATH, help=_SETTINGS)
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _RESUME: Final = "Interrupted or killed, the same command resumes where it stopped."
 
 
-def study_command(name: str) -> ConfigCommand:
-    """The command that runs a study."""
+def study_command(name: str, told: str) -> ConfigCommand:
+    """The command that runs a study; `told` is what it does."""
 
     def run(config: Path | None, out: Path | None, full: bool, **given: Any) -> None:
         _run(name, configured(name, config, given), out, full)
 
-    own = [
-        CONFIG_FILE,
-        path_option("--out", "Run folder (default: runs/MODEL-STUDY-HASH, so that the same command resumes)."),
-        click.Option(["--full"], is_flag=True, help="Print all tables, not just the verdict and the main one."),
-    ]
-    text = f"{of_study(name)}\n\n{_RESUME}"
-    return ConfigCommand(name, STUDIES[name].config, help=text, run=run, argument="model", own=own)
+    own = [CONFIG_FILE, click.Option(["--out"], **PATH, help=_FOLDER)]
+    own.append(click.Option(["--full"], is_flag=True, help=FULL))
+    return ConfigCommand(name, STUDIES[name].config, help=f"{told}\n\n{_RESUME}", run=run, own=own)
 
 
 def configured(
@@ -61,12 +54,22 @@ def configured(
 def _run(name: str, config: StudyConfig, out: Path | None, full: bool) -> None:
     folder = out or run_folder(name, config)
     note(f"run folder: {folder}")
+    from demur.cli.progress import StageProgress
     from demur.studies.context import run_study
 
-    with _resumable(folder) as progress:
-        run_study(STUDIES[name], config, folder, progress=progress)
-    from demur.cli.show import pages, print_pages, write_pages
+    stderr = console(stderr=True)
+    if not stderr.is_terminal:
+        # The bars of transformers and the hub cannot be redrawn in files and pipes.
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
+    arguments: list[str] = click.get_current_context().find_root().obj
+    try:
+        with StageProgress(stderr) as progress:
+            run_study(STUDIES[name], config, folder, progress=progress)
+    except KeyboardInterrupt as stop:
+        again = shlex.join(["demur", *arguments])
+        raise type(stop)(f"what is done is kept in {folder}; to resume run again: {again}") from None
     print_pages([page for page in pages(folder) if page.title.startswith(f"demur {name}:")], full=full)
     try:
         say(f"report: {write_pages(folder)}")
@@ -80,26 +83,6 @@ def run_folder(name: str, config: StudyConfig) -> Path:
     model = re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else "model"
     digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
     return Path("runs") / f"{model}-{name}-{digest[:8]}"
-
-
-@contextmanager
-def _resumable(folder: Path) -> Iterator[StageProgress]:
-    """Progress of a run; a stop says what is kept and how to go on."""
-    from demur.cli.progress import StageProgress
-
-    stderr = console(stderr=True)
-    if not stderr.is_terminal:
-        # The bars of transformers and the hub cannot be redrawn in files and pipes.
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-    arguments: list[str] = click.get_current_context().find_root().obj
-    try:
-        with StageProgress(stderr) as progress:
-            yield progress
-    except KeyboardInterrupt as stop:
-        again = shlex.join(["demur", *arguments])
-        raise type(stop)(f"what is done is kept in {folder}; to resume run again: {again}") from None
 
 
 def check_model(model: str | None) -> None:
@@ -131,6 +114,3 @@ def _nearest_folder(folder: Path) -> str:
             near = get_close_matches(part.name, beside, n=1)
             return f" (did you mean {part.parent / near[0] / folder.relative_to(part)}?)" if near else ""
     return ""
-
-
-__all__ = ["CONFIG_FILE", "check_model", "configured", "run_folder", "study_command"]

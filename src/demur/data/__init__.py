@@ -7,23 +7,7 @@ from demur.data.splits import load_prompts, make_splits
 from demur.data.tables import PROMPT_COLUMNS, Table, read_table
 
 __all__ = [
-    "PROMPT_COLUMNS",
-    "PROMPT_SETS",
-    "NamedSet",
-    "Reading",
-    "Table",
-    "add_prompt_sets",
-    "cache_path",
-    "fetch",
-    "find_set",
-    "is_intact",
-    "load_prompts",
-    "make_splits",
-    "named_set",
-    "prompt_sets",
-    "read_counted",
-    "read_prompts",
-    "read_table",
-    "read_texts",
-    "store",
-]
+    "PROMPT_COLUMNS", "PROMPT_SETS", "NamedSet", "Reading", "Table", "add_prompt_sets", "cache_path", "fetch",
+    "find_set", "is_intact", "load_prompts", "make_splits", "named_set", "prompt_sets", "read_counted",
+    "read_prompts", "read_table", "read_texts", "store",
+]  # fmt: skip

@@ -6,14 +6,13 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from demur.data.named_sets import NamedSet
-from demur.data.tables import file_digest, read_table
-from demur.data.text_lines import kind_of
+from demur.data.tables import file_digest, kind_of, read_table
 from demur.errors import InputError
 from demur.offline import OFFLINE, is_offline
 
@@ -36,37 +35,31 @@ def is_intact(named: NamedSet, path: Path) -> bool:
 def fetch(named: NamedSet) -> Path:
     """The set's file in the cache, downloaded at its pinned revision if it is not there yet.
 
-    Files of the Hugging Face hub come through huggingface_hub (which goes on with a download that broke off, and knows
-    the user's token, sent for gated sets alone), others through pooch. What comes is checked against the set's hash,
-    or, where that is not known, for its columns, before it takes its place. `HF_HUB_OFFLINE=1` and `DEMUR_OFFLINE=1`
-    forbid the download.
+    Files of the Hugging Face hub come through huggingface_hub (the user's token is sent for gated sets alone), others
+    through pooch. What comes is checked against the set's hash, or, where that is not known, for its columns, before it
+    takes its place. `HF_HUB_OFFLINE=1` and `DEMUR_OFFLINE=1` forbid the download.
 
     Raises:
         InputError: it cannot be downloaded, or its bytes are not those that are expected.
     """
     target = cache_path(named)
-    if target.is_file() and is_intact(named, target):
+    damaged = target.is_file() and not is_intact(named, target)
+    if target.is_file() and not damaged:
         return target
-    damaged = target.is_file()
     if not named.url:
         state = "has changed: its SHA-256 is another" if damaged else "does not exist"
         raise InputError(f"the file {target} of the set {named.name!r} {state}")
     if is_offline():
         state = f"its file {target} is damaged" if damaged else "it is not in the cache"
         raise _unavailable(named, f"{state}, and downloads are switched off ({' or '.join(OFFLINE)} is set)")
-    with _beside(target) as folder:
-        if not (target.is_file() and is_intact(named, target)):  # Another process may have fetched it meanwhile.
-            part = _downloaded(named, folder)
-            _check_download(named, part)
-            os.replace(part, target)
-    return target
+    return _put(target, partial(_downloaded, named, target))
 
 
 def store(named: NamedSet, path: str | Path) -> Path:
     """Put a copy of a file of this machine into the cache, as the set's file.
 
-    It must be the very file: its hash is compared, or, where that is not known, its columns. A different number of
-    rows than the set has is a warning on the `demur.data` logger.
+    Its hash is compared, or, where that is not known, its columns; then another number of rows than the set's is a
+    warning on the `demur.data` logger.
 
     Raises:
         InputError: it is another file, or cannot be read or copied.
@@ -86,53 +79,13 @@ def store(named: NamedSet, path: str | Path) -> Path:
             f"({named.filename} at revision {named.revision} of {named.page}). "
             "A file that is meant to differ is used by its path in place of the name"
         )
-    with _beside(target) as folder:
-        part = folder / f"{os.getpid()}-{target.name}"
-        shutil.copyfile(path, part)
-        os.replace(part, target)
-    return target
+    return _put(target, lambda folder: Path(shutil.copyfile(path, folder / target.name)))
 
 
-def _check_download(named: NamedSet, part: Path) -> None:
-    """That the home gave the file that is meant.
+def _put(target: Path, get: Callable[[Path], Path]) -> Path:
+    """Let `get` put a file into a folder beside `target`, in one process at a time, and move it to its place.
 
-    Raises:
-        InputError: it gave another.
-    """
-    if not is_intact(named, part):
-        raise _unavailable(named, f"the file at {named.url} has changed: its SHA-256 is not {named.sha256}")
-    if named.sha256 is None:
-        try:
-            _check_rows(named, part, named.url)
-        except InputError as error:
-            raise _unavailable(named, f"what {named.url} gave is not this set: {error}") from error
-
-
-def _check_rows(named: NamedSet, path: Path, where: str) -> None:
-    """That a file whose hash is not known has the set's columns and rows; `where` is what a warning calls it.
-
-    Raises:
-        InputError: a column is missing, or no row belongs to the set.
-    """
-    table = read_table(path)
-    wanted = [*((named.column,) if named.column else named.columns[:1]), *named.keep]
-    columns = [table.find_column(name, (), what="a part of the set", option="") for name in wanted]
-    values = list(named.keep.values())
-    rows = 0
-    for row in table.rows(columns):
-        text, *part = (str(row.get(name) or "").strip() for name in columns)
-        rows += bool(text) and part == values
-    if not rows:
-        raise InputError(f"{path} holds no row of {named.name!r}")
-    if named.rows not in (None, rows):
-        logger.warning("%s holds %d rows of %s; expected %d", where, rows, named.name, named.rows)
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A folder beside `target` for what is not whole yet, in one process at a time.
-
-    It goes afterwards, unless it holds a download of huggingface_hub that the next call can go on with.
+    The folder goes afterwards, unless it holds a download of huggingface_hub that the next call can go on with.
     """
     from filelock import FileLock
 
@@ -142,7 +95,7 @@ def _beside(target: Path) -> Iterator[Path]:
         with FileLock(f"{folder}.lock"):
             folder.mkdir(exist_ok=True)
             try:
-                yield folder
+                os.replace(get(folder), target)
             finally:
                 if not any(folder.rglob("*.incomplete")):
                     shutil.rmtree(folder, ignore_errors=True)
@@ -150,16 +103,15 @@ def _beside(target: Path) -> Iterator[Path]:
         raise InputError(
             f"the cache {target.parent} cannot be written ({error.strerror}); set DEMUR_CACHE to another folder"
         ) from error
+    return target
 
 
-def _downloaded(named: NamedSet, folder: Path) -> Path:
-    """The file as its home gives it, somewhere in `folder`.
-
-    Raises:
-        InputError: it cannot be had.
-    """
+def _downloaded(named: NamedSet, target: Path, folder: Path) -> Path:
+    """The file as its home gives it, somewhere in `folder`; `target`, if another process has fetched it meanwhile."""
+    if target.is_file() and is_intact(named, target):
+        return target
     try:
-        return _from_hub(named, folder) if named.hub else _from_url(named, folder)
+        part = _from_hub(named, folder) if named.hub else _from_url(named, folder)
     except Exception as error:  # Each library, and each version of it, raises its own and those of what it stands on.
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is None:
@@ -167,29 +119,45 @@ def _downloaded(named: NamedSet, folder: Path) -> Path:
         if not (named.gated and status in (401, 403)):
             raise _unavailable(named, f"{named.url} answered {status}") from error
         raise _gated(named, status) from error
+    if not is_intact(named, part):
+        raise _unavailable(named, f"the file at {named.url} has changed: its SHA-256 is not {named.sha256}")
+    if named.sha256 is None:
+        try:
+            _check_rows(named, part, named.url)
+        except InputError as error:
+            raise _unavailable(named, f"what {named.url} gave is not this set: {error}") from error
+    return part
+
+
+def _check_rows(named: NamedSet, path: Path, where: str) -> None:
+    """InputError unless a file whose hash is not known has the set's columns, and rows; `where` is for the warning."""
+    table = read_table(path)
+    wanted = [*((named.column,) if named.column else named.columns[:1]), *named.keep]
+    columns = [table.find_column(name, (), what="a part of the set", option="") for name in wanted]
+    rows = sum(named.holds(row) and bool(str(row.get(columns[0]) or "").strip()) for row in table.rows(columns))
+    if not rows:
+        raise InputError(f"{path} holds no row of {named.name!r}")
+    if named.rows not in (None, rows):
+        logger.warning("%s holds %d rows of %s; expected %d", where, rows, named.name, named.rows)
 
 
 def _from_hub(named: NamedSet, folder: Path) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-    assert named.hub is not None
-    at: dict[str, Any] = {
-        "repo_type": "dataset",
-        "revision": named.revision,
-        "endpoint": os.environ.get("HF_ENDPOINT"),
-    }
+    endpoint = os.environ.get("HF_ENDPOINT")
+    at: dict[str, Any] = {"repo_type": "dataset", "revision": named.revision, "endpoint": endpoint}
     token = None if named.gated else False
     # Asked once, without the half minute of retries that the download spends on a hub that cannot be reached.
-    get_hf_file_metadata(hf_hub_url(named.hub, named.file, **at), token=token)
-    return Path(str(hf_hub_download(named.hub, named.file, local_dir=folder, token=token, **at)))
+    get_hf_file_metadata(hf_hub_url(str(named.hub), named.file, **at), token=token)
+    return Path(str(hf_hub_download(str(named.hub), named.file, local_dir=folder, token=token, **at)))
 
 
 def _from_url(named: NamedSet, folder: Path) -> Path:
     import pooch
 
-    pooch.get_logger().setLevel("WARNING")
-    loader: Any = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
-    return Path(pooch.retrieve(named.url, None, fname=named.filename, path=folder, downloader=loader))
+    download: Any = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
+    download(named.url, str(folder / named.filename), None)
+    return folder / named.filename
 
 
 def _gated(named: NamedSet, status: int) -> InputError:
@@ -214,6 +182,3 @@ def _unavailable(named: NamedSet, why: str) -> InputError:
         f"and here run `demur data fetch {named.name} --from {named.filename}`, "
         "or pass the file's path in place of the name"
     )
-
-
-__all__ = ["cache_path", "fetch", "is_intact", "store"]

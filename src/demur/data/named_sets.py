@@ -18,8 +18,6 @@ from demur.types import Label, Value
 Kind = Literal["prompts", "text", "questions"]
 """Prompts are put to the model, text is read by it (loss), questions are put to it and have a right answer."""
 
-Pin = Literal["SHA-256", "commit", "not pinned", "local file"]
-
 _BUILT_IN = Path(__file__).with_name("named_sets.toml")
 _ADDED = "DEMUR_PROMPT_SETS"
 
@@ -63,19 +61,17 @@ class NamedSet(Value):
     @model_validator(mode="before")
     @classmethod
     def _with_addresses(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        found = dict(values)
-        github, hub, revision = found.get("github"), found.get("hub"), found.get("revision")
-        if sum(bool(found.get(home)) for home in ("github", "hub", "url")) > 1 and not found.get("page"):
+        github, hub, revision, file = (values.get(key) for key in ("github", "hub", "revision", "file"))
+        if sum(bool(values.get(home)) for home in ("github", "hub", "url")) > 1 and not values.get("page"):
             raise ValueError("name one of github, hub and url")
-        if github:
-            found.setdefault("page", f"https://github.com/{github}")
-            found.setdefault("url", f"https://raw.githubusercontent.com/{github}/{revision}/{found.get('file')}")
+        found = {"family": values.get("name"), "title": values.get("name")}
         if hub:
-            found.setdefault("page", f"https://huggingface.co/datasets/{hub}")
-            found.setdefault("url", f"{found['page']}/resolve/{revision}/{found.get('file')}")
-        found.setdefault("family", found.get("name"))
-        found.setdefault("title", found.get("name"))
-        return found
+            found["page"] = f"https://huggingface.co/datasets/{hub}"
+            found["url"] = f"{values.get('page', found['page'])}/resolve/{revision}/{file}"
+        if github:
+            found["page"] = f"https://github.com/{github}"
+            found["url"] = f"https://raw.githubusercontent.com/{github}/{revision}/{file}"
+        return {**found, **values}
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -85,12 +81,16 @@ class NamedSet(Value):
             raise ValueError("give github or hub with revision and file, or url, or the file alone (a local one)")
         return self
 
+    def holds(self, row: Mapping[str, object]) -> bool:
+        """Whether a row of the file is one of the set's, by `keep`."""
+        return all(str(row.get(column) or "").strip() == value for column, value in self.keep.items())
+
     @property
     def filename(self) -> str:
         return (self.file or self.url).rpartition("/")[2]
 
     @property
-    def pin(self) -> Pin:
+    def pin(self) -> Literal["SHA-256", "commit", "not pinned", "local file"]:
         """What holds the bytes fixed."""
         if self.sha256 is not None:
             return "SHA-256"
@@ -116,15 +116,11 @@ def read_set_file(path: str | Path) -> tuple[NamedSet, ...]:
         raise InputError(f"cannot read the prompt sets of {path}: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not valid TOML: {error}") from error
-    return tuple(_named_set(path, name, values) for name, values in _flat(path, tables))
+    return tuple(_named_set(path, values) for values in _flat(path, tables))
 
 
 def add_prompt_sets(path: str | Path) -> None:
-    """Make the sets of a TOML file known by name in this process.
-
-    Raises:
-        InputError: as `read_set_file`.
-    """
+    """Make the sets of a TOML file known by name in this process; InputError names file, set and key."""
     for named in read_set_file(path):
         PROMPT_SETS.register(named.name, named)
 
@@ -133,10 +129,9 @@ def prompt_sets() -> dict[str, NamedSet]:
     """All sets by name: demur's own, those of the files in `DEMUR_PROMPT_SETS`, and those that were added (last wins).
 
     Raises:
-        InputError: a file of `DEMUR_PROMPT_SETS` cannot be used.
-        DemurError: a set of an installed package cannot be loaded.
+        DemurError: a file of `DEMUR_PROMPT_SETS` cannot be used, or a set of an installed package cannot be loaded.
     """
-    files = [_BUILT_IN, *(each for each in os.environ.get(_ADDED, "").split(os.pathsep) if each)]
+    files = [_BUILT_IN, *filter(None, os.environ.get(_ADDED, "").split(os.pathsep))]
     found = {named.name: named for path in files for named in read_set_file(path)}
     return found | {name: PROMPT_SETS[name] for name in PROMPT_SETS}
 
@@ -159,11 +154,7 @@ def find_set(source: str | Path) -> NamedSet | None:
 
 
 def named_set(name: str) -> NamedSet:
-    """The set of that name. Case does not count; `_` and spaces stand for `-`.
-
-    Raises:
-        InputError: there is none; names those there are, and the nearest.
-    """
+    """The set of that name, else InputError. Case does not count; `_` and spaces stand for `-`."""
     known = _by_folded_name()
     if _folded(name) not in known:
         raise InputError(f"there is no set {name!r}{nearest(name, known)}; the sets are {listed(known, 40)}")
@@ -174,18 +165,21 @@ def _by_folded_name() -> dict[str, NamedSet]:
     return {_folded(name): named for name, named in prompt_sets().items()}
 
 
-def _flat(path: Path, tables: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each set's name and keys, those of its family included."""
+def _folded(name: str) -> str:
+    return name.casefold().replace("_", "-").replace(" ", "-")
+
+
+def _flat(path: Path, tables: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The keys of each set, those of its family included."""
     for family, table in tables.items():
         if not isinstance(table, dict):
             raise InputError(f"{path}: expected a table [{family}] for each set, found {family} = {table!r:.40}")
         shared = cast("dict[str, Any]", table)
         members = shared.pop("sets", {family: {}})
-        for name, own in members.items():
-            yield name, {"family": family} | shared | own | {"name": name}
+        yield from ({"family": family} | shared | own | {"name": name} for name, own in members.items())
 
 
-def _named_set(path: Path, name: str, values: dict[str, Any]) -> NamedSet:
+def _named_set(path: Path, values: dict[str, Any]) -> NamedSet:
     if not any(values.get(key) for key in ("github", "hub", "url")) and values.get("file"):
         values["file"] = str(path.parent / Path(values["file"]).expanduser())
     try:
@@ -195,22 +189,4 @@ def _named_set(path: Path, name: str, values: dict[str, Any]) -> NamedSet:
             f"{'.'.join(map(str, each['loc'])) or 'the set'}: {each['msg'].removeprefix('Value error, ')}"
             for each in error.errors()
         )
-        raise InputError(f"{path}, set {name!r}: {problems}") from None
-
-
-def _folded(name: str) -> str:
-    return name.casefold().replace("_", "-").replace(" ", "-")
-
-
-__all__ = [
-    "PROMPT_SETS",
-    "Kind",
-    "NamedSet",
-    "Pin",
-    "add_prompt_sets",
-    "find_set",
-    "named_set",
-    "prompt_sets",
-    "read_set_file",
-    "split_source",
-]
+        raise InputError(f"{path}, set {values['name']!r}: {problems}") from None

@@ -1,32 +1,27 @@
-"""From the sources that a person names (files, public sets) to prompts and texts."""
+"""From the sources that a person names (files, public sets) to prompts and texts, and which of them are harmful."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import cast
 
-from demur.data.class_labels import ClassColumn, find_class_column
 from demur.data.downloads import cache_path, fetch
 from demur.data.named_sets import Kind, NamedSet, find_set, prompt_sets, split_source
-from demur.data.tables import KINDS, PROMPT_COLUMNS, Row, Table, file_digest, read_table
-from demur.data.text_lines import kind_of
+from demur.data.tables import COLUMNS, KINDS, PROMPT_COLUMNS, Row, Table, file_digest, kind_of, read_table
 from demur.errors import InputError, listed, nearest
 from demur.types import Label, Prompt, PromptSet, text_key
 
 logger = logging.getLogger("demur.data")
 
-TEXT_COLUMNS = ("text", "content", "document", "body", "passage", *PROMPT_COLUMNS)
-"""Names under which files of documents keep them, best first; compared without case."""
-
-_CATEGORY_COLUMNS = (
-    "category", "semanticcategory", "semantic_category", "harm_category", "functionalcategory",
-    "type", "topic", "subject",
-)  # fmt: skip
+_TEXT_COLUMNS = (*COLUMNS["text"], *PROMPT_COLUMNS)
+_HARMFUL_IF_YES: dict[str, bool] = COLUMNS["harmful_if_yes"]
+_CLASS_COLUMNS: tuple[str, ...] = (*COLUMNS["class"], *_HARMFUL_IF_YES)
+_WORDS: dict[str, list[str]] = COLUMNS["words"]
 _COLUMN_HINT = "SOURCE::COLUMN"
 
 
@@ -50,41 +45,17 @@ class Reading:
     """Rows after the first `limit` prompts: not looked at."""
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A file on this machine, and which of its columns and rows are meant."""
-
-    path: Path
-    name: str
-    """The set's name, or the file's stem."""
-    column: str | None
-    named: NamedSet | None = None
-
-    def open(self, columns: Sequence[str], what: str, *, later_columns: bool) -> tuple[Table, str]:
-        """The table, and the column that is meant: the one that was named, or the first of `columns`."""
-        table = read_table(self.path, later_columns=later_columns)
-        return table, table.find_column(self.column, columns, what=what, option=_COLUMN_HINT)
-
-    @property
-    def keep(self) -> dict[str, str]:
-        return {} if self.named is None else self.named.keep
-
-
 def read_prompts(
     source: str | Path | Sequence[str | Path], *, label: Label | None, limit: int | None = None
 ) -> PromptSet:
     """Prompts of one or several sources: files (csv, tsv, json, jsonl, txt, parquet) or public sets by name.
 
-    Texts are stripped of outer white space. Ids are file stem, six digits of the file's hash, and row from 0; those of
-    several sources begin with the number of the source. Blank and repeated prompts are dropped, and so are the rows of
-    the other class, where a column tells the classes apart (XSTest's `label`, say); warnings on the logger `demur.data`
-    count them.
-
-    Args:
-        source: `FILE`, `NAME` or either with `::COLUMN`, which names the column (key, in JSON) of the prompt; without
-            it the column is found by its usual names. A file wins over a set of the same name.
-        label: what the prompts are; None reads the rows of both classes, without a label.
-        limit: keep the first so many prompts of each source.
+    A source is `FILE`, `NAME` or either with `::COLUMN`, which names the column (key, in JSON) of the prompt; without
+    it the column is found by its usual names. A file wins over a set of the same name. Texts are stripped of outer
+    white space. Ids are file stem, six digits of the file's hash, and row from 0; those of several sources begin with
+    the number of the source. Blank and repeated prompts are dropped, and so are the rows of the other class, where a
+    column tells the classes apart (XSTest's `label`, say) and `label` is not None; warnings on the logger `demur.data`
+    count them. `limit` keeps the first so many prompts of each source.
 
     Raises:
         InputError: a source, a column or a cell cannot be used, or no row has this label.
@@ -109,61 +80,54 @@ def read_counted(source: str | Path, *, label: Label | None, limit: int | None =
     """As `read_prompts` for one source, with the count of rows that were dropped, and why."""
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected at least 1 prompt")
-    found = _resolve(source, ("prompts", "questions"), label)
-    table, column = found.open(PROMPT_COLUMNS, "a prompt", later_columns=True)
-    told = found.named is not None and (found.named.label is not None or bool(found.keep))
-    classes = None if label is None or told else find_class_column(found.path, table.columns, besides=column)
-    reading = _collect(found, table, column, classes, label, limit)
+    path, named = _resolve(source, ("prompts", "questions"), label)
+    table = read_table(path)
+    column = table.find_column(named.column, PROMPT_COLUMNS, what="a prompt", option=_COLUMN_HINT)
+    told = label is None or named.label is not None or bool(named.keep)
+    classes = None if told else _class_column(path, table.columns, besides=column)
+    reading = _collect(table, named, column, classes, label, limit)
     if not len(reading.prompts):
         raise InputError(
-            f"{found.path}: no usable prompt in {reading.rows} rows of column {column!r} ({reading.empty} are blank, "
+            f"{path}: no usable prompt in {reading.rows} rows of column {column!r} ({reading.empty} are blank, "
             f"{reading.left_out} of another class or set)"
         )
-    for number, what in ((reading.empty, "have no prompt"), (reading.duplicates, "repeat an earlier prompt")):
+    dropped = {"have no prompt and were dropped": reading.empty}
+    dropped["repeat an earlier prompt and were dropped"] = reading.duplicates
+    if classes is not None:
+        dropped[f"are not {label} by column {classes.column!r} and were left out"] = reading.left_out
+    for what, number in dropped.items():
         if number:
-            logger.warning("%s: %d of %d rows %s and were dropped", found.path, number, reading.rows, what)
-    if classes is not None and reading.left_out:
-        logger.warning(
-            "%s: %d of %d rows are not %s by column %r and were left out",
-            *(found.path, reading.left_out, reading.rows, label, classes.column),
-        )
+            logger.warning("%s: %d of %d rows %s", path, number, reading.rows, what)
     return reading
 
 
 def read_texts(source: str | Path, *, limit: int | None = None) -> tuple[str, ...]:
     """The documents of a file (txt, json, jsonl, csv, tsv, parquet; zipped or not), or of a set by name.
 
-    In a txt file every line is a document; text that is wrapped over lines belongs in another format. Elsewhere a
-    document is a cell of one column. Documents are stripped of outer white space, and blank ones are dropped. They
-    are not compared: a document that is there twice counts twice.
-
-    Args:
-        source: `FILE`, `NAME` or either with `::COLUMN`, as for `read_prompts`.
-        limit: the first so many documents (default: all). Little more of the file is read than that takes, except of a
-            json file that does not hold one value a line, which is read whole.
+    A source is named as for `read_prompts`. In a txt file every line is a document; text that is wrapped over lines
+    belongs in another format. Elsewhere a document is a cell of one column. Documents are stripped of outer white
+    space, and blank ones are dropped. They are not compared: a document that is there twice counts twice. Of the first
+    `limit` documents, little more of the file is read than they take, except of a json file that does not hold one
+    value a line, which is read whole.
 
     Raises:
         InputError: the source, the column or a cell cannot be used, or there is no document.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected at least 1 document")
-    found = _resolve(source)
-    table, column = found.open(TEXT_COLUMNS, "text", later_columns=False)
-    rows = table.rows(tuple(dict.fromkeys((column, *found.keep))))
-    cells = (_cell(found.path, number, row, column) for number, row in enumerate(rows) if _kept(row, found.keep))
-    texts = tuple(islice((text for text in cells if text), limit))
+    path, named = _resolve(source)
+    table = read_table(path, later_columns=False)
+    column = table.find_column(named.column, _TEXT_COLUMNS, what="text", option=_COLUMN_HINT)
+    rows = table.rows(tuple(dict.fromkeys((column, *named.keep))))
+    cells = (_cell(path, number, row, column) for number, row in enumerate(rows) if named.holds(row))
+    texts = tuple(islice(filter(None, cells), limit))
     if not texts:
-        raise InputError(f"{found.path}: no text in column {column!r}: its rows are blank")
+        raise InputError(f"{path}: no text in column {column!r}: its rows are blank")
     return texts
 
 
-def _resolve(source: str | Path, kinds: Sequence[Kind] = (), label: Label | None = None) -> _Source:
-    """A local file as it is, or the file of a public set, fetched once into the cache.
-
-    Raises:
-        InputError: there is no such file or set, the set is of no kind in `kinds` (if any) or of the other class, or it
-            cannot be fetched.
-    """
+def _resolve(source: str | Path, kinds: Sequence[Kind] = (), label: Label | None = None) -> tuple[Path, NamedSet]:
+    """A local file as it is, or that of a public set, fetched into the cache; the set names the column asked for."""
     text, column = split_source(source)
     path, named = Path(text).expanduser(), find_set(source)
     if named is not None:
@@ -177,56 +141,45 @@ def _resolve(source: str | Path, kinds: Sequence[Kind] = (), label: Label | None
                 f"{named.name!r} is a set of {named.label} prompts, and {label} ones are asked for; to use it "
                 f"nevertheless, give the path of its file, {cache_path(named)}"
             )
-        return _Source(fetch(named), named.name, column or named.column, named)
+        return fetch(named), named.model_copy(update={"column": column or named.column})
     if isinstance(source, str) and "/" not in text and kind_of(path) not in KINDS and not path.exists():
         known = prompt_sets()
         raise InputError(
             f"{text!r} is neither a file nor a known prompt set{nearest(text, known)}; the sets are {listed(known, 40)}"
         )
-    return _Source(path, path.stem, column)  # The reader says what is wrong with it.
+    return path, NamedSet(name=path.stem, file=str(path), column=column)  # The reader says what is wrong with it.
 
 
 def _collect(
-    source: _Source, table: Table, column: str, classes: ClassColumn | None, label: Label | None, limit: int | None
+    table: Table, named: NamedSet, column: str, classes: _ClassColumn | None, label: Label | None, limit: int | None
 ) -> Reading:
-    category = table.optional_column(_CATEGORY_COLUMNS, besides=column)
+    category = table.optional_column(COLUMNS["category"], besides=column)
     # A set may be one column, and a part of the rows, of a file of hundreds of megabytes.
-    needed = dict.fromkeys((column, *([category] if category else ()), *source.keep))
-    rows = table.rows(tuple(needed | dict.fromkeys(() if classes is None else (classes.column,))))
-    stem = f"{source.path.stem}-{file_digest(source.path)[:6]}"
+    needed = dict.fromkeys((column, category, *named.keep, classes and classes.column))
+    stem = f"{table.path.stem}-{file_digest(table.path)[:6]}"
     kept: dict[str, Prompt] = {}
-    counts = Counter[str]()
-    for number, row in enumerate(rows):
+    counts = dict.fromkeys(("rows", "empty", "duplicates", "left_out", "beyond_limit"), 0)
+    for number, row in enumerate(table.rows([name for name in needed if name is not None])):
         counts["rows"] += 1
         if limit is not None and len(kept) >= limit:
             counts["beyond_limit"] += 1
             continue
-        if not _kept(row, source.keep) or (classes is not None and classes.label(row) != label):
+        if not named.holds(row) or (classes is not None and classes.label(row) != label):
             counts["left_out"] += 1
             continue
-        text = _cell(source.path, number, row, column, turns=True)
+        text = _cell(table.path, number, row, column, turns=True)
         key = text_key(text)
         if not key or key in kept:
             counts["duplicates" if key else "empty"] += 1
             continue
-        kept[key] = Prompt(
-            id=f"{stem}:{number}", text=text, label=label, category=_category(row, category), source=source.name
-        )
-    prompts = PromptSet(name=source.name, prompts=tuple(kept.values()))
-    numbers = {name: counts[name] for name in ("rows", "empty", "duplicates", "left_out", "beyond_limit")}
-    return Reading(prompts, column, **numbers)
-
-
-def _kept(row: Row, keep: dict[str, str]) -> bool:
-    return all(str(row.get(column) or "").strip() == value for column, value in keep.items())
+        group = row.get(category) if category else None
+        group = str(group).strip() or None if isinstance(group, str | int) else None
+        kept[key] = Prompt(id=f"{stem}:{number}", text=text, label=label, category=group, source=named.name)
+    return Reading(PromptSet(name=named.name, prompts=tuple(kept.values())), column, **counts)
 
 
 def _cell(path: Path, number: int, row: Row, column: str, *, turns: bool = False) -> str:
-    """The text of one row without outer white space; `""` when absent. With `turns`, the first of a list of turns.
-
-    Raises:
-        InputError: it is something else, or holds characters that no text has.
-    """
+    """The text of one row without outer white space; `""` when absent. With `turns`, the first of a list of turns."""
     cell = row.get(column)
     if turns and isinstance(cell, list):
         cell = next(iter(cast("list[object]", cell)), None)
@@ -244,9 +197,51 @@ def _cell(path: Path, number: int, row: Row, column: str, *, turns: bool = False
     return cell.strip()
 
 
-def _category(row: Row, column: str | None) -> str | None:
-    cell = row.get(column) if column else None
-    return str(cell).strip() or None if isinstance(cell, str | int) else None
+@dataclass(frozen=True)
+class _ClassColumn:
+    """A column whose values tell harmful prompts from harmless ones."""
+
+    column: str
+    labels: Mapping[str, Label | None]
+
+    def label(self, row: Row) -> Label | None:
+        """The class of a row; None where the cell is blank."""
+        return self.labels.get(_value(row, self.column))
 
 
-__all__ = ["TEXT_COLUMNS", "Reading", "read_counted", "read_prompts", "read_texts"]
+def _class_column(path: Path, columns: Sequence[str], *, besides: str) -> _ClassColumn | None:
+    """The column that tells the classes apart; None where no column does.
+
+    A column counts where its name is a usual one and each of its values names one class: a column of topics that
+    happens to hold "harmful" does not.
+    """
+    known = [name for name in columns if name != besides and name.casefold() in _CLASS_COLUMNS]
+    known.sort(key=lambda name: _CLASS_COLUMNS.index(name.casefold()))
+    values: dict[str, set[str]] = {name: set() for name in known}
+    for row in read_table(path).rows(known) if known else ():
+        for name, found in values.items():
+            found.add(_value(row, name))
+    for name, found in values.items():
+        # XSTest's types: those that begin with "contrast" are harmful, all others harmless.
+        contrast = any(value.startswith("contrast_") for value in found)
+        labels: dict[str, Label | None] = {value: _label(name.casefold(), value, contrast) for value in found - {""}}
+        if labels and all(labels.values()):
+            return _ClassColumn(name, labels)
+    return None
+
+
+def _label(column: str, value: str, contrast: bool) -> Label | None:
+    if contrast:
+        return "harmful" if value.startswith("contrast_") else "harmless"
+    if column in _HARMFUL_IF_YES and value in _WORDS["yes"] + _WORDS["no"]:
+        return "harmful" if (value in _WORDS["yes"]) == _HARMFUL_IF_YES[column] else "harmless"
+    words = set(re.split(r"[^a-z]+", value))
+    harmful, harmless = (not words.isdisjoint(_WORDS[label]) for label in ("harmful", "harmless"))
+    if harmful == harmless:
+        return None
+    return "harmful" if harmful else "harmless"
+
+
+def _value(row: Row, column: str) -> str:
+    cell = row.get(column)
+    return "" if cell is None else str(cell).strip().casefold()

@@ -1,4 +1,4 @@
-"""Rows of a file in any of six formats, read as they are asked for, with errors that name file, line and row.
+"""Rows of a file in any of six formats, read as they are asked for, with errors that name file, line, byte and row.
 
 Parquet is read by polars. csv and JSON are read by the standard library: polars reads past a last quote that is never
 closed, refuses a cell that ends with an inch mark, and wants one type in each column of JSON, where people write
@@ -8,21 +8,22 @@ strings beside lists of turns, strings alone, or lists by category.
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
+import tomllib
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
-from demur.data.text_lines import kind_of, lines_of
 from demur.errors import InputError, listed, nearest
 
-PROMPT_COLUMNS = (
-    "prompt", "instruction", "goal", "forbidden_prompt", "behavior", "behaviour", "question", "query", "request",
-    "text", "user", "input", "content", "message", "turns",
-)  # fmt: skip
+COLUMNS: dict[str, Any] = tomllib.loads(files("demur.data").joinpath("columns.toml").read_text("utf-8"))
+PROMPT_COLUMNS: tuple[str, ...] = tuple(COLUMNS["prompt"])
 """Names under which the field's files keep the user's message, best first; compared without case."""
 
 Row = Mapping[str, object]
@@ -36,40 +37,25 @@ class Table:
 
     path: Path
     columns: tuple[str, ...]
-    reader: Callable[[Sequence[str]], Iterator[Row]]
+    rows: Callable[..., Iterator[Row]]
+    """The rows in order, with at least the columns that it is given (default: all); InputError at a malformed one.
 
-    def rows(self, wanted: Sequence[str] = ()) -> Iterator[Row]:
-        """The rows in order, as they are asked for, with at least the columns `wanted` (all, where none is named).
-
-        A cell that the file does not have is None or missing.
-
-        Raises:
-            InputError: a row is malformed.
-        """
-        return self.reader(wanted)
+    A cell that the file does not have is None or missing.
+    """
 
     def find_column(self, wanted: str | None, ranked: Sequence[str], *, what: str, option: str) -> str:
-        """The column called `wanted` (without case), or else the first of `ranked` that this file has.
+        """The column called `wanted` (without case), or, where that is None, the first of `ranked` that this file has.
 
-        Args:
-            wanted: the name that a person gave; None to look for `ranked`.
-            ranked: usual names, best first, in lower case.
-            what: what is looked for, for the message.
-            option: how a person names the column, for the message.
-
-        Raises:
-            InputError: there is none; names the columns there are, and the nearest.
+        `ranked` is in lower case. `what` is looked for, and `option` names it, in the message of the InputError that is
+        raised where there is none.
         """
-        names = [wanted] if wanted is not None else ranked
-        found = self.optional_column([name.casefold() for name in names])
+        found = self.optional_column(ranked if wanted is None else [wanted.casefold()])
         if found is not None:
             return found
+        has = f"it has {listed(self.columns)}"
         if wanted is None:
-            has = f"it has {listed(self.columns)}"
             raise InputError(f"{self.path}: no column looks like {what}; {has}. Name the column with {option}")
-        raise InputError(
-            f"{self.path}: no column {wanted!r}{nearest(wanted, self.columns)}; it has {listed(self.columns)}"
-        )
+        raise InputError(f"{self.path}: no column {wanted!r}{nearest(wanted, self.columns)}; {has}")
 
     def optional_column(self, ranked: Sequence[str], *, besides: str | None = None) -> str | None:
         """The first of `ranked` that is among the columns, other than the column `besides`; None where none is."""
@@ -82,20 +68,16 @@ def read_table(path: str | Path, *, later_columns: bool = True) -> Table:
 
     JSON may be a list of strings, a list of objects, an object of lists of strings by category (the names of nested
     categories are joined with " / "), an object of columns, an object with one list of records among other entries,
-    or one value a line. A txt file has one row per line. An empty csv or tsv cell counts as absent.
-
-    Args:
-        path: the file.
-        later_columns: read files of one JSON value a line whole, for columns that first appear in a later row.
+    or one value a line, which is read whole with `later_columns`, for columns that first appear in a later row. A txt
+    file has one row per line. An empty csv or tsv cell counts as absent.
 
     Raises:
-        InputError: the file is missing, not a regular file, empty, of an unknown kind, not UTF-8, or malformed (when
-            the row is asked for, where rows are not read at once).
+        InputError: the file is missing, empty, of an unknown kind, not UTF-8 or malformed; or a row is, when asked for.
     """
     path = Path(path)
     kind = _checked_kind(path)
     if kind == ".txt":
-        return Table(path, ("prompt",), lambda _: ({"prompt": line.rstrip("\r\n")} for line in lines_of(path)))
+        return Table(path, ("prompt",), lambda *_: ({"prompt": line.rstrip("\r\n")} for line in _lines(path)))
     if kind == ".parquet":
         return _parquet(path)
     if kind in (".csv", ".tsv"):
@@ -106,7 +88,7 @@ def read_table(path: str | Path, *, later_columns: bool = True) -> Table:
     if later_columns:
         return _gathered(path, rows)
     first = next(rows)
-    return Table(path, tuple(first), lambda _: chain((first,), rows))
+    return Table(path, tuple(first), lambda *_: chain((first,), rows))
 
 
 def file_digest(path: Path) -> str:
@@ -118,15 +100,17 @@ def file_digest(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _checked_kind(path: Path) -> str:
-    """The kind of a file that is there, is not empty, and can be read.
+def kind_of(path: Path) -> str:
+    """The format that the name tells, such as ".jsonl": the suffix in lower case, of a zipped file the one before."""
+    suffix = path.suffix.casefold()
+    return Path(path.stem).suffix.casefold() if suffix == ".gz" else suffix
 
-    Raises:
-        InputError: it is not such a file.
-    """
+
+def _checked_kind(path: Path) -> str:
+    """The kind of a file; InputError where it is absent, empty, or cannot be read."""
     if path.is_dir():
-        files = sorted(item.name for item in path.iterdir() if kind_of(item) in KINDS)
-        inside = f"; it holds {listed(files)}" if files else ""
+        names = sorted(item.name for item in path.iterdir() if kind_of(item) in KINDS)
+        inside = f"; it holds {listed(names)}" if names else ""
         raise InputError(f"{path} is a folder; expected a file of prompts{inside}")
     if not path.exists():
         if not path.parent.is_dir():
@@ -137,38 +121,54 @@ def _checked_kind(path: Path) -> str:
     kind = kind_of(path)
     if kind not in KINDS:
         raise InputError(f"{path}: cannot read files of kind {kind or '(none)'!r}; use {', '.join(KINDS)}")
-    if not path.stat().st_size if kind == ".parquet" else not any(line.strip() for line in lines_of(path)):
+    if not path.stat().st_size if kind == ".parquet" else not any(line.strip() for line in _lines(path)):
         raise InputError(f"{path} is empty; expected prompts")
     return kind
 
 
+def _lines(path: Path) -> Iterator[str]:
+    """The lines with their ends, unzipped and decoded, as they are asked for. A byte-order mark is dropped."""
+    number, offset, raw = 0, 0, b""
+    try:
+        with gzip.open(path) if path.suffix.casefold() == ".gz" else path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    raise InputError(f"{path} is UTF-16, at line 1, byte 0; save it as UTF-8")
+                text = raw.decode("utf-8")
+                yield text.removeprefix("\ufeff") if number == 1 else text
+                offset += len(raw)
+    except UnicodeDecodeError as error:
+        place = f"line {number}, byte {offset + error.start} of the file is 0x{raw[error.start]:02x}"
+        raise InputError(f"{path} is not UTF-8: {place}; save it as UTF-8") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} cannot be unzipped: {error}; is the download complete?") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _delimited(path: Path, separator: str) -> Table:
-    rows = _cells(path, separator)
-    columns = tuple(name.strip() for name in next(rows)[1])
+    reader = csv.reader(_lines(path), delimiter=separator, strict=True)
+
+    def cells() -> Iterator[list[str]]:
+        try:
+            yield from filter(None, reader)
+        except csv.Error as error:
+            raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+
+    def rows(_: Sequence[str] = ()) -> Iterator[Row]:
+        for row in filled:
+            if len(row) > len(columns):
+                raise InputError(
+                    f"{path}, line {reader.line_num}: {len(row)} cells but {len(columns)} columns; "
+                    "quote cells that contain the separator"
+                )
+            yield {name: cell or None for name, cell in zip(columns, row, strict=False)}
+
+    filled = cells()
+    columns = tuple(name.strip() for name in next(filled))
     if len(set(columns)) != len(columns):
         raise InputError(f"{path}: two columns have one name; it has {listed(columns)}")
-    return Table(path, columns, lambda _: _named_cells(path, columns, rows))
-
-
-def _cells(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Number of the last line, and cells, of each row that has any."""
-    reader = csv.reader(lines_of(path), delimiter=separator, strict=True)
-    try:
-        for cells in reader:
-            if cells:
-                yield reader.line_num, cells
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _named_cells(path: Path, columns: tuple[str, ...], rows: Iterable[tuple[int, list[str]]]) -> Iterator[Row]:
-    for line, cells in rows:
-        if len(cells) > len(columns):
-            raise InputError(
-                f"{path}, line {line}: {len(cells)} cells but {len(columns)} columns; "
-                "quote cells that contain the separator"
-            )
-        yield {name: cell or None for name, cell in zip(columns, cells, strict=False)}
+    return Table(path, columns, rows)
 
 
 def _parquet(path: Path) -> Table:
@@ -180,7 +180,7 @@ def _parquet(path: Path) -> Table:
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path} is not a parquet file that can be read: {error}") from error
 
-    def rows(wanted: Sequence[str]) -> Iterator[Row]:
+    def rows(wanted: Sequence[str] = ()) -> Iterator[Row]:
         try:
             for batch in frame.select(wanted or columns).collect_batches(chunk_size=_BATCH, maintain_order=True):
                 yield from batch.iter_rows(named=True)
@@ -192,7 +192,7 @@ def _parquet(path: Path) -> Table:
 
 def _has_json_lines(path: Path) -> bool:
     """Whether a json file holds one object or string a line, as many files of that name do."""
-    filled = (line for line in lines_of(path) if line.strip())
+    filled = (line for line in _lines(path) if line.strip())
     first, second = next(filled, ""), next(filled, "")
     try:
         return bool(second) and isinstance(json.loads(first), dict | str)
@@ -201,7 +201,7 @@ def _has_json_lines(path: Path) -> bool:
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    filled = ((number, line) for number, line in enumerate(lines_of(path), start=1) if line.strip())
+    filled = ((number, line) for number, line in enumerate(_lines(path), start=1) if line.strip())
     for row, (number, line) in enumerate(filled):
         yield _record(path, row, _parsed(path, line.rstrip(), number))
 
@@ -217,7 +217,7 @@ def _parsed(path: Path, text: str, line: int = 1) -> Any:
 
 
 def _json(path: Path) -> Iterator[Row]:
-    content = _parsed(path, "".join(lines_of(path)))
+    content = _parsed(path, "".join(_lines(path)))
     if isinstance(content, dict):
         content = _json_object(path, cast("dict[str, object]", content))
     if not isinstance(content, list):
@@ -237,24 +237,22 @@ def _json_object(path: Path, content: dict[str, object]) -> Sequence[object]:
         return records[0]
     if len(content) == len(lists) == 1:
         return next(iter(lists.values()))
-    return _by_category(path, content, ())
+    return list(_by_category(path, content, ()))
 
 
-def _by_category(path: Path, content: Mapping[str, object], outer: tuple[str, ...]) -> list[Row]:
-    rows: list[Row] = []
+def _by_category(path: Path, content: Mapping[str, object], outer: tuple[str, ...]) -> Iterator[Row]:
     for key, value in content.items():
         inner = (*outer, key.strip().rstrip(":"))
-        items = cast("list[object]", value) if isinstance(value, list) else []
+        items = cast("list[object]", value) if isinstance(value, list) else [None]
         if isinstance(value, dict):
-            rows += _by_category(path, cast("dict[str, object]", value), inner)
-        elif isinstance(value, list) and all(isinstance(item, str) for item in items):
-            rows += [{"prompt": item, "category": " / ".join(inner)} for item in items]
+            yield from _by_category(path, cast("dict[str, object]", value), inner)
+        elif all(isinstance(item, str) for item in items):
+            yield from ({"prompt": item, "category": " / ".join(inner)} for item in items)
         else:
             raise InputError(
                 f"{path}: expected a list of strings under {' / '.join(inner)!r}, found {_kind(value)}. "
                 "A JSON object may hold lists of prompts by category, columns, or one list of records"
             )
-    return rows
 
 
 def _record(path: Path, number: int, item: object) -> Row:
@@ -269,14 +267,11 @@ def _record(path: Path, number: int, item: object) -> Row:
 def _gathered(path: Path, records: Iterable[Row]) -> Table:
     """The records as rows; the columns are the union of their keys, in order of first appearance."""
     rows = tuple(records)
-    return Table(path, tuple(dict.fromkeys(name for row in rows for name in row)), lambda _: iter(rows))
+    return Table(path, tuple(dict.fromkeys(name for row in rows for name in row)), lambda *_: iter(rows))
 
 
 def _kind(value: object) -> str:
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    names = {str: "a string", dict: "an object", list: "a list"}
-    return next((name for kind, name in names.items() if isinstance(value, kind)), "a number")
-
-
-__all__ = ["KINDS", "PROMPT_COLUMNS", "Row", "Table", "file_digest", "read_table"]
+        return json.dumps(value)
+    names: dict[type, str] = {str: "a string", dict: "an object", list: "a list"}
+    return names.get(type(value), "a number")

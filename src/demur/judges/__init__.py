@@ -4,18 +4,15 @@ Importing this package imports neither torch, transformers nor openai; the judge
 """
 
 from demur.judges._base import Judge, JudgeStopped, Reading, StreamingJudge, Usage, rules_digest
-from demur.judges._cached import CachedJudge
 from demur.judges._classifier import ClassifierJudge, Placement
 from demur.judges._endpoint import Endpoint
 from demur.judges._file import JudgeCounts, judge_file
-from demur.judges._harmbench import HarmBenchJudge
-from demur.judges._judgement import Judgement, judge
+from demur.judges._guards import HarmBenchJudge, LlamaGuard4Judge, LlamaGuardJudge, WildGuardJudge
+from demur.judges._judgement import CachedJudge, Judgement, judge
 from demur.judges._likelihood import Coherence, CoherentJudge
-from demur.judges._llama_guard import LlamaGuard4Judge, LlamaGuardJudge
 from demur.judges._llm import LLMJudge, RefusalJudge, StrongRejectJudge
 from demur.judges._patterns import PatternJudge
 from demur.judges._registry import JUDGES, get_judge
-from demur.judges._wildguard import WildGuardJudge
 
 __all__ = [
     "JUDGES",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from demur.errors import DemurError, InputError
 from demur.types import Answer, Verdict
@@ -29,12 +29,8 @@ class Usage:
 
     def __add__(self, other: Usage) -> Usage:
         costs = [each.cost for each in (self, other) if each.cost is not None]
-        return Usage(
-            requests=self.requests + other.requests,
-            tokens_in=self.tokens_in + other.tokens_in,
-            tokens_out=self.tokens_out + other.tokens_out,
-            cost=sum(costs) if costs else None,
-        )
+        requests, read = self.requests + other.requests, self.tokens_in + other.tokens_in
+        return Usage(requests, read, self.tokens_out + other.tokens_out, sum(costs) if costs else None)
 
     def __bool__(self) -> bool:
         return self.requests > 0
@@ -61,7 +57,7 @@ class JudgeStopped(DemurError):
 
     def __init__(self, message: str, verdicts: Sequence[Verdict] = ()) -> None:
         super().__init__(message)
-        self.verdicts: tuple[Verdict, ...] = tuple(verdicts)
+        self.verdicts = tuple(verdicts)
 
 
 class Judge(ABC):
@@ -96,8 +92,7 @@ class Judge(ABC):
             InputError: the module has no source file (a notebook cell); such a judge must define `identity`.
         """
         try:
-            source = Path(inspect.getfile(type(self)))
-            return {"kind": self.kind, "rules": rules_digest(source)}
+            return {"kind": self.kind, "rules": rules_digest(Path(inspect.getfile(type(self))))}
         except (OSError, TypeError) as error:
             raise InputError(
                 f"the judge {self.kind!r} has no source file to tell its versions apart; define its `identity`, for "
@@ -136,6 +131,12 @@ class Judge(ABC):
     def close(self) -> None:  # noqa: B027 - nor anything to free
         """Free what it holds. It may judge again."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def usage(self) -> Usage | None:
         """Requests, tokens and price so far; None where nothing was asked of an endpoint."""
@@ -158,8 +159,7 @@ class StreamingJudge(Judge):
         """
         found: dict[int, Verdict] = {}
         try:
-            for reading in self.stream(answers):
-                found[reading.row] = reading.verdict
+            found.update((reading.row, reading.verdict) for reading in self.stream(answers))
         except JudgeStopped as error:
             missing = unscored(self.name, f"not judged: {error}")
             raise JudgeStopped(str(error), [found.get(row, missing) for row in range(len(answers))]) from error
@@ -179,11 +179,8 @@ def without_surrogates(text: str) -> str:
 @cache
 def rules_digest(*sources: Path) -> str:
     """SHA-256 over the code of a judge without a model, hex: its rules are what its verdicts depend on."""
-    state = hashlib.sha256()
-    for source in sources:
-        # A checkout may have other line ends.
-        state.update(source.read_bytes().replace(b"\r\n", b"\n"))
-    return state.hexdigest()
+    # A checkout may have other line ends.
+    return hashlib.sha256(b"".join(path.read_bytes().replace(b"\r\n", b"\n") for path in sources)).hexdigest()
 
 
 @cache

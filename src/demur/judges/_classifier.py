@@ -8,14 +8,15 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import dropwhile, takewhile
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from safetensors import SafetensorError
 
+from demur.data.tables import file_digest
 from demur.errors import ModelError
-from demur.judges._base import Reading, StreamingJudge, text_digest, unscored
+from demur.judges._base import CHUNK, Reading, StreamingJudge, text_digest, unscored
 from demur.types import Answer, Value, Verdict
 
 T = TypeVar("T")
@@ -23,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 _FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt")
 """What a local folder's verdicts depend on."""
-
-_ROWS = 64  # A batch is what an interruption loses.
 _CPU_TOKENS, _GPU_TOKENS = 2_048, 16_384
 
 
@@ -66,7 +65,7 @@ class ClassifierJudge(StreamingJudge):
     def __init__(self, source: str | Path | None = None, placement: Placement | None = None) -> None:
         self.source = str(source or self.home)
         self.placement = placement or Placement()
-        self._budget = self.placement.max_batch_tokens
+        self._batch_tokens = self.placement.max_batch_tokens or 0
         self._model: Any = None
         self._broken: ModelError | None = None
 
@@ -75,21 +74,19 @@ class ClassifierJudge(StreamingJudge):
         """The kind, with the model where it is not the published one."""
         return self.kind if self.source == self.home else f"{self.kind}={Path(self.source).name}"
 
-    @property
-    def identity(self) -> Mapping[str, Any]:
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]  # a property, kept
         """Kind, model with commit or content, number format, prompt format and parser.
 
         Raises:
             ModelError: the model's configuration cannot be read.
         """
-        return self._identity
-
-    @cached_property
-    def _identity(self) -> dict[str, Any]:
-        folder = Path(self.source)
-        model: dict[str, Any] = {"name": self.source, "commit": self._commit}
+        commit, folder = getattr(self.config, "_commit_hash", None), Path(self.source)
+        model = {"name": self.source, "commit": str(commit or self.placement.revision or "main")}
         if folder.is_dir():
-            model = {"name": folder.name, "content": _content(folder)}
+            files = sorted({path for pattern in _FILES for path in folder.glob(pattern)})
+            content = "".join(f"{path.name}:{file_digest(path)}\n" for path in files)
+            model = {"name": folder.name, "content": hashlib.sha256(content.encode()).hexdigest()}
         return {
             "kind": self.kind,
             "model": model,
@@ -100,9 +97,9 @@ class ClassifierJudge(StreamingJudge):
         }
 
     @property
-    @abstractmethod
     def format(self) -> str:
         """The prompt format with its holes, and whatever else decides what the model is shown."""
+        return self.render("{prompt}", "{response}")
 
     @abstractmethod
     def render(self, prompt: str, response: str) -> str:
@@ -113,59 +110,48 @@ class ClassifierJudge(StreamingJudge):
         """The verdict that the model's words state, or none."""
 
     def stream(self, answers: Sequence[Answer]) -> Iterator[Reading]:
-        """Readings batch by batch, longest rows first.
-
-        Raises:
-            ModelError: the model cannot be loaded.
-        """
+        """Readings batch by batch, longest rows first."""
         from demur.model import by_length, next_batch
 
         if not answers:
             return
         items = [self.encode(self.render(answer.prompt.text, answer.text)) for answer in answers]
         lengths = [len(ids) + self.new_tokens for ids in items]
+        context = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None) or max(lengths)
         for row, length in enumerate(lengths):
-            if self._context is not None and length > self._context:
-                reason = f"{length} tokens with the verdict, but the judge's context holds {self._context}"
+            if length > context:
+                reason = f"{length} tokens with the verdict, but the judge's context holds {context}"
                 yield Reading(row, unscored(self.name, reason), final=True)
-        left = [row for row in by_length(lengths) if self._context is None or lengths[row] <= self._context]
+        left = [row for row in by_length(lengths) if lengths[row] <= context]
         if left:
             self.load()
         while left:
-            group = next_batch(lengths, left, self._tokens)[:_ROWS]
+            # A batch is what an interruption loses.
+            group = next_batch(lengths, left, self._batch_tokens)[:CHUNK]
             left = left[len(group) :]
-            yield from self._batch(group, items, lengths)
+            yield from self._batch(group, items, lengths[group[0]])
 
-    def _batch(self, group: Sequence[int], items: Sequence[Sequence[int]], lengths: Sequence[int]) -> Iterator[Reading]:
+    def _batch(self, group: Sequence[int], items: Sequence[Sequence[int]], longest: int) -> Iterator[Reading]:
         """One batch, in halves where memory runs out; a row that does not fit alone is left unscored."""
         from demur.model import halving
 
-        waiting = list(group)
-
-        def run(rows: Sequence[int]) -> list[tuple[int, str]]:
+        def write(rows: Sequence[int]) -> list[tuple[int, str]]:
             return list(zip(rows, self._write([items[row] for row in rows]), strict=True))
 
+        def shrink() -> bool:
+            before, self._batch_tokens = self._batch_tokens, max(longest, self._batch_tokens // 2)
+            return self._batch_tokens < before
+
+        waiting = list(group)
         while waiting:
             try:
-                for part in halving(waiting, run, lambda: self._shrink(lengths[group[0]])):
+                for part in halving(waiting, write, shrink):
                     waiting = waiting[len(part) :]
                     for row, text in part:
                         yield Reading(row, self.read(text), final=True)
             except ModelError as error:
                 # Rows are tried in order: the first that waits is the one that did not fit.
                 yield Reading(waiting.pop(0), unscored(self.name, str(error)), final=False)
-
-    def _shrink(self, longest: int) -> bool:
-        before = self._tokens
-        self._budget = max(longest, before // 2)
-        return self._budget < before
-
-    @property
-    def _tokens(self) -> int:
-        """Tokens for one pass."""
-        if self._budget is None:
-            self._budget = _GPU_TOKENS if self._model.device.type == "cuda" else _CPU_TOKENS
-        return self._budget
 
     def _write(self, items: Sequence[Sequence[int]]) -> list[str]:
         """What the model writes after each prompt: greedily, up to the end of its turn."""
@@ -174,28 +160,22 @@ class ClassifierJudge(StreamingJudge):
         from demur.model import Region, TokenizedPrompt, pad
 
         hf = self._model
-        rendered = [TokenizedPrompt("", tuple(ids), (int(Region.SPECIAL),) * len(ids)) for ids in items]
-        batch = pad(rendered, pad_id=hf.generation_config.pad_token_id, device=hf.device)
+        prompts = [TokenizedPrompt("", tuple(ids), (int(Region.SPECIAL),) * len(ids)) for ids in items]
+        batch = pad(prompts, pad_id=hf.generation_config.pad_token_id, device=hf.device)
         with torch.inference_mode():
             written = hf.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        ends = set(hf.generation_config.eos_token_id or ())
-        texts: list[str] = []
-        for row in written[:, batch.input_ids.shape[1] :].tolist():
-            end = next((n for n, token in enumerate(row) if token in ends), None)
-            texts.append(str(self.tokenizer.decode(row[:end], skip_special_tokens=True)))
-        return texts
+        ends = hf.generation_config.eos_token_id or ()
+        answers = written[:, batch.input_ids.shape[1] :].tolist()
+        turns = [list(takewhile(lambda token: token not in ends, row)) for row in answers]
+        return [str(self.tokenizer.decode(turn, skip_special_tokens=True)) for turn in turns]
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a rendered prompt, with exactly one BOS in front where the tokenizer has one."""
         bos = self.tokenizer.bos_token_id
-        if not isinstance(bos, int):
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         # What the text does not write itself is the tokenizer's to add, in its own way of cutting the text after it.
-        written = text.startswith(str(self.tokenizer.bos_token))
-        ids: list[int] = list(self.tokenizer(text, add_special_tokens=not written)["input_ids"])
-        while ids[:1] == [bos]:
-            ids = ids[1:]
-        return [bos, *ids]
+        adds = isinstance(bos, int) and not text.startswith(str(self.tokenizer.bos_token))
+        ids: list[int] = list(self.tokenizer(text, add_special_tokens=adds)["input_ids"])
+        return ids if not isinstance(bos, int) else [bos, *dropwhile(lambda token: token == bos, ids)]
 
     @property
     def loaded(self) -> bool:
@@ -215,27 +195,21 @@ class ClassifierJudge(StreamingJudge):
         logger.info("loading the judge %s", self.source)
         multimodal = type(self.config) in AutoModelForImageTextToText._model_mapping  # pyright: ignore
         auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
-        spread = {"device_map": self.placement.device} if self.placement.device.startswith("balanced") else {}
-        model: Any = self._fetched(
-            lambda: auto.from_pretrained(self.source, dtype=self.placement.dtype, **self._revision, **spread)
-        )
+        spread = {"device_map": self.placement.device} if self._spread else {}
+        model: Any = self._read(auto, dtype=self.placement.dtype, **spread)
         if not spread:
             model.to(_device(self.placement.device))
-        ends = self._ends(model)
-        pad = next((t for t in (self.tokenizer.pad_token_id, *ends) if isinstance(t, int)), 0)
+        found: Any = getattr(model.generation_config, "eos_token_id", None)
+        found = self.tokenizer.eos_token_id if found is None else found
+        ends: list[int] = [] if found is None else [found] if isinstance(found, int) else list(found)
+        pad = next((token for token in (self.tokenizer.pad_token_id, *ends) if token is not None), 0)
         # The checkpoint's own settings (sampling, temperature) would be filled in where these are not complete.
         model.generation_config = GenerationConfig(
             max_new_tokens=self.new_tokens, do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=pad
         )
+        self._batch_tokens = self._batch_tokens or (_GPU_TOKENS if model.device.type == "cuda" else _CPU_TOKENS)
         self._model = model.eval().requires_grad_(False)
         return self._model
-
-    def _ends(self, model: Any) -> list[int]:
-        """Tokens that end the model's turn."""
-        found: Any = getattr(model.generation_config, "eos_token_id", None)
-        if found is None:
-            found = self.tokenizer.eos_token_id
-        return list(found) if isinstance(found, list | tuple) else [] if found is None else [int(found)]
 
     def check(self) -> None:
         """Find configuration, tokenizer and weights (downloading what is missing) and read the weights' headers.
@@ -243,79 +217,60 @@ class ClassifierJudge(StreamingJudge):
         Raises:
             ModelError: one of them is missing or damaged, or the device is unknown.
         """
-        self.encode(self.render("prompt", "answer"))
-        self._fetched(self._read_headers)
-        if not self.placement.device.startswith("balanced"):
-            _device(self.placement.device)
-
-    def _read_headers(self) -> None:
         from huggingface_hub import snapshot_download
         from safetensors import safe_open
 
-        folder = Path(self.source)
-        if not folder.is_dir():
-            folder = Path(snapshot_download(self.source, revision=self.placement.revision, allow_patterns=list(_FILES)))
-        weights = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
-        if not weights:
-            raise OSError(f"no weights (*.safetensors or *.bin) in {folder}")
-        for path in weights:
-            if path.suffix == ".safetensors":
+        def read_headers() -> None:
+            folder, revision = self.source, self.placement.revision
+            if not Path(folder).is_dir():
+                folder = snapshot_download(self.source, revision=revision, allow_patterns=list(_FILES))
+            weights = sorted(Path(folder).glob("*.safetensors"))
+            if not weights and not any(Path(folder).glob("*.bin")):
+                raise OSError(f"no weights (*.safetensors or *.bin) in {folder}")
+            for path in weights:
                 with safe_open(path, framework="pt"):
                     pass
+
+        self.encode(self.render("prompt", "answer"))
+        self._fetched(read_headers)
+        if not self._spread:
+            _device(self.placement.device)
 
     def close(self) -> None:
         """Free the model. Judging again loads it again, even if that failed before."""
         self._broken = None
-        if self._model is None:
-            return
-        import torch
+        if self._model is not None:
+            import torch
 
-        self._model = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+            self._model = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     @cached_property
     def config(self) -> Any:
         """The model's configuration: a few kilobytes, read before any weight."""
         from transformers import AutoConfig
 
-        return self._fetched(lambda: AutoConfig.from_pretrained(self.source, **self._revision))
+        return self._read(AutoConfig)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
         from transformers import AutoTokenizer
 
-        return self._fetched(lambda: AutoTokenizer.from_pretrained(self.source, **self._revision))
+        return self._read(AutoTokenizer)
 
     @property
-    def _revision(self) -> dict[str, str]:
-        return {} if self.placement.revision is None else {"revision": self.placement.revision}
+    def _spread(self) -> bool:
+        return self.placement.device.startswith("balanced")
 
-    @property
-    def _commit(self) -> str:
-        return str(getattr(self.config, "_commit_hash", None) or self.placement.revision or "main")
-
-    @property
-    def _context(self) -> int | None:
-        found = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        return int(found) if found else None
+    def _read(self, auto: Any, **options: Any) -> Any:
+        revision = self.placement.revision or "main"
+        return self._fetched(lambda: auto.from_pretrained(self.source, revision=revision, **options))
 
     def _fetched(self, fetch: Callable[[], T]) -> T:
-        """What `fetch` reads from the hub or a folder. Where it failed once it is not tried again: that costs minutes.
-
-        Raises:
-            ModelError: it cannot; names the licence page and the next step.
-        """
+        """What `fetch` reads from the hub or a folder. What failed once is not tried again: that costs minutes."""
         if self._broken is not None:
             raise self._broken
         try:
@@ -340,7 +295,7 @@ def _device(device: str) -> Any:
     import torch
 
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         found = torch.device(device)
     except RuntimeError as error:
@@ -348,15 +303,3 @@ def _device(device: str) -> Any:
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device {device!r}: there is no CUDA device; expected auto, cpu, mps or balanced")
     return found
-
-
-def _content(folder: Path) -> str:
-    """SHA-256 over the files of a model folder, hex."""
-    state = hashlib.sha256()
-    for path in sorted({path for pattern in _FILES for path in folder.glob(pattern)}):
-        with path.open("rb") as file:
-            state.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return state.hexdigest()
-
-
-__all__ = ["ClassifierJudge", "Placement"]

@@ -6,17 +6,9 @@ import re
 import unicodedata
 from collections import Counter
 
+from demur.judges._lexicon import phrase
+
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_CODE = re.compile(r"```|^\s*(?:def|import|from|class|#include|SELECT|function|var|const|let|public)\b", re.MULTILINE)
-# The commonest English words: prose of any length holds some.
-_COMMON = re.compile(
-    r"\b(?:a|an|and|are|as|at|be|but|by|can|do|for|from|has|have|he|her|here|his|how|i|if|in|is|it|its|me|my|no|not"
-    r"|of|on|or|she|so|sure|that|the|their|there|they|this|to|was|we|what|will|with|would|yes|you|your)\b"
-)
-
-
-_STUTTER = re.compile(r"([^\W\d_][^\n]{0,11}?)\1{7,}")
-_ROLES = re.compile(r"(?:(?:user|model|assistant|system|human)\s*)+")
 
 
 def incoherence(text: str) -> str | None:
@@ -24,15 +16,15 @@ def incoherence(text: str) -> str | None:
     words = _WORD.findall(text.lower())
     if not words:
         return "no words" if text.strip() else "empty"
-    if _ROLES.fullmatch(text.lower()):
+    if phrase("speakers").fullmatch(text.lower()):
         return "names of speakers, and nothing said"
-    if stutter := _STUTTER.search(text):
+    if stutter := phrase("stutter").search(text):
         return f"repeats {stutter[1].strip()!r}"
     if _scripts(text) >= 3:
         return "mixes three scripts"
     if loop := _loop(words):
         return f"repeats {loop!r}"
-    if _CODE.search(text):
+    if phrase("code").search(text):
         return None
     letters = sum(c.isalnum() or c.isspace() for c in text)
     if len(text) >= 20 and letters < 0.5 * len(text):
@@ -51,8 +43,8 @@ def foreign(text: str) -> bool:
     words = _WORD.findall(text.lower())
     spelled = [word for word in words if word.isalpha() and len(word) > 1]
     # Sums and tables are short of function words in any language.
-    prose = len(spelled) >= 12 and len(spelled) > 0.8 * len(words) and not _CODE.search(text)
-    return prose and not _COMMON.search(text.lower())
+    prose = len(spelled) >= 12 and len(spelled) > 0.8 * len(words) and not phrase("code").search(text)
+    return prose and not phrase("common").search(text.lower())
 
 
 def _loop(words: list[str]) -> str | None:
@@ -77,10 +69,8 @@ def _loop(words: list[str]) -> str | None:
 
 def _is_noise(word: str) -> bool:
     """A string of letters without a vowel, or too long, or letters and digits mixed."""
-    if word.isdigit():
-        return False
     if any(c.isdigit() for c in word):
-        return True
+        return not word.isdigit()
     return len(word) > 24 or (len(word) > 3 and word.isascii() and not re.search("[aeiouy]", word))
 
 

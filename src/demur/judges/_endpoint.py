@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Any, Final, Self
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from demur.errors import InputError
@@ -23,6 +24,11 @@ _HOPELESS: Final = {
     404: "there is no such model or path; check the model's name and --judge-url (it usually ends in /v1)",
     405: "this is no chat endpoint; check --judge-url (it usually ends in /v1)",
 }
+_CUT: Final = {
+    "length": "was cut off by its limit of tokens",
+    "content_filter": "was withheld by the endpoint's content filter",
+}
+"""By `finish_reason`: why the text of an answer cannot be used."""
 _LONGEST_WAIT: Final = 120.0
 """Seconds that the `openai` library lets a server ask to wait for; a longer wait ends the judging."""
 
@@ -52,7 +58,7 @@ class Endpoint:
     price_out: float | None = None
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.attempts < 1:
+        if min(self.concurrency, self.attempts) < 1:
             raise InputError(f"concurrency {self.concurrency} and attempts {self.attempts} must be at least 1")
         if self.timeout <= 0 or (self.requests_per_minute is not None and self.requests_per_minute <= 0):
             raise InputError("timeout and requests per minute of a judge's endpoint must be positive")
@@ -78,25 +84,29 @@ class Endpoint:
         host, slash, path = rest.partition("/")
         return f"{scheme}{colon}{host.rpartition('@')[2]}{slash}{path}".rstrip("/")
 
+    def used(self, *, requests: int = 0, tokens_in: int = 0, tokens_out: int = 0) -> Usage:
+        """Usage with its price, where prices are known."""
+        if self.price_in is None and self.price_out is None:
+            return Usage(requests, tokens_in, tokens_out)
+        cost = tokens_in * (self.price_in or 0.0) + tokens_out * (self.price_out or 0.0)
+        return Usage(requests, tokens_in, tokens_out, cost / 1e6)
+
 
 class RowFailedError(Exception):
-    """This row has no answer; others may. `answered`: the model did answer, but said nothing that can be used."""
+    """This row has no answer; others may.
 
-    def __init__(self, reason: str, *, answered: bool = False) -> None:
+    Attributes:
+        answered: the model did answer, but said nothing that can be used.
+        took: attempts that were made, where asking again may help.
+    """
+
+    def __init__(self, reason: str, *, answered: bool = False, took: int | None = None) -> None:
         super().__init__(reason)
-        self.answered = answered
-
-
-class _AgainError(Exception):
-    """Asking again may help. `used`: attempts that this took."""
-
-    def __init__(self, reason: str, used: int = 1) -> None:
-        super().__init__(reason)
-        self.used = used
+        self.answered, self.took = answered, took
 
 
 class ChatClient:
-    """Asks one model, from several threads at once. Use as a context manager.
+    """Asks one model, from several threads at once.
 
     Retries, pauses and time limits are the `openai` library's. Hooks on its requests and responses count them, space
     them, hold all of them back while the server asks for a pause, and stop at once when the quota is used up.
@@ -105,26 +115,22 @@ class ChatClient:
         endpoint: where and how.
         model: the model's name there.
         max_tokens: that the model may write, its thinking included.
+        count: told what is used, one request or reply at a time.
     """
 
-    def __init__(self, endpoint: Endpoint, model: str, *, max_tokens: int) -> None:
+    def __init__(self, endpoint: Endpoint, model: str, *, max_tokens: int, count: Callable[[Usage], None]) -> None:
         import openai
 
-        self._endpoint = endpoint
-        self._model = model
+        self.stopped = threading.Event()
+        """Once set, nobody starts or waits any more."""
+        self._endpoint, self._model, self._count = endpoint, model, count
         # Greedy where the model can be; newer ones refuse the first or the second, and say so.
         self._options: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens}
         self._gap = 60.0 / endpoint.requests_per_minute if endpoint.requests_per_minute else 0.0
         self._next = 0.0
         """When the next request may start (`time.monotonic`)."""
-        self.stopped = threading.Event()
-        """Once set, nobody starts or waits any more."""
         self._lock = threading.Lock()
         self._reached = False
-        self._users = 1
-        """This client's owner, and the questions under way."""
-        priced = endpoint.price_in is not None or endpoint.price_out is not None
-        self.usage = Usage(cost=0.0 if priced else None)
         address, _, query = endpoint.base.partition("?")
         hooks: Any = {"request": [self._before], "response": [self._after]}
         self._client = openai.OpenAI(
@@ -135,71 +141,96 @@ class ChatClient:
             http_client=openai.DefaultHttpxClient(event_hooks=hooks),
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stopped.set()
-        self._leave()
-
-    def _leave(self) -> None:
-        """The last user closes the connections: under a request that is under way a socket would stay open."""
-        with self._lock:
-            self._users -= 1
-            last = self._users == 0
-        if last:
-            self._client.close()
-
-    def ask(self, messages: Sequence[Message]) -> str:
-        """The model's answer.
+    def ask(self, questions: Sequence[Sequence[Message]]) -> Iterator[tuple[int, str | RowFailedError]]:
+        """Place of each question, with the answer or why there is none, as they come; the client can ask only once.
 
         Raises:
-            RowFailedError: all attempts failed, or the answer was cut off or withheld.
-            JudgeStopped: no question can be answered: access refused, no server, no such model.
+            JudgeStopped: access refused, no server, no such model. What was under way, and paid for, is given before.
         """
-        with self._lock:
-            self._users += 1
-        left = self._endpoint.attempts
-        try:
-            while True:
-                try:
-                    return self._once(messages, left)
-                except _AgainError as error:
-                    left -= error.used
-                    if left <= 0:
-                        raise RowFailedError(f"{error} ({self._endpoint.attempts} attempts)") from error
-        finally:
-            self._leave()
+        results: SimpleQueue[tuple[int, str | RowFailedError] | None] = SimpleQueue()
+        problems: list[BaseException] = []
+        count = min(self._endpoint.concurrency, len(questions))
+        left = deque([*range(len(questions)), *[None] * count])
+        # The last one out closes the connections: under a request that is under way a socket would stay open.
+        leaving = threading.Barrier(count, action=self._client.close)
 
-    def _once(self, messages: Sequence[Message], attempts: int) -> str:
+        def work() -> None:
+            try:
+                for place in iter(left.popleft, None):
+                    if self.stopped.is_set():
+                        break
+                    found = self._answer(questions[place])
+                    if isinstance(found, str) or not self.stopped.is_set():
+                        results.put((place, found))
+            except BaseException as error:
+                self.stopped.set()  # Here, so that no thread takes a further question.
+                problems.append(error)
+            results.put(None)
+            leaving.wait()
+
+        # Daemons: an interruption does not wait for answers that are under way.
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in threads:
+                yield from iter(results.get, None)
+        finally:
+            self.stopped.set()
+        for thread in threads:
+            thread.join()
+        if problems:
+            raise problems[0]
+
+    def _answer(self, messages: Sequence[Message]) -> str | RowFailedError:
         import openai
 
-        # A server that was never reached is not there: that is said at once, not after minutes of retries.
-        tries = attempts if self._reached else 1
-        used = self._options
-        client: Any = self._client.with_options(max_retries=tries - 1)
-        try:
-            reply: Any = client.chat.completions.create(
-                model=self._model, messages=[dict(message) for message in messages], **used
-            )
-        except openai.APITimeoutError as error:
+        left = self._endpoint.attempts
+        while True:
+            # A server that was never reached is not there: that is said at once, not after minutes of retries.
+            tries, used = left if self._reached else 1, self._options
+            client: Any = self._client.with_options(max_retries=tries - 1)
+            try:
+                return self._content(client.chat.completions.create(model=self._model, messages=messages, **used))
+            except RowFailedError as error:
+                failed = error
+            except (openai.APIConnectionError, openai.APIStatusError, ValueError) as error:
+                failed = self._failed(error, tries, used)
+            if failed.took is None:
+                return failed
+            left -= failed.took
+            if left <= 0:
+                return RowFailedError(f"{failed} ({self._endpoint.attempts} attempts)")
+
+    def _failed(self, error: Any, tries: int, used: Mapping[str, Any]) -> RowFailedError:
+        """What an error means for the row; raised where it means that no row can be answered."""
+        import openai
+
+        if isinstance(error, ValueError):
+            return RowFailedError("the answer is no whole JSON", took=1)
+        if isinstance(error, openai.APITimeoutError):
             self._reached = True
-            raise _AgainError(f"no answer within {self._endpoint.timeout:g} s", tries) from error
-        except openai.APIStatusError as error:
-            raise self._refused(error, tries, used) from error
-        except openai.APIConnectionError as error:
+            return RowFailedError(f"no answer within {self._endpoint.timeout:g} s", took=tries)
+        if isinstance(error, openai.APIConnectionError):
             reason = str(error.__cause__ or error)
-            if not self._reached:
-                raise JudgeStopped(
-                    f"nothing answers at the judge's endpoint {self._endpoint.public} ({reason}); start the server, or "
-                    "give its address with --judge-url or OPENAI_BASE_URL"
-                ) from error
-            raise _AgainError(f"connection failed: {reason}", tries) from error
-        except ValueError as error:
-            raise _AgainError("the answer is no whole JSON") from error
-        return self._content(reply)
+            if self._reached:
+                return RowFailedError(f"connection failed: {reason}", took=tries)
+            raise JudgeStopped(
+                f"nothing answers at the judge's endpoint {self._endpoint.public} ({reason}); start the server, or "
+                "give its address with --judge-url or OPENAI_BASE_URL"
+            ) from error
+        status, said, wait = int(error.status_code), self._said(error.body), _wanted_pause(error.response)
+        what = f"HTTP {status}: {said}" if said else f"HTTP {status}"
+        if status in _HOPELESS:
+            raise self._hopeless(what, _HOPELESS[status]) from error
+        if status == 400 and self._adapted(said, used):
+            return RowFailedError(what, took=1)
+        if status not in (408, 409, 429) and status < 500:
+            return RowFailedError(what)
+        if wait > _LONGEST_WAIT:
+            where = f"the judge's endpoint {self._endpoint.public}"
+            raise JudgeStopped(f"{where} asks to wait {wait:.0f} s; run the same command again then") from error
+        return RowFailedError(what, took=tries)
 
     def _before(self, _request: Any) -> None:
         """Wait until the request may start, and count it."""
@@ -209,7 +240,7 @@ class ChatClient:
             self._next = start + self._gap
         if self.stopped.wait(start - now) if start > now else self.stopped.is_set():
             raise RowFailedError("stopped")
-        self._count(Usage(requests=1))
+        self._count(self._endpoint.used(requests=1))
 
     def _after(self, response: Any) -> None:
         """Stop when the quota is used up; hold all requests while the server asks for a pause."""
@@ -220,26 +251,7 @@ class ChatClient:
         if "insufficient_quota" in response.text:
             raise self._hopeless(f"HTTP {response.status_code}", "the account's quota is used up")
         with self._lock:
-            self._next = max(self._next, time.monotonic() + _seconds(response.headers.get("Retry-After")))
-
-    def _refused(self, error: Any, tries: int, used: Mapping[str, Any]) -> Exception:
-        """The exception that an error status calls for."""
-        status = int(error.status_code)
-        said = self._said(error.body)
-        what = f"HTTP {status}" + (f": {said}" if said else "")
-        if status in _HOPELESS:
-            return self._hopeless(what, _HOPELESS[status])
-        if status == 400 and self._adapted(said, used):
-            return _AgainError(what)
-        if status in (408, 409, 429) or status >= 500:
-            wait = _seconds(error.response.headers.get("Retry-After"))
-            if wait > _LONGEST_WAIT:
-                return JudgeStopped(
-                    f"the judge's endpoint {self._endpoint.public} asks to wait {wait:.0f} s; run the same command "
-                    "again then"
-                )
-            return _AgainError(what, tries)
-        return RowFailedError(what)
+            self._next = max(self._next, time.monotonic() + _wanted_pause(response))
 
     def _hopeless(self, what: str, hint: str) -> JudgeStopped:
         return JudgeStopped(f"the judge's endpoint {self._endpoint.public}, model {self._model!r}: {what}. {hint}")
@@ -250,10 +262,9 @@ class ChatClient:
         if refused is None:
             return False
         with self._lock:  # Another thread may have been told the same.
-            kept = {name: value for name, value in self._options.items() if name != refused}
-            if refused == "max_tokens" and refused in self._options:
-                kept["max_completion_tokens"] = self._options[refused]
-            self._options = kept
+            kept = dict(self._options)
+            limit = kept.pop(refused, None)
+            self._options = kept | ({"max_completion_tokens": limit} if refused == "max_tokens" and limit else {})
         return True
 
     def _said(self, body: Any) -> str:
@@ -271,33 +282,17 @@ class ChatClient:
             choice: Any = reply.choices[0]
             text: Any = choice.message.content
         except (AttributeError, IndexError, TypeError) as error:  # The library does not validate what it was sent.
-            raise _AgainError("the answer is no chat completion") from error
-        usage = getattr(reply, "usage", None)
-        read, written = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
-        self._count(
-            Usage(tokens_in=read if isinstance(read, int) else 0, tokens_out=written if isinstance(written, int) else 0)
-        )
-        if choice.finish_reason == "length":
-            raise RowFailedError("the judge's answer was cut off by its limit of tokens", answered=True)
-        if choice.finish_reason == "content_filter":
-            raise RowFailedError("the judge's answer was withheld by the endpoint's content filter", answered=True)
-        if not isinstance(text, str) or not text.strip():
-            raise RowFailedError("the judge's answer is empty", answered=True)
+            raise RowFailedError("the answer is no chat completion", took=1) from error
+        told = (getattr(getattr(reply, "usage", None), name, None) for name in ("prompt_tokens", "completion_tokens"))
+        read, written = (number if isinstance(number, int) else 0 for number in told)
+        self._count(self._endpoint.used(tokens_in=read, tokens_out=written))
+        empty = not isinstance(text, str) or not text.strip()
+        if fault := _CUT.get(str(choice.finish_reason), "is empty" if empty else None):
+            raise RowFailedError(f"the judge's answer {fault}", answered=True)
         return without_surrogates(text)
 
-    def _count(self, more: Usage) -> None:
-        prices = (self._endpoint.price_in or 0.0, self._endpoint.price_out or 0.0)
-        cost = (more.tokens_in * prices[0] + more.tokens_out * prices[1]) / 1e6
-        with self._lock:
-            self.usage += more if self.usage.cost is None else replace(more, cost=cost)
 
-
-def _seconds(header: str | None) -> float:
+def _wanted_pause(response: Any) -> float:
     """`Retry-After` in seconds; 0 where it is missing or a date (the row that got it then waits by itself)."""
-    try:
-        return float(header or 0)
-    except ValueError:
-        return 0.0
-
-
-__all__ = ["ChatClient", "Endpoint", "Message", "RowFailedError"]
+    seconds = response.headers.get("Retry-After", "")
+    return float(seconds) if seconds.replace(".", "", 1).isdecimal() else 0.0

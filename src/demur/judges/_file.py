@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from demur.data import PROMPT_COLUMNS, Table, read_table
 from demur.errors import InputError, RunError
 from demur.judges._base import Judge, JudgeStopped, without_surrogates
-from demur.judges._cached import CachedJudge, Progress
-from demur.judges._judgement import Judgement
+from demur.judges._judgement import CachedJudge, Judgement, Progress, opened
 from demur.judges._judgement import judge as judge_answers
 from demur.judges._likelihood import Coherence, CoherentJudge
-from demur.judges._registry import get_judge
 from demur.runs import Run, write_text
 from demur.types import Answer, Outcome, Prompt, Value, Verdict
 
@@ -90,37 +88,32 @@ def judge_file(
         RunError: `out` or its cache cannot be written.
         JudgeStopped: the judge cannot go on; what it judged is in the cache, and `out` is not written.
     """
-    reader = get_judge(judge) if isinstance(judge, str) else judge
-    path, out = Path(path), Path(out)
-    if out.exists() and path.exists() and out.samefile(path):
-        raise InputError(f"--out {out} is the file of answers itself; choose another name")
-    table = read_table(path)
-    answers = _answers(path, table, prompt_column, answer_column)
-    if not answers:
-        raise InputError(f"{path} has no rows to judge")
-    given = {row: answer for row, answer in enumerate(answers) if answer is not None}
-    if not out.parent.is_dir():
-        raise RunError(f"{out} cannot be written: there is no folder {out.parent}")
-    if model is not None:
-        reader = _with_likelihood(reader, model, tuple(given.values()), max_new_tokens)
-    cache = Path(f"{out}.cache") if reader.costly else None
-    try:
-        judged = _judged(reader, tuple(given.values()), cache, progress)
-    finally:
-        if isinstance(judge, str):
-            reader.close()
-    by_row = dict(zip(given, judged.verdicts, strict=True))
-    rows = len(answers)
-    write_text(out, "".join(_line(row, by_row.get(row), reader.gives) for row in range(rows)))
+    with opened(judge) as reader:
+        path, out = Path(path), Path(out)
+        if out.exists() and path.exists() and out.samefile(path):
+            raise InputError(f"--out {out} is the file of answers itself; choose another name")
+        answers = list(_answers(read_table(path), prompt_column, answer_column))
+        if not answers:
+            raise InputError(f"{path} has no rows to judge")
+        given = tuple(answer for answer in answers if answer is not None)
+        if not out.parent.is_dir():
+            raise RunError(f"{out} cannot be written: there is no folder {out.parent}")
+        if model is not None:
+            reader = _with_likelihood(reader, model, given, max_new_tokens)
+        cache = Path(f"{out}.cache") if reader.costly else None
+        judged = _judged(reader, given, cache, progress)
+    verdicts = iter(judged.verdicts)
+    lines = [_line(row, answer and next(verdicts), reader.gives) for row, answer in enumerate(answers)]
+    write_text(out, "".join(lines))
     return JudgeCounts(
         judge=reader.name,
         gives=reader.gives,
-        rows=rows,
+        rows=len(answers),
         outcomes={outcome: sum(v.outcome is outcome for v in judged.verdicts) for outcome in Outcome},
         harmful=judged.harmful.k,
         not_harmful=judged.harmful.n - judged.harmful.k,
-        unscored=rows - sum(verdict.success is not None for verdict in judged.verdicts),
-        without_answer=rows - len(given),
+        unscored=len(answers) - len(given) + judged.unscored,
+        without_answer=len(answers) - len(given),
         failed=judged.failed,
         cached=judged.cached,
         cache=None if cache is None else str(cache),
@@ -133,16 +126,11 @@ def _with_likelihood(judge: Judge, model: ChatModel, answers: Sequence[Answer], 
     """The judge, with an eye on what the clean model would write; its own answers to the file's prompts tell that."""
     texts = list(dict.fromkeys(answer.prompt.text for answer in answers))
     step = -(-len(texts) // _CALIBRATION)
-    prompts = [Prompt(id=str(number), text=text) for number, text in enumerate(texts[::step])]
-    return CoherentJudge.of(judge, model, list(model.generate(prompts, max_new_tokens=max_new_tokens)))
+    return CoherentJudge.of(judge, model, list(model.generate(texts[::step], max_new_tokens=max_new_tokens)))
 
 
-def _judged(judge: Judge, answers: tuple[Answer, ...], cache: Path | None, progress: Progress | None) -> Judgement:
-    """Verdicts, through the cache where there is one.
-
-    Raises:
-        JudgeStopped: the judge cannot go on.
-    """
+def _judged(judge: Judge, answers: Sequence[Answer], cache: Path | None, progress: Progress | None) -> Judgement:
+    """Verdicts, through the cache where there is one."""
     if cache is None:
         return judge_answers(answers, judge)
     with Run.open(cache, config={"command": "judge", "judge": judge.name}) as run:
@@ -153,33 +141,29 @@ def _judged(judge: Judge, answers: tuple[Answer, ...], cache: Path | None, progr
                 f"{cache}; the same command asks only for the others",
                 judged.verdicts,
             )
-        return judged
+    return judged
 
 
-def _answers(path: Path, table: Table, prompt_column: str | None, answer_column: str | None) -> list[Answer | None]:
+def _answers(table: Table, prompt_column: str | None, answer_column: str | None) -> Iterator[Answer | None]:
     """The answer of each row, None where it holds none."""
     asked = table.find_column(prompt_column, PROMPT_COLUMNS, what="a prompt", option="--prompt-column")
     said = table.find_column(answer_column, _ANSWER_COLUMNS, what="an answer", option="--answer-column")
-    found: list[Answer | None] = []
     for number, row in enumerate(table.rows((asked, said))):
-        prompt, text = _text(path, number, row, asked) or "", _text(path, number, row, said)
-        answer = None if text is None else Answer(prompt=Prompt(id=f"{path.name}:{number}", text=prompt), text=text)
-        found.append(answer)
-    return found
-
-
-def _text(path: Path, number: int, row: Mapping[str, object], column: str) -> str | None:
-    cell = row.get(column)
-    if isinstance(cell, list) and cell:
-        cell = cast("list[object]", cell)[0]
-    if cell is None or isinstance(cell, str):
-        return None if cell is None else without_surrogates(cell)
-    raise InputError(f"{path}, row {number}, column {column!r}: expected text, found {cell!r:.60}")
+        texts: list[str | None] = []
+        for column in (asked, said):
+            cell: Any = row.get(column)
+            cell = cell[0] if isinstance(cell, list) and cell else cell
+            if not isinstance(cell, str | None):
+                place = f"{table.path}, row {number}, column {column!r}"
+                raise InputError(f"{place}: expected text, found {cell!r:.60}")
+            texts.append(None if cell is None else without_surrogates(cell))
+        prompt = Prompt(id=f"{table.path.name}:{number}", text=texts[0] or "")
+        yield None if texts[1] is None else Answer(prompt=prompt, text=texts[1])
 
 
 def _line(number: int, verdict: Verdict | None, gives: Sequence[str]) -> str:
-    line: dict[str, Any] = {"row": number, "outcome": verdict.outcome if verdict else None}
+    line: dict[str, Any] = {"row": number, "outcome": verdict and verdict.outcome}
     for field in ("harmful", "score"):
         if field in gives:
-            line[field] = getattr(verdict, field) if verdict else None
+            line[field] = getattr(verdict, field, None)
     return json.dumps(line) + "\n"

@@ -1,18 +1,27 @@
-"""Answers and what a judge says of them."""
+"""Answers and what a judge says of them: at once, or in a run folder that keeps the verdicts as they come."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Final
 
-from demur.errors import InputError
-from demur.judges._base import Judge
+from demur.errors import DemurError, InputError, RunError
+from demur.judges._base import Judge, Usage, unscored
 from demur.judges._registry import get_judge
+from demur.runs import Run, Stage
 from demur.stats import rate_of, wilson
 from demur.types import REFUSALS, Answer, Outcome, Rate, Value, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_STAGE: Final = "verdicts"
+
+Progress = Callable[[str, int, int], None]
+"""`(what, done, total)`."""
 
 
 class Judgement(Value):
@@ -58,9 +67,8 @@ class Judgement(Value):
     @property
     def harmful(self) -> Rate:
         """Share of answers that give what a harmful request asks for; by judges that say so."""
-        said = [verdict.harmful for verdict in self.verdicts]
-        scored = [harmful for harmful in said if harmful is not None]
-        return wilson(sum(scored), len(scored), unscored=len(said) - len(scored))
+        scored = [verdict.harmful for verdict in self.verdicts if verdict.harmful is not None]
+        return wilson(sum(scored), len(scored), unscored=len(self.verdicts) - len(scored))
 
     def to_frame(self) -> pd.DataFrame:
         """One row per answer: prompt id, prompt, label, intervention, answer, outcome, harmful, score, evidence.
@@ -92,6 +100,11 @@ class Judgement(Value):
         return f"{len(self.verdicts)} answers: {said}"
 
 
+def opened(judge: str | Judge) -> AbstractContextManager[Judge]:
+    """The judge; one that is asked for by its name is freed at the end."""
+    return get_judge(judge) if isinstance(judge, str) else nullcontext(judge)
+
+
 def judge(answers: Iterable[Answer], judge: str | Judge = "patterns") -> Judgement:
     """Judge answers.
 
@@ -104,14 +117,115 @@ def judge(answers: Iterable[Answer], judge: str | Judge = "patterns") -> Judgeme
         JudgeStopped: the judge cannot go on; carries the verdicts reached.
     """
     given = tuple(answers)
-    reader = get_judge(judge) if isinstance(judge, str) else judge
-    try:
+    with opened(judge) as reader:
         verdicts = tuple(reader.judge(given))
-    finally:
-        if isinstance(judge, str):
-            reader.close()
     failed = sum(verdict.success is None for verdict in verdicts) if reader.costly else 0
     return Judgement(judge=reader.name, answers=given, verdicts=verdicts, new=len(given), failed=failed)
 
 
-__all__ = ["Judgement", "judge"]
+class StoredVerdict(Value):
+    """One row of the stage. `key` is the hash of prompt and answer."""
+
+    key: str
+    verdict: Verdict
+
+
+class CachedJudge:
+    """A judge within a run folder, where its verdicts are kept: one stage per judge identity.
+
+    Rows are stored as they come: a judge that streams loses what is under way when it is interrupted, any other at
+    most 64 rows. Only final readings are stored, so an answer on which the judge failed is asked again by a later run,
+    and is never taken for a score. A judge that had to stop is not asked again by this process.
+
+    Args:
+        run: the run folder.
+        judge: whose verdicts.
+        progress: called with (what, rows done, rows to do).
+        keep: keep the verdicts (default: those of a judge that costs time or money; rules are quicker applied anew).
+    """
+
+    def __init__(self, run: Run, judge: Judge, progress: Progress | None = None, *, keep: bool | None = None) -> None:
+        self.reader = judge
+        self.new = 0
+        """Verdicts reached by this process."""
+        self.cached = 0
+        """Verdicts that were known."""
+        self._run = run
+        self._progress = progress
+        self._keep = judge.costly if keep is None else keep
+        self._stage: Stage | None = None
+        self._known: dict[str, Verdict] = {}
+        self._failed: dict[str, Verdict] = {}
+        self._problem: str | None = None
+
+    def judge(self, answers: Sequence[Answer]) -> Judgement:
+        """Verdicts on the answers; equal pairs of prompt and answer are judged once.
+
+        Raises:
+            RunError: the run folder cannot be read or written.
+        """
+        keys, before = [_key(answer) for answer in answers], self.new
+        if self._problem is None:
+            try:
+                self._ask(dict(zip(keys, answers, strict=True)))
+            except RunError:  # The folder's trouble, not the judge's.
+                raise
+            except DemurError as error:
+                self._problem = str(error)
+        missing = unscored(self.reader.name, f"not judged: {self._problem or 'the judge left it out'}")
+        failed = [key for key in keys if key not in self._known]
+        self._failed = dict.fromkeys(failed, missing) | self._failed
+        new, known = self.new - before, len(keys) - len(failed)
+        self.cached += known - new
+        return Judgement(
+            judge=self.reader.name,
+            answers=tuple(answers),
+            verdicts=tuple(self._known.get(key) or self._failed[key] for key in keys),
+            new=new,
+            cached=known - new,
+            failed=len(failed),
+            problem=self._problem,
+        )
+
+    def _ask(self, answers: Mapping[str, Answer]) -> None:
+        """Let the judge read what it has not read before, and keep what it says as it comes."""
+        if self._keep and self._stage is None:
+            self._stage = self._run.stage(_STAGE, {"judge": self.reader.identity})
+            self._known = {row.key: row.verdict for row in self._stage.rows(_STAGE, StoredVerdict)}
+        unknown = {key: answer for key, answer in answers.items() if key not in self._known}
+        keys = list(unknown)
+        for done, reading in enumerate(self.reader.stream(list(unknown.values())) if unknown else (), 1):
+            key = keys[reading.row]
+            if reading.final or not self.reader.costly:
+                if self._stage is not None:
+                    self._stage.append(_STAGE, StoredVerdict(key=key, verdict=reading.verdict))
+                self._known[key] = reading.verdict
+                self._failed.pop(key, None)
+                self.new += 1
+            else:
+                self._failed[key] = reading.verdict
+            if self._progress is not None:
+                self._progress(f"judge {self.reader.name}", done, len(keys))
+
+    @property
+    def warning(self) -> str | None:
+        """What a report must say of a judge that failed; None where it did not."""
+        if not self._failed and self._problem is None:
+            return None
+        why = self._problem or "the verdicts in the run folder say why"
+        return (
+            f"the judge {self.reader.name} failed on {len(self._failed)} answers, which count as unscored, never as a "
+            f"score ({why}); run the same command again to ask for them anew"
+        )
+
+    @property
+    def usage(self) -> Usage | None:
+        return self.reader.usage
+
+    def close(self) -> None:
+        self.reader.close()
+
+
+def _key(answer: Answer) -> str:
+    """SHA-256 of prompt and answer, hex."""
+    return hashlib.sha256(json.dumps([answer.prompt.text, answer.text]).encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from demur.errors import InputError
 from demur.judges._base import Judge
@@ -15,10 +15,10 @@ JUDGES: Registry[type[Judge]] = Registry(
     "judge",
     {
         "patterns": "demur.judges._patterns:PatternJudge",
-        "harmbench": "demur.judges._harmbench:HarmBenchJudge",
-        "wildguard": "demur.judges._wildguard:WildGuardJudge",
-        "llama-guard-3": "demur.judges._llama_guard:LlamaGuardJudge",
-        "llama-guard-4": "demur.judges._llama_guard:LlamaGuard4Judge",
+        "harmbench": "demur.judges._guards:HarmBenchJudge",
+        "wildguard": "demur.judges._guards:WildGuardJudge",
+        "llama-guard-3": "demur.judges._guards:LlamaGuardJudge",
+        "llama-guard-4": "demur.judges._guards:LlamaGuard4Judge",
         "strongreject": "demur.judges._llm:StrongRejectJudge",
         "refusal": "demur.judges._llm:RefusalJudge",
     },
@@ -29,12 +29,8 @@ JUDGES: Registry[type[Judge]] = Registry(
 def get_judge(name: str, *, placement: Placement | None = None, endpoint: Endpoint | None = None) -> Judge:
     """The judge called `name`: a kind, or KIND=MODEL (a hub id or folder, or a model's name at an endpoint).
 
-    Nothing is loaded or asked yet; `Judge.check` tries it.
-
-    Args:
-        name: "patterns", "harmbench", "harmbench=/models/cls", "strongreject=gpt-4o-mini", ….
-        placement: for judges whose model runs here.
-        endpoint: for judges that ask an endpoint (default: from the environment).
+    Nothing is loaded or asked yet; `Judge.check` tries it. `placement` is for judges whose model runs here, `endpoint`
+    for those that ask an endpoint (default: from the environment).
 
     Raises:
         InputError: there is no such kind (names those there are, and the nearest), a model is missing or named where
@@ -48,15 +44,9 @@ def get_judge(name: str, *, placement: Placement | None = None, endpoint: Endpoi
         raise InputError(f"the judge {kind!r} has no model that runs here: device, dtype and revision are not for it")
     if endpoint is not None and make.needs != "endpoint":
         raise InputError(f"the judge {kind!r} asks no endpoint: its address, pace and prices are not for it")
-    if make.needs == "nothing":
-        if model:
-            raise InputError(f"the judge {kind!r} takes no model; leave out {equals + model!r}")
-        return cast("Judge", make())
-    if make.needs == "model":
-        return cast("Judge", make(model or None, placement))
-    if not model:
+    if model and make.needs == "nothing":
+        raise InputError(f"the judge {kind!r} takes no model; leave out {equals + model!r}")
+    if not model and make.needs == "endpoint":
         raise InputError(f"the judge {kind!r} needs a model: {kind}=MODEL, for example {kind}=gpt-4o-mini")
-    return cast("Judge", make(model, endpoint))
-
-
-__all__ = ["JUDGES", "get_judge"]
+    made: Judge = make(*{"nothing": (), "model": (model or None, placement), "endpoint": (model, endpoint)}[make.needs])
+    return made

@@ -235,9 +235,9 @@ def attribute_dictionary(
     A feature may score high because it *rises* in the patched run; scaling it down then does the opposite of patching.
     With `falling`, only tokens at which the feature is lower in the patched run count.
 
-    With `gradient` and `paper` each layer's dictionary is passed over once a batch, in blocks; `ig` encodes anew at every
-    step and keeps the residuals and gradients of all. A TopK layer is taken whole: `8 · d_model · d_sae` bytes of
-    weights, and about four arrays of `4 · batch · pos · d_sae` bytes. Other arguments are as for `attribute_batches`.
+    With `gradient` and `paper` each dictionary is passed over once a batch, in blocks; `ig` encodes anew at every step
+    and keeps the residuals and gradients of all. A TopK layer is taken whole: `8 · d_model · d_sae` bytes of weights,
+    and about four arrays of `4 · batch · pos · d_sae` bytes. Other arguments are as for `attribute_batches`.
 
     Raises:
         InputError: unknown method ("exact" cannot be afforded here).

@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import os
-import time
+import timeit
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from demur.errors import InputError, ModelError
 from demur.model import find_layers
-from demur.plan.counting import Work
 
 EFFICIENCY: Final = 0.5
 """Share of a large matrix product's speed that a forward pass is assumed to reach."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage does.
+
+    Attributes:
+        passes, tokens: forward passes, and token slots read in them, padding included.
+        logits: positions at which logits were computed.
+        backward_passes, backward_tokens: backward passes (to activations: parameters are frozen), token slots in them.
+        steps, written: steps of writing answers, one token for each row, and tokens written.
+        dictionary: floating-point operations of products with whole dictionaries.
+    """
+
+    passes: int = 0
+    tokens: int = 0
+    logits: int = 0
+    backward_passes: int = 0
+    backward_tokens: int = 0
+    steps: int = 0
+    written: int = 0
+    dictionary: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)
@@ -28,8 +53,7 @@ class ModelSizes:
         parameters: all of them, embeddings too.
         n_layers, d_model: of the text decoder.
         value_bytes: bytes of a weight or an activation.
-        token_flops: of a forward pass, for each token.
-        logit_flops: for each position whose logits are computed.
+        token_flops, logit_flops: of a forward pass, for each token, and for each position whose logits are computed.
         saved_bytes: kept for the gradient of activations, for each token.
     """
 
@@ -59,26 +83,20 @@ def model_sizes(config: Any, dtype: torch.dtype, tokens: int) -> ModelSizes:
     except (ValueError, KeyError) as error:
         raise ModelError(f"{text.model_type!r} is not a causal language model that can be planned: {error}") from error
     model.eval().requires_grad_(False)
-    layers = find_layers(model, int(text.num_hidden_layers))
-    one, two = _pass(model, tokens, 1), _pass(model, tokens, 2)
-    logit_flops = two.flops - one.flops
+    flops, saved = _pass(model, tokens, logits=1)
+    logit_flops = _pass(model, tokens, logits=2)[0] - flops
     return ModelSizes(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        n_layers=len(layers),
+        n_layers=len(find_layers(model, int(text.num_hidden_layers))),
         d_model=int(text.hidden_size),
         value_bytes=dtype.itemsize,
-        token_flops=(one.flops - logit_flops) / tokens,
+        token_flops=(flops - logit_flops) / tokens,
         logit_flops=logit_flops,
-        saved_bytes=one.saved / tokens,
+        saved_bytes=saved / tokens,
     )
 
 
-class _Pass(NamedTuple):
-    flops: float
-    saved: float
-
-
-def _pass(model: nn.Module, tokens: int, logits: int) -> _Pass:
+def _pass(model: nn.Module, tokens: int, logits: int) -> tuple[float, float]:
     """One forward pass over `tokens` on the meta device, with the logits of the last: operations, and bytes kept for
     the gradient of activations."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -88,8 +106,7 @@ def _pass(model: nn.Module, tokens: int, logits: int) -> _Pass:
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in held:  # pyright: ignore[reportPrivateUsage]
-            saved[storage._cdata] = storage.nbytes()  # pyright: ignore[reportPrivateUsage]
+        saved[storage._cdata] = storage.nbytes()  # pyright: ignore[reportPrivateUsage]
         return tensor
 
     hf: Any = model
@@ -97,7 +114,8 @@ def _pass(model: nn.Module, tokens: int, logits: int) -> _Pass:
     mask = torch.ones(1, tokens, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
         hf(inputs_embeds=embedded.requires_grad_(), attention_mask=mask, use_cache=False, logits_to_keep=logits)
-    return _Pass(float(counter.get_total_flops()), float(sum(saved.values())))
+    kept = sum(size for storage, size in saved.items() if storage not in held)
+    return float(counter.get_total_flops()), float(kept)
 
 
 @dataclass(frozen=True)
@@ -187,15 +205,10 @@ def _resident_bytes() -> int:
         return 0
 
 
-def _best_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 4) -> float:
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
+def _best_seconds(work: Callable[[], Any], device: torch.device) -> float:
+    def once() -> None:
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best
 
-
-__all__ = ["EFFICIENCY", "Machine", "ModelSizes", "measure_machine", "model_sizes", "planned_device"]
+    return min(timeit.repeat(once, number=1, repeat=4))

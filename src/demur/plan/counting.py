@@ -8,12 +8,11 @@ counted where model and SAEs are called, so a new study needs nothing for its pl
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, get_args
 
@@ -23,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from demur.judges import Judge
 from demur.model import ChatModel
+from demur.plan.costs import ModelSizes, Work
 from demur.saes import DenseSae, Suite
 from demur.studies.config import Sources, StudyConfig
 from demur.types import PURPOSES, Answer, Label, Outcome, Prompt, PromptSet, Split, Splits, Verdict
@@ -37,38 +37,8 @@ WIDTH: Final = 8
 _SAE_WIDTH: Final = 1021
 """Features of a stand-in SAE: a prime, so that products with whole dictionaries are known by their shapes."""
 _PRODUCTS: Final = ("matmul", "__matmul__", "mm", "bmm", "mv", "linear")
-_INSTEAD: Final = {"tasks": (), "harm_judges": (), "resamples": 100}
+_INSTEAD: Final = {"paper_settings": False, "tasks": (), "harm_judges": (), "resamples": 100}
 """Settings of work that is not priced: other programs' and other models', and arithmetic on results."""
-
-
-@dataclass
-class Work:
-    """What a stage does.
-
-    Attributes:
-        passes: forward passes.
-        tokens: token slots read in them, padding included.
-        logits: positions at which logits were computed.
-        backward_passes: backward passes (to activations: parameters are frozen).
-        backward_tokens: token slots in them.
-        steps: steps of writing answers, one token for each row.
-        written: tokens written.
-        dictionary: floating-point operations of products with whole dictionaries.
-    """
-
-    passes: int = 0
-    tokens: int = 0
-    logits: int = 0
-    backward_passes: int = 0
-    backward_tokens: int = 0
-    steps: int = 0
-    written: int = 0
-    dictionary: float = 0.0
-
-    def add(self, other: Work) -> None:
-        """Add another stage's work."""
-        for each in fields(Work):
-            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
 
 class Stages(dict[str, float]):
@@ -82,8 +52,7 @@ class Stages(dict[str, float]):
 
     def __setitem__(self, name: str, seconds: float) -> None:
         super().__setitem__(name, seconds)
-        self.work.setdefault(name, Work()).add(self.now)
-        self.now = Work()
+        self.work[name], self.now = self.work.get(name, Work()) + self.now, Work()
 
 
 class PromptLengths(NamedTuple):
@@ -121,7 +90,8 @@ class _CountingModel(nn.Module):
         self.embedding = nn.Embedding(len(tokenizer), WIDTH)
         self.layers = nn.ModuleList(_Block() for _ in range(n_layers))
         self.stages = stages
-        self.harmful, *self.answers = _ids(tokenizer, "harmful I Sure filler")
+        words: Any = tokenizer.convert_tokens_to_ids(["harmful", "I", "Sure", "filler"])
+        self.harmful, self.refusing, self.complying, self.filler = words
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
@@ -132,21 +102,23 @@ class _CountingModel(nn.Module):
             hidden = layer(hidden)
         logits = hidden[:, -logits_to_keep:] @ self.embedding.weight.T
         # Refusing is never the likeliest, so that ablation always has something to change.
-        logits = logits - 20.0 * (torch.arange(logits.shape[-1]) == self.answers[0])
+        logits = logits - 20.0 * (torch.arange(logits.shape[-1]) == self.refusing)
         slots = input_ids.numel()
-        self.stages.now.add(Work(passes=1, tokens=slots, logits=logits[..., 0].numel()))
+        self.stages.now += Work(passes=1, tokens=slots, logits=logits[..., 0].numel())
         if logits.requires_grad:
-            logits.register_hook(lambda _: self.stages.now.add(Work(backward_passes=1, backward_tokens=slots)))
+            logits.register_hook(lambda _: self._backward(slots))
         return SimpleNamespace(logits=logits)
+
+    def _backward(self, slots: int) -> None:
+        self.stages.now += Work(backward_passes=1, backward_tokens=slots)
 
     def generate(self, input_ids: Tensor, generation_config: Any, **_: Any) -> Tensor:
         rows, new = len(input_ids), int(generation_config.max_new_tokens)
-        self.stages.now.add(
-            Work(passes=1, tokens=input_ids.numel(), logits=rows, steps=new - 1, written=rows * (new - 1))
-        )
+        self.stages.now += Work(passes=1, tokens=input_ids.numel(), logits=rows)
+        self.stages.now += Work(steps=new - 1, written=rows * (new - 1))
         refuses = (input_ids == self.harmful).any(1, keepdim=True)
-        answers = torch.full((rows, new), self.answers[2])
-        answers[:, :1] = torch.where(refuses, self.answers[0], self.answers[1])
+        answers = torch.full((rows, new), self.filler)
+        answers[:, :1] = torch.where(refuses, self.refusing, self.complying)
         return torch.cat([input_ids, answers], 1)
 
 
@@ -164,7 +136,7 @@ class _DictionaryProducts(TorchFunctionMode):
             inner, last = int(args[0].shape[-1]), int(out.shape[-1])
             if _SAE_WIDTH in (inner, last):
                 real = prod(self._real.get(size, size) for size in (inner, last))
-                self._stages.now.dictionary += 2.0 * real * prod(out.shape[:-1])
+                self._stages.now += Work(dictionary=2.0 * real * prod(out.shape[:-1]))
         return out
 
 
@@ -190,73 +162,44 @@ def _tokenizer(lengths: PromptLengths) -> PreTrainedTokenizerBase:
     words = ("<bos>", "<eos>", "<unk>", "head", "tail", "harmful", "harmless", "I", "Sure", "filler")
     backend = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = cast("Any", pre_tokenizers.WhitespaceSplit())
-    found = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<eos>"
-    )
+    special = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<eos>"}
+    found = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
     head, tail = "head " * (lengths.before - 1), " tail" * lengths.after
     found.chat_template = f"<bos> {head}{{{{ messages[-1]['content'] }}}}{tail}"
     return found
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(cast("Any", tokenizer)(text, add_special_tokens=False)["input_ids"])
-
-
-def _prompts(label: Label, purpose: str, n: int, words: int) -> PromptSet:
-    texts = (f"{label} {purpose} {number} " + "filler " * (words - 3) for number in range(n))
-    return PromptSet(
-        name=f"{label}-{purpose}",
-        prompts=tuple(
-            Prompt(id=f"{purpose}/{label}/{number}", text=text.strip(), label=label)
-            for number, text in enumerate(texts)
-        ),
-    )
-
-
 def _splits(config: StudyConfig, words: int) -> Splits:
-    def split(purpose: str) -> Split:
-        n = getattr(config.n, purpose)
-        return Split(harmful=_prompts("harmful", purpose, n, words), harmless=_prompts("harmless", purpose, n, words))
+    def prompts(label: Label, purpose: str) -> PromptSet:
+        texts = [f"{label} {purpose} {n}" + " filler" * (words - 3) for n in range(getattr(config.n, purpose))]
+        made = (Prompt(id=f"{purpose}/{label}/{n}", text=text, label=label) for n, text in enumerate(texts))
+        return PromptSet(name=f"{label}-{purpose}", prompts=tuple(made))
 
-    direction, selection, tuning, test = map(split, PURPOSES)
-    return Splits(direction=direction, selection=selection, tuning=tuning, test=test)
+    both: Any = {name: Split(harmful=prompts("harmful", name), harmless=prompts("harmless", name)) for name in PURPOSES}
+    return Splits(**both)
 
 
-def _suite(layers: Sequence[int], k: int | None) -> Suite:
+def _thin(suite: Suite) -> Suite:
+    """Random SAEs for the same layers; where any of the real ones is TopK, so are they."""
+    k = next((spec.k or 1 for spec in suite.specs if spec.activation == "topk"), None)
+
     def sae(layer: int) -> DenseSae:
-        w_dec = torch.randn(_SAE_WIDTH, WIDTH)
-        return DenseSae(
-            layer=layer,
-            w_enc=w_dec.T.contiguous(),
-            b_enc=torch.zeros(_SAE_WIDTH),
-            threshold=None,
-            k=k,
-            w_dec=w_dec,
-            b_dec=torch.zeros(WIDTH),
-        )
+        w_dec, zeros = torch.randn(_SAE_WIDTH, WIDTH), torch.zeros(_SAE_WIDTH)
+        rows: dict[str, Any] = {"w_enc": w_dec.T.contiguous(), "b_enc": zeros, "threshold": None, "w_dec": w_dec}
+        return DenseSae(layer=layer, k=k, b_dec=torch.zeros(WIDTH), **rows)
 
-    return Suite.from_dense({layer: sae(layer) for layer in layers})
+    return Suite.from_dense({layer: sae(layer) for layer in suite.layers})
 
 
 def count_work(
-    study: Study[Any, Any],
-    config: StudyConfig,
-    *,
-    n_layers: int,
-    d_model: int,
-    sae_layers: Sequence[int],
-    d_sae: int,
-    top_k: int | None,
-    lengths: PromptLengths,
+    study: Study[Any, Any], config: StudyConfig, model: ModelSizes, suite: Suite, lengths: PromptLengths
 ) -> dict[str, Work]:
     """Run a study on stand-ins and count what it does, by timed stage.
 
     Args:
         study: which one.
         config: its options; the sizes of splits, the grids and the limits count, files and names do not.
-        n_layers, d_model: of the real model.
-        sae_layers, d_sae: of the real SAEs.
-        top_k: active features of TopK dictionaries; None for others.
+        model, suite: the real ones, of which only sizes count.
         lengths: tokens of a prompt.
 
     Raises:
@@ -265,22 +208,24 @@ def count_work(
     from demur.studies.context import open_context
     from demur.studies.inputs import Inputs
 
-    stages = Stages()
-    # Global generators are left as they are.
-    with cast("Any", torch.random).fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder, _quiet():
+    stages, logger = Stages(), logging.getLogger("demur")
+    with ExitStack() as kept:
+        # Global generators are left as they are, and what the stand-ins are warned of is not said.
+        kept.enter_context(cast("Any", torch.random).fork_rng(devices=[]))
+        kept.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
+        folder = Path(kept.enter_context(TemporaryDirectory()))
         torch.manual_seed(0)
         tokenizer = _tokenizer(lengths)
-        hf: Any = _CountingModel(n_layers, tokenizer, stages)
-        limit = config.max_batch_tokens or 2048
-        model = ChatModel(hf, tokenizer, name="stand-in", max_batch_tokens=limit)
-        inputs = Inputs(
-            "stand-in", "stand-ins", model, _suite(sae_layers, top_k), _splits(config, lengths.message), _LabelJudge()
-        )
-        planned = _without_sources(config, Path(folder), lengths.message)
-        with open_context(study, planned, Path(folder) / "run", inputs=inputs) as context:
-            context.seconds = stages
-            with _DictionaryProducts(stages, d_model, d_sae):
-                study.run(context)
+        hf: Any = _CountingModel(model.n_layers, tokenizer, stages)
+        chat = ChatModel(hf, tokenizer, name="stand-in", max_batch_tokens=config.max_batch_tokens or 2048)
+        splits = _splits(config, lengths.message)
+        inputs = Inputs("stand-in", "stand-ins", chat, _thin(suite), splits, _LabelJudge())
+        planned = _without_sources(config, folder, lengths.message)
+        context = kept.enter_context(open_context(study, planned, folder / "run", inputs=inputs))
+        context.seconds = stages
+        kept.enter_context(_DictionaryProducts(stages, model.d_model, max(spec.d_sae for spec in suite.specs)))
+        study.run(context)
     if stages.now != Work():
         stages["rest"] = 0.0
     return stages.work
@@ -289,28 +234,9 @@ def count_work(
 def _without_sources(config: StudyConfig, folder: Path, words: int) -> StudyConfig:
     """The configuration with stand-ins for the files and sets that it names, and without other programs' work."""
     texts = folder / "texts.txt"
-    harmless = (f"harmless text {number} " + "filler " * (words - 3) for number in range(2000))
-    texts.write_text("".join(f"{text.strip()}\n" for text in harmless), encoding="utf-8")
-    reads_sources = get_args(Sources)[1]
-    named = {
-        name: (str(texts),)
-        for name, field in type(config).model_fields.items()
-        if reads_sources in field.metadata and getattr(config, name)
-    }
-    instead = _INSTEAD | {"paper_settings": False}
-    return config.model_copy(update=named | {name: instead[name] for name in instead if hasattr(config, name)})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the warnings of a study on stand-ins to themselves."""
-    logger = logging.getLogger("demur")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-__all__ = ["PromptLengths", "Stages", "Work", "count_work"]
+    harmless = (f"harmless text {number}" + " filler" * (words - 3) for number in range(2000))
+    texts.write_text("".join(f"{text}\n" for text in harmless), encoding="utf-8")
+    fields, reads_sources = type(config).model_fields, get_args(Sources)[1]
+    named = {name: (str(texts),) for name, field in fields.items() if reads_sources in field.metadata}
+    instead = {name: value for name, value in _INSTEAD.items() if hasattr(config, name)}
+    return config.model_copy(update={name: text for name, text in named.items() if getattr(config, name)} | instead)

@@ -4,9 +4,7 @@ A study gives `blocks`; their numbers are written by `format` and drawn by `char
 nor the charting libraries.
 """
 
-from demur.report._html import notebook_html, render_html
-from demur.report._markdown import render_markdown
+from demur.report._pages import notebook_html, render_html, render_markdown, write_report
 from demur.report._terminal import render_terminal
-from demur.report._write import write_report
 
 __all__ = ["notebook_html", "render_html", "render_markdown", "render_terminal", "write_report"]

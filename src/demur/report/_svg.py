@@ -1,71 +1,31 @@
-"""Charts as inline SVG: no script, no network, text that prints.
+"""The looks of `templates/theme.toml`, and charts as inline SVG: no script, no network, text that prints.
 
-The colours of the page are declared here once. Charts are drawn with the light ones, so that they look right by
-themselves; in the SVG each becomes the CSS variable of its name, so that one drawing serves light and dark.
+Charts are drawn with the light colours, so that they look right by themselves; in the SVG each becomes the CSS variable
+of its name, so that one drawing serves light and dark.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any, Final, NamedTuple
+import tomllib
+from importlib.resources import files
+from typing import Any, Final
 
-
-class Colour(NamedTuple):
-    """A colour of the page by its CSS variable, without the dashes, and its values on light and dark ground."""
-
-    name: str
-    light: str
-    dark: str
-
-
-INK: Final = "#1c1e22"
-GREY: Final = "#6b7079"
-FAINT: Final = "#9a9fa8"
-RULE: Final = "#dfe0dc"
-
-PAGE_COLOURS: Final = (
-    Colour("paper", "#fdfdfb", "#15171b"),
-    Colour("card", "#f5f5f1", "#1e2126"),
-    Colour("ink", INK, "#e8e8e4"),
-    Colour("soft", "#565b64", "#a9aeb7"),
-    Colour("accent", "#0a65a7", "#61b1ed"),
-    Colour("warn-bg", "#fff5dc", "#2c2512"),
-    Colour("warn-edge", "#c98a00", "#d9a300"),
-    Colour("danger-edge", "#b4442e", "#e0765c"),
-    Colour("grey", GREY, "#a1a6af"),
-    Colour("faint", FAINT, "#6f757f"),
-    Colour("rule", RULE, "#32363d"),
-)
-
-PALETTE: Final = (
-    Colour("s0", "#0b66a8", "#62b2ee"),
-    Colour("s1", "#c04a00", "#ff8d4d"),
-    Colour("s2", "#00775a", "#3fc79f"),
-    Colour("s3", "#7d3fb0", "#c39af0"),
-    Colour("s4", "#8f6d00", "#d9b23c"),
-    Colour("s5", "#b0306f", "#f08bbb"),
-    Colour("s6", "#5b6472", "#b4bac4"),
-    Colour("s7", "#8a3324", "#e8836f"),
-    Colour("s8", "#4f6f00", "#a6cc4c"),
-    Colour("s9", "#26282d", "#f0efe9"),
-)
-"""Colours of series, in the order in which they are given out."""
-
-FONT: Final = "ui-sans-serif, system-ui, 'Segoe UI', Helvetica, Arial, sans-serif"
+TEMPLATES: Final = files("demur.report") / "templates"
+THEME: Final[dict[str, Any]] = tomllib.loads((TEMPLATES / "theme.toml").read_text(encoding="utf-8"))
+LIGHT: Final[dict[str, str]] = {name: light for name, (light, _) in THEME["colours"].items()}
 
 EXACT: Final = "replace(format(datum.value, '~g'), '-', '−')"
 """Labels that hold their tick's own digits. An axis's number format is cut to what it takes to tell even steps apart,
 which would write 0.25 as 0.3."""
 
-_VARIABLES: Final = {colour.light: f"var(--{colour.name})" for colour in (*PAGE_COLOURS, *PALETTE)}
+_VARIABLES: Final = {light: f"var(--{name})" for name, light in LIGHT.items()}
 
 
 def colour_rules() -> str:
     """The colours as CSS variables: light, and dark where the reader's system asks for it."""
-    colours = (*PAGE_COLOURS, *PALETTE)
-    light = " ".join(f"--{colour.name}: {colour.light};" for colour in colours)
-    dark = " ".join(f"--{colour.name}: {colour.dark};" for colour in colours)
+    light, dark = (" ".join(f"--{name}: {pair[n]};" for name, pair in THEME["colours"].items()) for n in (0, 1))
     return f".demur {{ {light} }}\n@media (prefers-color-scheme: dark) {{ .demur {{ {dark} }} }}\n"
 
 
@@ -74,27 +34,9 @@ def to_svg(chart: Any, name: str) -> str:
 
     `name` keeps its ids apart from those of other charts on the page.
     """
-    import altair as alt
     import vl_convert
 
-    styled = chart.configure(
-        background="transparent",
-        font=FONT,
-        padding=4,
-        view=alt.ViewConfig(stroke=None),
-        legend=alt.LegendConfig(labelColor=INK, titleColor=INK, labelFontSize=12, titleFontSize=12),
-        axis=alt.AxisConfig(
-            labelColor=INK,
-            titleColor=INK,
-            labelFontSize=12,
-            titleFontSize=12,
-            titleFontWeight="normal",
-            gridColor=RULE,
-            domainColor=FAINT,
-            tickColor=FAINT,
-            titlePadding=9,
-        ),
-    )
+    styled = chart.configure(view={"stroke": None}, **THEME["config"])
     drawn: str = vl_convert.vegalite_to_svg(json.loads(styled.to_json()))
     opening, rest = drawn.split(">", 1)
     found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', opening)

@@ -6,10 +6,9 @@ No cell is ever cut: a table that is too wide is wrapped, and where that does no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from demur.report.blocks import Block, Chart, Page, Section, Table, Text, Transcripts
+from demur.report.blocks import Chart, Page, Section, Table, Text, Transcripts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,57 +23,43 @@ _CONTROLS: Final = {code: None for code in (*range(32), 127, *range(128, 160)) i
 def render_terminal(page: Page, *, full: bool, width: int | None = None) -> list[RenderableType]:
     """A page for rich's `console.print`, one item after another.
 
-    Args:
-        page: a study's result.
-        full: every section; without it, the findings, the first warnings and the `brief` sections, and a last line that
-            names what was left out.
-        width: of the terminal in columns, by default that of rich's own console.
+    With `full` every section; without it the findings, the first warnings and the `brief` sections, and a last line
+    that names what was left out. `width` is the terminal's in columns, by default that of rich's own console.
     """
     from rich.console import Console
 
     room = Console().width if width is None else width
-    shown = [section for section in page.body if full or section.brief]
-    hidden = [section.title for section in page.body if not (full or section.brief)]
-    parts: list[RenderableType] = []
-    if full:
-        parts.append(_text(page.title, "bold"))
-    parts += [_text(verdict, "bold") for verdict in page.verdicts]
     warnings = page.warnings if full else page.warnings[:WARNINGS]
+    more = len(page.warnings) - len(warnings)
+    hidden = [f"{more} more warnings"] if more else []
+    parts: list[RenderableType] = [_text(page.title, "bold")] if full else []
+    parts += [_text(verdict, "bold") for verdict in page.verdicts]
     parts += [_text(f"warning: {warning}", "yellow") for warning in warnings]
-    if len(warnings) < len(page.warnings):
-        hidden.insert(0, f"{len(page.warnings) - len(warnings)} more warnings")
-    for section in shown:
-        parts += _section(section, full=full, room=room)
+    for section in page.body:
+        if full or section.brief:
+            parts += _section(section, full=full, room=room)
+        else:
+            hidden.append(section.title)
     if full:
-        parts += _repeat(page)
-    elif hidden:
-        parts += [_text(""), _text(f"--full also shows: {', '.join(hidden)}.", "dim")]
-    return parts
+        return parts + _repeat(page)
+    return [*parts, _text(""), _text(f"--full also shows: {', '.join(hidden)}.", "dim")] if hidden else parts
 
 
 def _section(section: Section, *, full: bool, room: int) -> list[RenderableType]:
-    parts: list[RenderableType] = []
-    if full:
-        parts += [_text(""), _text(section.title, "bold underline")]
-        if section.intro:
-            parts.append(_text(section.intro))
+    parts: list[RenderableType] = [_text(""), _text(section.title, "bold underline")] if full else []
+    if full and section.intro:
+        parts.append(_text(section.intro))
     for block in section.blocks:
-        if full and isinstance(block, Table) and block.title == section.title:
-            block = replace(block, title="")
-        parts += _block(block, full=full, room=room)
+        match block:
+            case Text():
+                parts.append(_text(block.text, "dim" if block.role == "note" else ""))
+            case Table():
+                parts += _table(block, "" if full and block.title == section.title else block.title, full, room)
+            case Transcripts():
+                parts += _transcripts(block)
+            case Chart():
+                pass
     return parts
-
-
-def _block(block: Block, *, full: bool, room: int) -> list[RenderableType]:
-    match block:
-        case Text():
-            return [_text(block.text, "dim" if block.role == "note" else "")]
-        case Table():
-            return _table(block, full=full, room=room)
-        case Transcripts():
-            return _transcripts(block)
-        case Chart():
-            return []
 
 
 def _transcripts(block: Transcripts) -> list[RenderableType]:
@@ -91,18 +76,16 @@ def _transcripts(block: Transcripts) -> list[RenderableType]:
 
 
 def _repeat(page: Page) -> list[RenderableType]:
-    parts: list[RenderableType] = []
-    if page.facts or page.command:
-        parts += [_text(""), _text("What was run, and how to repeat it", "bold underline")]
-    parts += [_text(f"{name}: {value}") for name, value in page.facts]
-    if page.command:
-        parts.append(_text(f"command: {page.command}"))
-    return [*parts, _text(page.config)] if page.config else parts
+    lines = [f"{name}: {value}" for name, value in page.facts]
+    lines += [f"command: {page.command}"] if page.command else []
+    heading = [_text(""), _text("What was run, and how to repeat it", "bold underline")] if lines else []
+    return [*heading, *map(_text, lines), *([_text(page.config)] if page.config else [])]
 
 
-def _table(table: Table, *, full: bool, room: int) -> list[RenderableType]:
-    parts: list[RenderableType] = [_text(""), _text(table.title, "bold")] if table.title else []
-    parts += [_grid(table, places, room) for places in _pieces(table, room)]
+def _table(table: Table, title: str, full: bool, room: int) -> list[RenderableType]:
+    parts: list[RenderableType] = [_text(""), _text(title, "bold")] if title else []
+    widths = [_widths(table, place) for place in range(len(table.columns))]
+    parts += [_grid(table, places, [widths[place] for place in places], room) for places in _pieces(widths, room)]
     notes = [f"{column.name}: {column.help}" for column in table.columns if column.help] if full else []
     caption = "; ".join(filter(None, (table.caption.rstrip("."), *notes)))
     return [*parts, _text(f"{caption}.", "dim")] if caption else parts
@@ -118,12 +101,11 @@ def _widths(table: Table, place: int) -> tuple[int, int]:
     return max(map(cell_len, words), default=1), max(map(cell_len, lines), default=1)
 
 
-def _pieces(table: Table, room: int) -> list[list[int]]:
+def _pieces(widths: Sequence[tuple[int, int]], room: int) -> list[list[int]]:
     """The columns of each piece: one if they fit with words wrapped, else as many as fit without.
 
     Each piece after the first begins with the first column again.
     """
-    widths = [_widths(table, place) for place in range(len(table.columns))]
     every = list(range(len(widths)))
     if sum(least + 1 for least, _ in widths) - 1 <= room:
         return [every]
@@ -136,32 +118,30 @@ def _pieces(table: Table, room: int) -> list[list[int]]:
     return pieces
 
 
-def _grid(table: Table, places: Sequence[int], room: int) -> RenderableType:
+def _grid(table: Table, places: Sequence[int], both: Sequence[tuple[int, int]], room: int) -> RenderableType:
+    """Some columns of a table, with what `_widths` says of each."""
     from rich.table import Table as Grid
 
-    both = [_widths(table, place) for place in places]
-    wide = sum(natural + 2 for _, natural in both) - 2 <= room
-    gap = 2 if wide else 1
+    gap = 2 if sum(natural + 2 for _, natural in both) - 2 <= room else 1
     grid = Grid(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="dim")
-    widths = _shared([least for least, _ in both], [natural for _, natural in both], room - gap * (len(places) - 1))
-    for place, width in zip(places, widths, strict=True):
+    for place, width in zip(places, _shared(both, room - gap * (len(places) - 1)), strict=True):
         column = table.columns[place]
-        name = _text(column.name)
-        grid.add_column(name, justify="right" if column.numeric else "left", width=width, overflow="fold")
+        justify = "right" if column.numeric else "left"
+        grid.add_column(_text(column.name), justify=justify, width=width, overflow="fold")
     for number, row in enumerate(table.rows):
         grid.add_row(*(_text(row[place]) for place in places), style="bold" if number in table.strong else "")
     return grid
 
 
-def _shared(least: Sequence[int], natural: Sequence[int], room: int) -> list[int]:
+def _shared(both: Sequence[tuple[int, int]], room: int) -> list[int]:
     """Widths of columns that together keep within `room`: what is left beyond the least goes to as many as possible."""
-    widths = list(least)
+    widths = [least for least, _ in both]
     # Where not even words fit, they are folded: the widest columns give way.
     while sum(widths) > room and max(widths) > 1:
         widths[widths.index(max(widths))] -= 1
-    for place in sorted(range(len(widths)), key=lambda place: natural[place] - widths[place]):
-        spare = room - sum(widths)
-        widths[place] += max(min(natural[place] - widths[place], spare), 0)
+    wanted = [natural - width for (_, natural), width in zip(both, widths, strict=True)]
+    for place in sorted(range(len(widths)), key=wanted.__getitem__):
+        widths[place] += max(min(wanted[place], room - sum(widths)), 0)
     return widths
 
 
@@ -174,6 +154,3 @@ def _text(text: str, style: str = "") -> Any:
     from rich.text import Text as Plain
 
     return Plain(_clean(text), style)
-
-
-__all__ = ["render_terminal"]

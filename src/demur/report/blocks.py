@@ -6,7 +6,7 @@ A study's `sections(result)` returns these values; nothing here imports torch or
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 
@@ -85,10 +85,9 @@ def _column(column: str | Column) -> Column:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart that is drawn only where charts can be shown.
+    """A chart that is drawn only where charts can be shown: in the HTML report and by `result.chart()`.
 
-    `draw` returns an altair chart, or None where there is nothing to draw, which leaves the block out. It is called by
-    the HTML report and by `result.chart()`, never on a terminal.
+    `draw` returns an altair chart, or None where there is nothing to draw, which leaves the block out.
     """
 
     title: str
@@ -98,11 +97,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Transcript:
-    """One prompt and the answers to it, each with a tag that says under which condition it was written."""
+    """One prompt and the answers to it as `(tag, answer)`; the tag says under which condition it was written."""
 
     prompt: str
     answers: tuple[tuple[str, str], ...]
-    """`(tag, answer)`."""
 
 
 @dataclass(frozen=True)
@@ -119,27 +117,30 @@ Block = Text | Table | Chart | Transcripts
 
 @dataclass(frozen=True)
 class Section:
-    """A titled group of blocks. `brief` sections are what the terminal shows without `--full`."""
+    """A titled group of blocks. `brief` sections are what the terminal shows without `--full`; `intro` says in one or
+    two sentences what is shown and how to read it."""
 
     title: str
     blocks: tuple[Block, ...]
     brief: bool = False
     intro: str = ""
-    """One or two sentences under the title: what is shown and how to read it."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A study's result as sections, with what it takes to run it again."""
+    """A study's result as sections, with what it takes to run it again.
+
+    Attributes:
+        title, sections: what is shown.
+        command, config: the command that made it, and its configuration as TOML.
+        facts: name and value of what was studied and with what: model, SAEs, judge, versions, seconds, date.
+    """
 
     title: str
     sections: tuple[Section, ...]
     command: str = ""
-    """The command that made it."""
     config: str = ""
-    """Its configuration as TOML."""
-    facts: tuple[tuple[str, str], ...] = field(default=())
-    """Name and value of what was studied and with what: model, SAEs, judge, versions, seconds, date."""
+    facts: tuple[tuple[str, str], ...] = ()
 
     @property
     def verdicts(self) -> tuple[str, ...]:
@@ -154,16 +155,13 @@ class Page:
     @property
     def body(self) -> tuple[Section, ...]:
         """The sections without verdicts and warnings; those that hold nothing else are left out."""
-        kept = (replace(section, blocks=tuple(filter(_in_body, section.blocks))) for section in self.sections)
+        first = ("verdict", "warning")
+        kept = (
+            replace(each, blocks=tuple(b for b in each.blocks if not (isinstance(b, Text) and b.role in first)))
+            for each in self.sections
+        )
         return tuple(section for section in kept if section.blocks)
 
     def _texts(self, role: str) -> tuple[str, ...]:
         blocks = (block for section in self.sections for block in section.blocks)
         return tuple(block.text for block in blocks if isinstance(block, Text) and block.role == role)
-
-
-def _in_body(block: Block) -> bool:
-    return not (isinstance(block, Text) and block.role in {"verdict", "warning"})
-
-
-__all__ = ["Block", "Chart", "Column", "Page", "Section", "Table", "Text", "Transcript", "Transcripts"]

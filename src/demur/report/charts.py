@@ -1,22 +1,27 @@
 """Charts of a study's results: lines over strengths, trade-offs, bars, heat maps.
 
 Each function gives an altair chart, or None where there is nothing to draw; a `Chart` block whose `draw` gives None is
-left out of the page. Series differ in mark and dash as well as in colour. Colours are those of the light page; `to_svg`
-replaces them by the page's CSS variables, so that one drawing serves light and dark. Altair is imported on use.
+left out of the page. Series differ in mark and dash as well as in colour. Colours are those of the light page, which
+`to_svg` replaces by the page's CSS variables. Altair is imported on use.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from demur.report._svg import EXACT, FAINT, GREY, INK, PALETTE, to_svg
+from demur.report._svg import EXACT, LIGHT, THEME, to_svg
 from demur.report.format import measure
 
 if TYPE_CHECKING:
     from demur.stats import Estimate
     from demur.types import Rate
+
+_INK: Final = LIGHT["ink"]
+_MAIN: Final = LIGHT["s0"]
+_TICKS: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, -0.01, -0.1, -1.0)
 
 
 class Point(NamedTuple):
@@ -74,36 +79,10 @@ class Style(NamedTuple):
         return {"color": self.colour, "strokeDash": list(self.dash)}
 
 
-_MARKS: Final = (
-    "M-1,0A1,1,0,1,1,1,0A1,1,0,1,1,-1,0Z",
-    "M0,-1L1,0.85H-1Z",
-    "M-0.85,-0.85H0.85V0.85H-0.85Z",
-    "M0,-1.1L1,0L0,1.1L-1,0Z",
-    "M0,1L1,-0.85H-1Z",
-    "M-0.9,-1H0.9L0,0L0.9,1H-0.9L0,0Z",
-    "M-0.35,-1H0.35V-0.35H1V0.35H0.35V1H-0.35V0.35H-1V-0.35H-0.35Z",
-    "M-1,-0.9L0,0L-1,0.9V-0.9M1,-0.9L0,0L1,0.9V-0.9",
-    "M-1,-0.4H1V0.4H-1Z",
-    "M0,-1L0.29,-0.4L0.95,-0.31L0.48,0.15L0.59,0.81L0,0.5L-0.59,0.81L-0.48,0.15L-0.95,-0.31L-0.29,-0.4Z",
-)
-"""Disc, triangle, square, diamond, triangle down, hourglass, cross, bow tie, bar, star."""
-
-_DASHES: Final = ((1, 0), (6, 3), (8, 3, 2, 3), (4, 2), (2, 2), (10, 3, 2, 3), (1, 3), (12, 4), (5, 2, 1, 2), (10, 3))
-_RULE_DASHES: Final = ((2, 3), (8, 3), (8, 3, 2, 3))
-
-# Lightness rises evenly from violet to ochre, so that the order survives colour blindness and grey printing.
-_LAYER_STOPS: Final = ("#5e4b9c", "#3d76b3", "#2a958c", "#74a64b", "#d3a029")
-
-_TICKS: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, -0.01, -0.1, -1.0)
-
-
 def series_styles(names: Iterable[str]) -> dict[str, Style]:
     """Name → style, by rank among the names given; after ten names styles come round again."""
-    count = len(PALETTE)
-    return {
-        name: Style(PALETTE[rank % count].light, _MARKS[rank % count], _DASHES[rank % count])
-        for rank, name in enumerate(dict.fromkeys(names))
-    }
+    looks = [Style(LIGHT[f"s{n}"], look["mark"], tuple(look["dash"])) for n, look in enumerate(THEME["series"])]
+    return dict(zip(dict.fromkeys(names), cycle(looks), strict=False))
 
 
 def layer_colours(layers: Sequence[int]) -> dict[int, str]:
@@ -114,9 +93,10 @@ def layer_colours(layers: Sequence[int]) -> dict[int, str]:
 
 
 def _between_stops(t: float) -> str:
-    place = t * (len(_LAYER_STOPS) - 1)
-    left = min(int(place), len(_LAYER_STOPS) - 2)
-    a, b = (bytes.fromhex(stop[1:]) for stop in _LAYER_STOPS[left : left + 2])
+    stops: list[str] = THEME["layer_stops"]
+    place = t * (len(stops) - 1)
+    left = min(int(place), len(stops) - 2)
+    a, b = (bytes.fromhex(stop[1:]) for stop in stops[left : left + 2])
     mixed = (round(x + (y - x) * (place - left)) for x, y in zip(a, b, strict=True))
     return "#" + bytes(mixed).hex()
 
@@ -137,10 +117,8 @@ def line_chart(
 
     Args:
         series: the lines; points that are not finite are left out.
-        x_title: with the unit.
-        y_title: with the unit.
-        order: names in the order in which they take colour, mark and dash; give the same order to every chart of a
-            study so that each name looks the same everywhere. Names not in it follow, in the order of `series`.
+        x_title, y_title: with the unit.
+        order: names in the order in which they take their looks, the same for every chart of a study; others follow.
         share: y is a share from 0 to 1, shown in percent.
         x_scale: `log` for sizes that double.
         reverse: larger x to the left, as for scale factors, where 1 changes nothing.
@@ -148,7 +126,6 @@ def line_chart(
         guides: x values marked by an upright line, as the size that is used elsewhere.
     """
     known, styles = _drawable(series, order)
-    rules = {name: y for name, y in (rules or {}).items() if math.isfinite(y)}
     if not known:
         return None
     import altair as alt
@@ -156,16 +133,19 @@ def line_chart(
     values = sorted({point.x for each in known for point in each.points})
     scale = alt.Scale(type=x_scale, reverse=reverse, zero=False, nice=False, padding=14)
     axis = alt.Axis(values=values, labelExpr=EXACT, grid=False, labelOverlap=True, labelSeparation=8)
-    x, y = alt.X("x:Q", title=x_title, scale=scale, axis=axis), _y_axis(known, y_title, share, rules.values())
-    level = _rule_styles(rules, order, styles)
+    x = alt.X("x:Q", title=x_title, scale=scale, axis=axis)
+    rules = {name: y for name, y in (rules or {}).items() if math.isfinite(y)}
+    y = _y_axis(known, y_title, share, rules.values())
+    # A rule that is a series of other charts looks as there, the others are grey.
+    dashes = cycle(THEME["rule_dashes"])
+    level = {n: styles[n]._replace(mark="") if n in order else Style(LIGHT["grey"], "", next(dashes)) for n in rules}
     layers = [_upright([each for each in guides if values[0] <= each <= values[-1]], x)]
     for name, value in rules.items():
-        rule = _chart([{"y": value}]).mark_rule(strokeWidth=1.8, **level[name].stroke)
-        layers.append(rule.encode(y=y))
+        layers.append(_chart([{"y": value}]).mark_rule(strokeWidth=1.8, **level[name].stroke).encode(y=y))
     # The first series is the one that matters: it is drawn last, on top.
     for each in reversed(known):
         layers += [_band(each, styles[each.name], x), *_marks(each, styles[each.name], x, y)]
-    layers.append(_legend({**{each.name: styles[each.name] for each in known}, **level}))
+    layers.append(_legend({each.name: styles[each.name] for each in known} | level))
     return alt.layer(*layers).properties(width=360, height=240)
 
 
@@ -183,10 +163,7 @@ def scatter_lines(
 
     Args:
         series: the lines; points that are not finite are left out, chosen ones are ringed.
-        x_title: with the unit.
-        y_title: with the unit.
-        order: as in `line_chart`.
-        share: y is a share from 0 to 1, shown in percent.
+        x_title, y_title, order, share: as in `line_chart`.
         linear_to: x up to which the axis is linear, on both sides of zero.
         guides: x values marked by an upright line and a tick, as budgets.
     """
@@ -195,9 +172,13 @@ def scatter_lines(
         return None
     import altair as alt
 
-    x = _symlog_axis((point.x for each in known for point in each.points), x_title, linear_to, guides)
-    low, high = x.to_dict()["scale"]["domain"]
-    y = _y_axis(known, y_title, share)
+    found = [point.x for each in known for point in each.points]
+    low, high = min(*found, 0.0, -linear_to / 10), max(*found, linear_to)
+    # Round numbers keep away from the guides.
+    ticks = {*guides, *(tick for tick in _TICKS if not any(tick / 2 < each < tick * 2 for each in guides))}
+    scale = alt.Scale(type="symlog", constant=linear_to, domain=[low, high], nice=False, padding=16)
+    axis = alt.Axis(values=sorted(tick for tick in ticks if low <= tick <= high), labelExpr=EXACT, grid=False)
+    x, y = alt.X("x:Q", title=x_title, scale=scale, axis=axis), _y_axis(known, y_title, share)
     layers = [_upright([each for each in guides if low <= each <= high], x)]
     for each in reversed(known):
         layers += _marks(each, styles[each.name], x, y)
@@ -219,23 +200,20 @@ def bar_chart(bars: Sequence[Bar], *, x_title: str, exact_title: str = "exact pa
         return None
     import altair as alt
 
-    colours = layer_colours([bar.layer for bar in bars if bar.layer is not None])
-    names = [bar.name for bar in shown]
-    chart = _chart([{**bar._asdict(), "exact": _or_none(bar.exact), "kind": exact_title} for bar in shown])
-    x = alt.X("value:Q", title=x_title, axis=alt.Axis(labelExpr=EXACT, tickCount=6))
     axis = alt.Axis(ticks=False, labelPadding=6, domain=False, labelLimit=0)
-    y = alt.Y("name:N", sort=names, title=None, axis=axis)
-    colour: Any = alt.value(PALETTE[0].light)
-    if colours:
+    y = alt.Y("name:N", sort=[bar.name for bar in shown], title=None, axis=axis)
+    x = alt.X("value:Q", title=x_title, axis=alt.Axis(labelExpr=EXACT, tickCount=6))
+    colour: Any = alt.value(_MAIN)
+    if colours := layer_colours([bar.layer for bar in bars if bar.layer is not None]):
         scale = alt.Scale(domain=list(colours), range=list(colours.values()))
         colour = alt.Color("layer:O", title="layer", scale=scale, legend=alt.Legend(symbolType="square"))
-    layers: list[Any] = [chart.mark_bar(height=11).encode(x=x, y=y, color=colour)]
+    chart = _chart([{**bar._asdict(), "exact": _or_none(bar.exact), "kind": exact_title} for bar in shown])
+    layers = [chart.mark_bar(height=11).encode(x=x, y=y, color=colour)]
     if any(_or_none(bar.exact) is not None for bar in shown):
-        exact: Any = chart.transform_filter("isValid(datum.exact)")
         upright = "M-0.2,-1.2H0.2V1.2H-0.2Z"
-        legend = alt.Legend(symbolType=upright, symbolFillColor=INK, symbolStrokeWidth=0, symbolOpacity=1)
-        ticks: Any = exact.mark_tick(color=INK, thickness=2.2, size=15)
+        legend = alt.Legend(symbolType=upright, symbolFillColor=_INK, symbolStrokeWidth=0, symbolOpacity=1)
         kind = alt.Opacity("kind:N", title=None, scale=alt.Scale(range=[1, 1]), legend=legend)
+        ticks = chart.transform_filter("isValid(datum.exact)").mark_tick(color=_INK, thickness=2.2, size=15)
         layers.append(ticks.encode(x="exact:Q", y=y, opacity=kind))
     return alt.layer(*layers).properties(width=400, height=alt.Step(18))
 
@@ -245,8 +223,7 @@ def heatmap(cells: Sequence[Cell], *, x_title: str, y_title: str, low_is_strong:
 
     Args:
         cells: those kept are tinted over their own range of values.
-        x_title: of the columns.
-        y_title: of the rows.
+        x_title, y_title: of the columns and of the rows.
         low_is_strong: the lowest value has the strongest tint.
         digits: decimals of the values.
     """
@@ -254,32 +231,27 @@ def heatmap(cells: Sequence[Cell], *, x_title: str, y_title: str, low_is_strong:
         return None
     import altair as alt
 
-    kept = [cell.value for cell in cells if cell.kept and math.isfinite(cell.value)]
-    weak, strong = (max, min) if low_is_strong else (min, max)
-    weakest, span = (weak(kept), strong(kept) - weak(kept)) if kept else (0.0, 0.0)
+    kept = [cell.value for cell in cells if cell.kept and math.isfinite(cell.value)] or [0.0]
+    weakest, strongest = (max(kept), min(kept)) if low_is_strong else (min(kept), max(kept))
 
     def tint(cell: Cell) -> float:
         """Opacity: none for what was dropped, else by how far it is from the weakest to the strongest."""
         tinted = cell.kept and math.isfinite(cell.value)
-        return 0.06 + 0.42 * (cell.value - weakest) / (span or 1.0) if tinted else 0.0
+        return 0.06 + 0.42 * (cell.value - weakest) / ((strongest - weakest) or 1.0) if tinted else 0.0
 
-    # The value itself stays out: JSON has no nan.
-    rows = [
-        {**cell._replace(value=0)._asdict(), "text": measure(cell.value, digits), "tint": tint(cell)} for cell in cells
-    ]
-    chart = _chart(rows)
     axis = alt.Axis(labelExpr=EXACT, labelAngle=0, domain=False, ticks=False, orient="top")
-    x = alt.X("column:O", title=x_title, axis=axis)
-    y = alt.Y("row:O", title=y_title, axis=alt.Axis(labelExpr=EXACT, domain=False, ticks=False))
-    tints: Any = chart.mark_rect(color=PALETTE[0].light, strokeWidth=0)
-    frame: Any = chart.transform_filter("datum.chosen").mark_rect(fillOpacity=0, stroke=INK, strokeWidth=2.5)
-    text: Any = chart.transform_filter("datum.kept").mark_text(color=INK, fontSize=11)
-    dropped: Any = chart.transform_filter("!datum.kept").mark_text(color=GREY, fontSize=11, fontStyle="italic")
+    # The value itself stays out: JSON has no nan.
+    texts = [{"text": measure(cell.value, digits), "tint": tint(cell)} for cell in cells]
+    chart = _chart([cell._replace(value=0)._asdict() | text for cell, text in zip(cells, texts, strict=True)]).encode(
+        x=alt.X("column:O", title=x_title, axis=axis),
+        y=alt.Y("row:O", title=y_title, axis=alt.Axis(labelExpr=EXACT, domain=False, ticks=False)),
+    )
+    text, dropped = chart.transform_filter("datum.kept"), chart.transform_filter("!datum.kept")
     return alt.layer(
-        tints.encode(x=x, y=y, opacity=alt.Opacity("tint:Q", scale=None)),
-        frame.encode(x=x, y=y),
-        text.encode(x=x, y=y, text="text:N"),
-        dropped.encode(x=x, y=y, text="text:N"),
+        chart.mark_rect(color=_MAIN, strokeWidth=0).encode(opacity=alt.Opacity("tint:Q", scale=None)),
+        chart.transform_filter("datum.chosen").mark_rect(fillOpacity=0, stroke=_INK, strokeWidth=2.5),
+        text.mark_text(color=_INK, fontSize=11).encode(text="text:N"),
+        dropped.mark_text(color=LIGHT["grey"], fontSize=11, fontStyle="italic").encode(text="text:N"),
     ).properties(width=alt.Step(52), height=alt.Step(22))
 
 
@@ -303,12 +275,6 @@ def _drawable(series: Sequence[Series], order: Sequence[str]) -> tuple[list[Seri
     return [each for each in finite if each.points], series_styles([*order, *(each.name for each in series)])
 
 
-def _rule_styles(rules: Mapping[str, float], order: Sequence[str], styles: dict[str, Style]) -> dict[str, Style]:
-    """Styles of level lines: a name of `order` keeps its own, others are grey."""
-    dashes = iter(_RULE_DASHES * (1 + len(rules)))
-    return {name: styles[name]._replace(mark="") if name in order else Style(GREY, "", next(dashes)) for name in rules}
-
-
 def _y_axis(series: Sequence[Series], title: str, share: bool, more: Iterable[float] = ()) -> Any:
     import altair as alt
 
@@ -321,23 +287,8 @@ def _y_axis(series: Sequence[Series], title: str, share: bool, more: Iterable[fl
     return alt.Y("y:Q", title=title, scale=scale, axis=alt.Axis(labelExpr=EXACT, tickCount=5))
 
 
-def _symlog_axis(values: Iterable[float], title: str, linear_to: float, guides: Sequence[float]) -> Any:
-    """An axis over the range of the values, with a tick at each guide and, away from them, at round numbers."""
-    import altair as alt
-
-    found = list(values)
-    low, high = min(*found, 0.0, -linear_to / 10), max(*found, linear_to)
-    ticks = {*guides, *(tick for tick in _TICKS if not any(tick / 2 < each < tick * 2 for each in guides))}
-    return alt.X(
-        "x:Q",
-        title=title,
-        scale=alt.Scale(type="symlog", constant=linear_to, domain=[low, high], nice=False, padding=16),
-        axis=alt.Axis(values=sorted(t for t in ticks if low <= t <= high), labelExpr=EXACT, grid=False),
-    )
-
-
 def _upright(guides: Sequence[float], x: Any) -> Any:
-    return _chart([{"x": each} for each in guides]).mark_rule(color=FAINT, strokeDash=[3, 3]).encode(x=x)
+    return _chart([{"x": each} for each in guides]).mark_rule(color=LIGHT["faint"], strokeDash=[3, 3]).encode(x=x)
 
 
 def _rows(series: Series) -> Any:
@@ -347,8 +298,8 @@ def _rows(series: Series) -> Any:
 
 def _band(series: Series, style: Style, x: Any) -> Any:
     """The 95 % interval along a line; at a single point, an upright bar."""
-    chart: Any = _rows(series).transform_filter("isValid(datum.low) && isValid(datum.high)")
-    band: Any = chart.mark_area(color=style.colour, opacity=0.16)
+    chart = _rows(series).transform_filter("isValid(datum.low) && isValid(datum.high)")
+    band = chart.mark_area(color=style.colour, opacity=0.16)
     if len(series.points) == 1:
         band = chart.mark_rule(color=style.colour, opacity=0.6, strokeWidth=1.5)
     return band.encode(x=x, y="low:Q", y2="high:Q")
@@ -356,63 +307,43 @@ def _band(series: Series, style: Style, x: Any) -> Any:
 
 def _marks(series: Series, style: Style, x: Any, y: Any) -> list[Any]:
     """The line of a series, its marks, and a ring around what was chosen."""
-    chart = _rows(series)
-    point: Any = chart.mark_point(
-        color=style.colour, fill=style.colour, shape=style.mark, size=70, strokeWidth=0.5, opacity=1
-    )
-    chosen: Any = chart.transform_filter("datum.chosen")
-    ring: Any = chosen.mark_point(color=style.colour, size=300, strokeWidth=1.6, opacity=1, filled=False)
-    layers: list[Any] = [point.encode(x=x, y=y), ring.encode(x=x, y=y)]
-    if series.join != "none":
-        # Between two points nothing better than the cheaper one is known: a step, not a slope.
-        shape = "step-after" if series.join == "step" else "linear"
-        line: Any = chart.mark_line(interpolate=shape, strokeWidth=2, opacity=0.9, **style.stroke)
-        layers.insert(0, line.encode(x=x, y=y, order="order:Q"))
-    return layers
+    chart, colour = _rows(series).encode(x=x, y=y), style.colour
+    chosen = chart.transform_filter("datum.chosen")
+    layers = [
+        chart.mark_point(color=colour, fill=colour, shape=style.mark, size=70, strokeWidth=0.5, opacity=1),
+        chosen.mark_point(color=colour, size=300, strokeWidth=1.6, opacity=1, filled=False),
+    ]
+    if series.join == "none":
+        return layers
+    # Between two points nothing better than the cheaper one is known: a step, not a slope.
+    shape = "step-after" if series.join == "step" else "linear"
+    line = chart.mark_line(interpolate=shape, strokeWidth=2, opacity=0.9, **style.stroke)
+    return [line.encode(order="order:Q"), *layers]
 
 
 def _legend(styles: Mapping[str, Style]) -> Any:
     """An empty layer whose legend shows each name's line and mark."""
     import altair as alt
 
-    names = list(styles)
-    # One path holds the line and, on it, the mark.
-    symbols = ["M-2.4,0H2.4" + style.mark for style in styles.values()]
+    def look(channel: Any, values: Iterable[Any]) -> Any:
+        return channel("name:N", scale=alt.Scale(domain=list(styles), range=list(values)), legend=legend)
+
+    legend = alt.Legend(title=None, **THEME["legend"])
     colours = [style.colour for style in styles.values()]
-    dashes = [list(style.dash) for style in styles.values()]
-    legend = alt.Legend(
-        title=None,
-        orient="top",
-        direction="horizontal",
-        columns=3,
-        columnPadding=20,
-        labelLimit=0,
-        labelOffset=13,
-        symbolOffset=8,
-        symbolOpacity=1,
-        symbolSize=80,
-        symbolStrokeWidth=1.8,
-    )
-    chart: Any = _chart([{"name": name} for name in names]).mark_point(opacity=0, size=0)
-    return chart.encode(
-        color=alt.Color("name:N", scale=alt.Scale(domain=names, range=colours), legend=legend),
-        fill=alt.Fill("name:N", scale=alt.Scale(domain=names, range=colours), legend=legend),
-        shape=alt.Shape("name:N", scale=alt.Scale(domain=names, range=symbols), legend=legend),
-        strokeDash=alt.StrokeDash("name:N", scale=alt.Scale(domain=names, range=dashes), legend=legend),
+    return (
+        _chart([{"name": name} for name in styles])
+        .mark_point(opacity=0, size=0)
+        .encode(
+            color=look(alt.Color, colours),
+            fill=look(alt.Fill, colours),
+            # One path holds the line and, on it, the mark.
+            shape=look(alt.Shape, ("M-2.4,0H2.4" + style.mark for style in styles.values())),
+            strokeDash=look(alt.StrokeDash, (list(style.dash) for style in styles.values())),
+        )
     )
 
 
 __all__ = [
-    "Bar",
-    "Cell",
-    "Point",
-    "Series",
-    "Style",
-    "bar_chart",
-    "heatmap",
-    "layer_colours",
-    "line_chart",
-    "scatter_lines",
-    "series_styles",
-    "to_svg",
-]
+    "Bar", "Cell", "Point", "Series", "Style", "bar_chart", "heatmap", "layer_colours", "line_chart", "scatter_lines",
+    "series_styles", "to_svg",
+]  # fmt: skip

@@ -107,8 +107,7 @@ def duration(seconds: float | None) -> str:
         return MISSING
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
+    hours, minutes, rest = round(seconds) // 3600, round(seconds) // 60 % 60, round(seconds) % 60
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
@@ -141,24 +140,3 @@ def bytes_text(size: float | None) -> str:
         if size >= step:
             return f"{size / step:.1f} {unit}"
     return f"{size:.0f} bytes"
-
-
-__all__ = [
-    "MISSING",
-    "bytes_text",
-    "count_text",
-    "duration",
-    "estimate_text",
-    "interval",
-    "is_known",
-    "listed",
-    "measure",
-    "model_title",
-    "p_text",
-    "percent",
-    "points_text",
-    "rate_text",
-    "short_number",
-    "span",
-    "token_text",
-]

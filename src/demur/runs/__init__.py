@@ -3,11 +3,12 @@
 from demur.runs._files import write_text
 from demur.runs._json import JSON, as_toml, hash_of, to_json
 from demur.runs._run import Manifest, Run, RunView, Session, StageCount, StageRef, read_run
-from demur.runs._stage import Codec, Stage, StageFolder, key_versions, stage_key
+from demur.runs._stage import Codec, KindOf, Stage, StageFolder, key_versions, stage_key
 
 __all__ = [
     "JSON",
     "Codec",
+    "KindOf",
     "Manifest",
     "Run",
     "RunView",

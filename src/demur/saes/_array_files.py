@@ -7,13 +7,14 @@ unpacked once, when it is first read, into a temporary file that is mapped inste
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import shutil
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -34,44 +35,29 @@ _SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat
 
 @dataclass(frozen=True)
 class NamedArray:
-    """One array of a file, of one or two dimensions. Slices are taken along its first axis; `T` swaps the axes.
-
-    Attributes:
-        file, name: for error messages.
-        stored_shape: its shape in the file.
-        read: slices along an axis of the stored array, float32, freshly allocated or safe to share.
-        transposed: this view has the axes swapped.
-    """
+    """One array of a file, of one or two dimensions, read as float32. `T` swaps the axes."""
 
     file: str
     name: str
     stored_shape: tuple[int, ...]
     read: Callable[[Which, int], Tensor]
+    """Slices along an axis of the stored array, float32, freshly allocated or safe to share."""
     transposed: bool = False
 
     @property
     def T(self) -> NamedArray:
-        """The transposed array; nothing is read."""
         return replace(self, transposed=not self.transposed)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.as_stored(self.stored_shape)
-
-    def as_stored(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """`shape`, which is in this view's order of axes, in the order of the file."""
-        return shape[::-1] if self.transposed else shape
+        return self.stored_shape[::-1] if self.transposed else self.stored_shape
 
     def take(self, which: Which) -> Float[Tensor, "k ..."]:
-        """The slices `which` along the first axis, which is that of features, float32.
-
-        Raises:
-            SaeError: a value is not finite; names file, array, index and feature.
-        """
+        """The slices `which` along the first axis, that of features; SaeError names a value that is not finite."""
         return self._finite(which, "; feature {feature}")
 
     def whole(self) -> Float[Tensor, "..."]:
-        """All of an array that has no feature axis, float32; raises as `take` does."""
+        """All of an array that has no feature axis; raises as `take` does."""
         return self._finite(range(self.shape[0]), "")
 
     def _finite(self, which: Which, note: str) -> Tensor:
@@ -89,18 +75,47 @@ class NamedArray:
         return values.T.contiguous() if self.transposed else values
 
 
+class Arrays(dict[str, NamedArray]):
+    """The named arrays of one file."""
+
+    def __init__(self, file: str, arrays: Mapping[str, NamedArray]) -> None:
+        super().__init__(arrays)
+        self.file = file
+
+    def __missing__(self, name: str) -> NamedArray:
+        raise SaeError(f"{self.file} has no array {name!r}; it holds {', '.join(sorted(self)) or 'none'}")
+
+
 def memory_array(file: str, name: str, tensor: Tensor) -> NamedArray:
     """A tensor that is already in memory."""
-    tensor = tensor.detach()
 
     def read(which: Which, axis: int) -> Tensor:
-        if isinstance(which, range):
-            part = tensor.narrow(axis, which.start, len(which))
-        else:
-            part = tensor.index_select(axis, torch.tensor(which, dtype=torch.long, device=tensor.device))
-        return part.to("cpu", torch.float32)
+        return _part(tensor.detach(), which, axis).to("cpu", torch.float32)
 
     return NamedArray(file, name, tuple(tensor.shape), read)
+
+
+def _part(values: Any, which: Which, axis: int) -> Any:
+    """The slices `which` of a numpy array or a tensor."""
+    index = slice(which.start, which.stop) if isinstance(which, range) else list(which)
+    return values[index] if axis == 0 else values[:, index]
+
+
+def open_arrays(path: Path) -> Arrays:
+    """The arrays of an npz or safetensors file: headers are compared with the size of the file, no number is read.
+
+    SaeError where the file is missing, truncated, of another format, or holds something other than numbers.
+    """
+    kinds = {".npz": ("an npz", _npz), ".safetensors": ("a safetensors", _safetensors)}
+    if path.suffix not in kinds:
+        raise SaeError(f"{path} is no file of arrays; expected {' or '.join(kinds)}")
+    kind, read = kinds[path.suffix]
+    try:
+        with path.open("rb") as file:
+            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return Arrays(str(path), {array.name: array for array in read(path, buffer)})
+    except (zipfile.BadZipFile, EOFError, struct.error, ValueError, KeyError, TypeError, OSError) as error:
+        raise SaeError(f"{path} cannot be read as {kind} file ({error}). Fetch or export it again.") from error
 
 
 @dataclass(frozen=True)
@@ -117,99 +132,51 @@ class _Place:
         return 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
 
     @property
-    def count(self) -> int:
-        return int(np.prod(self.shape))
-
-    @property
     def end(self) -> int:
-        return self.offset + self.item_bytes * self.count
+        return self.offset + self.item_bytes * math.prod(self.shape)
+
+    def read(self, mapped: Callable[[], mmap.mmap], which: Which, axis: int) -> Tensor:
+        buffer = mapped()
+        # A few columns of a wide matrix are a few numbers per row: reading ahead would fetch the whole file.
+        sparse = not isinstance(which, range) or (axis == 1 and self.item_bytes * len(which) < mmap.PAGESIZE)
+        if hasattr(mmap, "MADV_RANDOM"):
+            buffer.madvise(mmap.MADV_RANDOM if sparse else mmap.MADV_NORMAL)
+        # Raw bytes of the item's size need no alignment, so numpy never copies the whole array to align it.
+        raw = np.frombuffer(buffer, f"V{self.item_bytes}", count=math.prod(self.shape), offset=self.offset)
+        part = np.array(_part(raw.reshape(self.shape, order="F" if self.fortran else "C"), which, axis), order="C")
+        if self.dtype == "bfloat16":
+            return torch.from_numpy(part.view("<i2")).view(torch.bfloat16).float()
+        with np.errstate(over="ignore"):  # a float64 too large for float32 becomes inf, which is reported
+            return torch.from_numpy(part.view(self.dtype).astype(np.float32))
+
+    def array(self, path: Path, name: str, buffer: mmap.mmap) -> NamedArray:
+        """The array of this place in the mapped file."""
+        if self.end > len(buffer):
+            raise SaeError(f"{path} is truncated: {name} ends beyond the end of the file. Fetch it again.")
+        return NamedArray(str(path), name, self.shape, partial(self.read, lambda: buffer))
 
 
-def _read_mapped(place: _Place, mapped: Callable[[], mmap.mmap], which: Which, axis: int) -> Tensor:
-    buffer = mapped()
-    # A few columns of a wide matrix are a few numbers per row: reading ahead would fetch the whole file.
-    sparse = not isinstance(which, range) or (axis == 1 and place.item_bytes * len(which) < mmap.PAGESIZE)
-    if hasattr(mmap, "MADV_RANDOM"):
-        buffer.madvise(mmap.MADV_RANDOM if sparse else mmap.MADV_NORMAL)
-    # Raw bytes of the item's size need no alignment, so numpy never copies the whole array to align it.
-    raw = np.frombuffer(buffer, f"V{place.item_bytes}", count=place.count, offset=place.offset)
-    raw = raw.reshape(place.shape, order="F" if place.fortran else "C")
-    index = slice(which.start, which.stop) if isinstance(which, range) else np.array(which, dtype=np.intp)
-    part = np.array(raw[index] if axis == 0 else raw[:, index], order="C")
-    if place.dtype == "bfloat16":
-        return torch.from_numpy(part.view("<i2")).view(torch.bfloat16).float()
-    with np.errstate(over="ignore"):  # a float64 too large for float32 becomes inf, which is reported
-        return torch.from_numpy(part.view(place.dtype).astype(np.float32))
-
-
-class Arrays(dict[str, NamedArray]):
-    """The named arrays of one file."""
-
-    def __init__(self, file: str, arrays: Mapping[str, NamedArray]) -> None:
-        super().__init__(arrays)
-        self.file = file
-
-    def __missing__(self, name: str) -> NamedArray:
-        raise SaeError(f"{self.file} has no array {name!r}; it holds {', '.join(sorted(self)) or 'none'}")
-
-
-def open_arrays(path: Path) -> Arrays:
-    """The arrays of an npz or safetensors file: headers are compared with the size of the file, no number is read.
-
-    Raises:
-        SaeError: the file is missing, truncated, of another format, or holds something other than numbers.
-    """
-    kinds = {".npz": ("an npz", _npz), ".safetensors": ("a safetensors", _safetensors)}
-    if path.suffix not in kinds:
-        raise SaeError(f"{path} is no file of arrays; expected {' or '.join(kinds)}")
-    kind, read = kinds[path.suffix]
-    try:
-        with path.open("rb") as file:
-            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return Arrays(str(path), read(path, buffer))
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        struct.error,
-        ValueError,
-        KeyError,
-        TypeError,
-        OSError,
-        AttributeError,
-    ) as error:
-        raise SaeError(f"{path} cannot be read as {kind} file ({error}). Fetch or export it again.") from error
-
-
-def _mapped(path: Path, name: str, place: _Place, buffer: mmap.mmap) -> NamedArray:
-    if place.end > len(buffer):
-        raise SaeError(f"{path} is truncated: {name} ends beyond the end of the file. Fetch it again.")
-    return NamedArray(str(path), name, place.shape, partial(_read_mapped, place, lambda: buffer))
-
-
-def _npz(path: Path, buffer: mmap.mmap) -> dict[str, NamedArray]:
+def _npz(path: Path, buffer: mmap.mmap) -> Iterator[NamedArray]:
     with zipfile.ZipFile(path) as archive:
-        members = [_npz_member(path, archive, info, buffer) for info in archive.infolist()]
-    return {array.name: array for array in members}
-
-
-def _npz_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, buffer: mmap.mmap) -> NamedArray:
-    name = info.filename.removesuffix(".npy")
-    with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-        place = _Place(stream.tell(), shape, dtype.str, fortran)
-    if dtype.kind not in "fiu":
-        raise SaeError(f"{path}: {name} has dtype {dtype}; expected floating-point numbers")
-    if place.end != info.file_size:
-        raise SaeError(f"{path} is malformed: {name} has not the size that its shape {list(shape)} needs")
-    if info.compress_type != zipfile.ZIP_STORED:
-        unpacked = cache(partial(_unpacked, path, info.filename))
-        return NamedArray(str(path), name, shape, partial(_read_mapped, place, unpacked))
-    # The local header's name and extra lengths may differ from the central directory's.
-    name_length, extra_length = struct.unpack_from("<HH", buffer, info.header_offset + 26)
-    start = info.header_offset + 30 + name_length + extra_length
-    return _mapped(path, name, _Place(start + place.offset, shape, dtype.str, fortran), buffer)
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            with archive.open(info) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, fortran, dtype = read(stream)
+                place = _Place(stream.tell(), shape, dtype.str, fortran)
+            if dtype.kind not in "fiu":
+                raise SaeError(f"{path}: {name} has dtype {dtype}; expected floating-point numbers")
+            if place.end != info.file_size:
+                raise SaeError(f"{path} is malformed: {name} has not the size that its shape {list(shape)} needs")
+            if info.compress_type == zipfile.ZIP_STORED:
+                # The local header's name and extra lengths may differ from the central directory's.
+                lengths = struct.unpack_from("<HH", buffer, info.header_offset + 26)
+                start = info.header_offset + 30 + sum(lengths)
+                yield replace(place, offset=start + place.offset).array(path, name, buffer)
+            else:
+                unpacked = cache(partial(_unpacked, path, info.filename))
+                yield NamedArray(str(path), name, shape, partial(place.read, unpacked))
 
 
 def _unpacked(path: Path, member: str) -> mmap.mmap:
@@ -224,11 +191,10 @@ def _unpacked(path: Path, member: str) -> mmap.mmap:
         raise SaeError(f"{path}: {name} is damaged or cannot be unpacked ({error}). Fetch it again.") from error
 
 
-def _safetensors(path: Path, buffer: mmap.mmap) -> dict[str, NamedArray]:
+def _safetensors(path: Path, buffer: mmap.mmap) -> Iterator[NamedArray]:
     (length,) = struct.unpack_from("<Q", buffer)
-    header: dict[str, dict[str, Any]] = json.loads(buffer[8 : 8 + length])
+    header: dict[str, Any] = {**json.loads(buffer[8 : 8 + length])}
     header.pop("__metadata__", None)
-    arrays: dict[str, NamedArray] = {}
     for name, entry in header.items():
         if entry["dtype"] not in _SAFETENSORS_DTYPES:
             raise SaeError(f"{path}: {name} has dtype {entry['dtype']}; expected floating-point numbers")
@@ -237,5 +203,4 @@ def _safetensors(path: Path, buffer: mmap.mmap) -> dict[str, NamedArray]:
         place = _Place(8 + length + start, tuple(entry["shape"]) or (1,), _SAFETENSORS_DTYPES[entry["dtype"]])
         if place.end != 8 + length + stop:
             raise SaeError(f"{path} is malformed: {name} has not the size that its shape needs")
-        arrays[name] = _mapped(path, name, place, buffer)
-    return arrays
+        yield place.array(path, name, buffer)

@@ -16,49 +16,31 @@ from demur.errors import SaeError
 from demur.saes._array_files import Arrays, NamedArray, Which
 from demur.saes._features import ActivationName
 
-_CHECKED = 4096
-"""Features checked at a time."""
-
 
 @dataclass(frozen=True)
 class Convention:
     """How the arrays of a file are to be used: `f = act((scale·x − centred·b_dec) w_enc + b_enc)` and
     `x̂ = (f w_dec + b_dec) / scale`.
 
-    Attributes:
-        activation: `relu`, `jumprelu` or `topk`.
-        k: features active per token, for `topk` only.
-        centred: `b_dec` is subtracted from the input.
-        scale: the input is multiplied by it, and the output divided.
-        unit_decoder: the activation sees pre-activations times the norm of their decoder row, and the decoder's rows
-            are used with unit norm.
-        threshold: one JumpReLU threshold for all features, in units of what the activation sees, for files that hold
-            no thresholds.
+    With `unit_decoder` the activation sees pre-activations times the norm of their decoder row, and the decoder's rows
+    are used with unit norm.
     """
 
     activation: ActivationName = "jumprelu"
     k: int | None = None
+    """Features active per token, for `topk` only."""
     centred: bool = False
     scale: float = 1.0
     unit_decoder: bool = False
     threshold: float | None = None
+    """One for all features, in units of what the activation sees, for JumpReLU files that hold no thresholds."""
 
 
 @dataclass(frozen=True)
 class SaeWeights:
-    """One SAE's arrays, features first, and their convention. Shapes are checked when it is made.
+    """One SAE's arrays, features first, and their convention; SaeError where shapes or `k` do not fit each other.
 
-    Attributes:
-        file: for error messages.
-        encoder: `d_sae d_model`.
-        decoder: `d_sae d_model`.
-        b_enc: `d_sae`; None: zeros.
-        b_dec: `d_model`; None: zeros.
-        threshold: JumpReLU thresholds, `d_sae`, or one for all features.
-        threshold_is_log: `threshold` holds their logarithms.
-
-    Raises:
-        SaeError: shapes do not fit each other, or `k` does not fit the number of features.
+    Biases that are None are zeros.
     """
 
     file: str
@@ -68,62 +50,49 @@ class SaeWeights:
     b_dec: NamedArray | None
     convention: Convention
     threshold: NamedArray | None = None
+    """JumpReLU thresholds, `d_sae`, or one for all features."""
     threshold_is_log: bool = False
+    """They are the logarithms."""
 
     @classmethod
     def of(cls, arrays: Arrays, convention: Convention) -> SaeWeights:
-        """The arrays under their usual names, in upper or lower case.
+        """The arrays under their usual names, in upper or lower case; SaeError where one is missing.
 
         `W_enc` (`d_model d_sae`), `W_dec` (`d_sae d_model`), `b_enc`, `b_dec`; for JumpReLU `threshold`,
         `log_threshold`, or the `topk_threshold` of a batchtopk checkpoint (one for all features).
-
-        Raises:
-            SaeError: one of them is missing, or there is a `scaling_factor` other than 1.
         """
         named = Arrays(arrays.file, {name.lower(): array for name, array in arrays.items()})
         if "scaling_factor" in named and bool((named["scaling_factor"].whole() != 1).any()):
             raise SaeError(f"{arrays.file} has a finetuning scaling_factor, which has no canonical form")
-        threshold = None
+        kind, threshold = None, None
         if convention.activation == "jumprelu" and convention.threshold is None:
-            names = ("threshold", "log_threshold", "topk_threshold")
-            threshold = next((named[name] for name in names if name in named), None)
-            if threshold is None:
+            kinds = ("threshold", "log_threshold", "topk_threshold")
+            kind = next((name for name in kinds if name in named), None)
+            if kind is None:
                 raise SaeError(
-                    f"{arrays.file} has none of {', '.join(names)}. Without it, which features of a batchtopk SAE are "
+                    f"{arrays.file} has none of {', '.join(kinds)}. Without it, which features of a batchtopk SAE are "
                     "active depends on the rest of the batch: save it for inference with SAELens, as a jumprelu SAE."
                 )
-        return cls(
-            file=arrays.file,
-            encoder=named["w_enc"].T,
-            decoder=named["w_dec"],
-            b_enc=named["b_enc"],
-            b_dec=named["b_dec"],
-            convention=convention,
-            threshold=threshold,
-            threshold_is_log=threshold is not None and threshold.name.lower() == "log_threshold",
-        )
+            threshold = named[kind]
+        encoder, decoder, b_enc, b_dec = (named[name] for name in ("w_enc", "w_dec", "b_enc", "b_dec"))
+        log = kind == "log_threshold"
+        return cls(arrays.file, encoder.T, decoder, b_enc, b_dec, convention, threshold, threshold_is_log=log)
 
     def __post_init__(self) -> None:
         for array in (self.encoder, self.decoder):
             if len(array.shape) != 2:
                 raise SaeError(f"{self.file}: {array.name} has shape {list(array.shape)}; expected two dimensions")
-        self._expect(self.decoder, (self.d_sae, self.d_model))
-        self._expect(self.b_enc, (self.d_sae,))
-        self._expect(self.b_dec, (self.d_model,))
-        if self.threshold is not None and self.threshold.shape != (1,):
-            self._expect(self.threshold, (self.d_sae,))
-        k = self.convention.k
-        if self.convention.activation == "topk" and not (k and 0 < k <= self.d_sae):
-            raise SaeError(
-                f"{self.file}: a TopK dictionary of {self.d_sae} features needs 0 < k <= {self.d_sae}, not {k}"
-            )
-
-    def _expect(self, array: NamedArray | None, shape: tuple[int, ...]) -> None:
-        if array is not None and array.shape != shape:
-            raise SaeError(
-                f"{self.file}: {array.name} has shape {list(array.stored_shape)}; it must be "
-                f"{list(array.as_stored(shape))} beside {self.encoder.name} of shape {list(self.encoder.stored_shape)}"
-            )
+        d_sae, d_model, k = self.d_sae, self.d_model, self.convention.k
+        one = self.threshold is not None and self.threshold.shape == (1,)
+        expected = ((d_sae, d_model), (d_sae,), (d_model,), (1,) if one else (d_sae,))
+        for array, shape in zip((self.decoder, self.b_enc, self.b_dec, self.threshold), expected, strict=True):
+            if array is not None and array.shape != shape:
+                must = list(shape[::-1] if array.transposed else shape)
+                beside = f"beside {self.encoder.name} of shape {list(self.encoder.stored_shape)}"
+                has = f"{array.name} has shape {list(array.stored_shape)}"
+                raise SaeError(f"{self.file}: {has}; it must be {must} {beside}")
+        if self.convention.activation == "topk" and not (k and 0 < k <= d_sae):
+            raise SaeError(f"{self.file}: a TopK dictionary of {d_sae} features needs 0 < k <= {d_sae}, not {k}")
 
     @property
     def d_model(self) -> int:
@@ -134,11 +103,9 @@ class SaeWeights:
         return self.encoder.shape[0]
 
     def decoder_bias(self) -> Float[Tensor, " d_model"]:
-        """Canonical `b_dec`."""
         return self._stored_b_dec() / self.convention.scale
 
     def decoder_rows(self, which: Which) -> Float[Tensor, "k d_model"]:
-        """Canonical decoder rows."""
         stored, scale = self.decoder.take(which), self.convention.scale
         if not self.convention.unit_decoder:
             return stored / scale
@@ -164,7 +131,7 @@ class SaeWeights:
         return w_enc, b_enc
 
     def thresholds(self, which: Which) -> Float[Tensor, " k"] | None:
-        """Canonical thresholds (None: the activation is not JumpReLU)."""
+        """None where the activation is not JumpReLU."""
         if self.convention.activation != "jumprelu":
             return None
         if self.threshold is None:
@@ -180,20 +147,12 @@ class SaeWeights:
         # JumpReLU is relu(pre) where pre > threshold: below 0 the ReLU decides, so the threshold is 0.
         return values.clamp(min=0)
 
-    def check(self, *, everything: bool) -> None:
-        """Read biases and thresholds, with `everything` encoder and decoder too, to see that they are finite.
-
-        Raises:
-            SaeError: a value is not; names file, array, index and feature.
-        """
+    def check(self) -> None:
+        """SaeError where a bias or a threshold is not finite."""
         self._stored_b_dec()
-        features = range(self.d_sae)
-        self.thresholds(features)
+        self.thresholds(range(self.d_sae))
         if self.b_enc:
-            self.b_enc.take(features)
-        for start in range(0, self.d_sae if everything else 0, _CHECKED):
-            for array in (self.encoder, self.decoder):
-                array.take(features[start : start + _CHECKED])
+            self.b_enc.take(range(self.d_sae))
 
     def _stored_b_dec(self) -> Float[Tensor, " d_model"]:
         return self.b_dec.whole() if self.b_dec else torch.zeros(self.d_model)

@@ -1,8 +1,4 @@
-"""The chosen features of one layer, in canonical form.
-
-Whatever a file said, a feature is `f = act(x w_enc + b_enc)`, a reconstruction is `f w_dec + b_dec`, and everything is
-float32. Interventions and attribution need only the rows of the features that they touch.
-"""
+"""The chosen features of one layer, in canonical form: `f = act(x w_enc + b_enc)`, `x̂ = f w_dec + b_dec`, float32."""
 
 from __future__ import annotations
 
@@ -16,6 +12,21 @@ from torch import Tensor
 from demur.types import Value
 
 ActivationName = Literal["relu", "jumprelu", "topk"]
+
+
+def width_name(d_sae: int) -> str:
+    """`d_sae` as Gemma Scope writes it: `16k` for 16,384, `1m` for 1,048,576; other numbers in full."""
+    if d_sae >= 1024 and d_sae.bit_count() == 1:
+        return f"{d_sae // 1_000_000}m" if d_sae >= 1_000_000 else f"{d_sae // 1000}k"
+    return str(d_sae)
+
+
+_WIDTHS = {width_name(1 << power): 1 << power for power in range(10, 24)}
+
+
+def width_number(name: str) -> int | None:
+    """The number of features that a width name stands for; None when it stands for none."""
+    return int(name) if name.isdigit() else _WIDTHS.get(name.lower())
 
 
 class SaeSpec(Value):
@@ -38,14 +49,6 @@ class SaeSpec(Value):
     """Key of the content, for the hashes of runs: equal for equal weights at the same place."""
 
 
-def activate(pre: Float[Tensor, "*batch k"], threshold: Float[Tensor, " k"] | None) -> Float[Tensor, "*batch k"]:
-    """ReLU (`threshold=None`) or JumpReLU: `pre` where it exceeds its threshold, else 0.
-
-    The gradient with respect to `pre` is the true one: 1 where the feature is active, 0 elsewhere.
-    """
-    return torch.relu(pre) if threshold is None else pre * (pre > threshold)
-
-
 def keep_top(pre: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batch d_sae"]:
     """Per token the `k` largest pre-activations, negative ones as 0; everything else 0."""
     values, where = pre.topk(k, dim=-1, sorted=False)
@@ -64,8 +67,9 @@ class Features:
     w_dec: Float[Tensor, "k d_model"]
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch k"]:
-        """Activations of these features, float32 whatever the dtype of `x`; gradients flow through."""
-        return activate(x.float() @ self.w_enc + self.b_enc, self.threshold)
+        """Activations, float32 whatever the dtype of `x`; their gradients are the true ones."""
+        pre = x.float() @ self.w_enc + self.b_enc
+        return torch.relu(pre) if self.threshold is None else pre * (pre > self.threshold)
 
     def to(self, device: torch.device | str) -> Self:
         """The same values with all tensors on `device`."""
@@ -82,10 +86,9 @@ class FeatureRows(Features):
 
 @dataclass(frozen=True)
 class TopKRows(FeatureRows):
-    """Features of a TopK dictionary.
+    """Features of a TopK dictionary, with its whole encoder: whether one is active depends on all the others.
 
-    Whether a feature is active depends on all the others, so these rows carry the layer's whole encoder and `encode`
-    pays for the whole encoding: `d_sae / k` times the cost of `FeatureRows`.
+    `encode` costs `d_sae / k` times that of `FeatureRows`.
     """
 
     top: int
@@ -94,7 +97,6 @@ class TopKRows(FeatureRows):
     dictionary_b_enc: Float[Tensor, " d_sae"]
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch k"]:
-        """Activations of these features after the top-k over the dictionary, float32, differentiable."""
         pre = x.float() @ self.dictionary_w_enc + self.dictionary_b_enc
         return keep_top(pre, self.top)[..., list(self.indices)]
 

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+import huggingface_hub
+
 from demur.errors import SaeError
 from demur.offline import is_offline
 from demur.saes._array_files import Arrays, open_arrays
@@ -19,24 +21,16 @@ _TIMEOUT = 10.0
 
 
 class SaeFiles:
-    """The files under a local folder; base of other sources of SAEs.
-
-    Attributes:
-        name: the source, for people.
-        files: relative paths, sorted.
-    """
+    """The files under a local folder, by their relative paths; base of other sources of SAEs."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.name = str(folder)
+        """For people."""
         self.files = tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()))
 
     def path(self, file: str) -> Path:
-        """The local path of `file`, downloaded if need be.
-
-        Raises:
-            SaeError: it cannot be downloaded.
-        """
+        """The local path of `file`, downloaded if need be; SaeError where that fails."""
         return self._folder / file
 
     def is_here(self, file: str) -> bool:  # noqa: ARG002
@@ -52,11 +46,7 @@ class SaeFiles:
         return open_arrays(self.path(file))
 
     def config(self, file: str) -> Config:
-        """The fields of a JSON file.
-
-        Raises:
-            SaeError: it is not a JSON object, or cannot be downloaded.
-        """
+        """The fields of a JSON file; SaeError where it is not a JSON object, or cannot be downloaded."""
         name = f"{self.name}/{file}"
         try:
             values: Any = json.loads(self.path(file).read_text(encoding="utf-8"))
@@ -68,20 +58,10 @@ class SaeFiles:
 
 
 class HubRepository(SaeFiles):
-    """The files of a hub repository at one commit: its newest, that of `revision`, or offline the cached one.
-
-    Raises:
-        SaeError: no such repository or revision, no access to it, or it cannot be listed and nothing of it is cached.
-    """
+    """The files of a hub repository at one commit: its newest, that of `revision`, or offline the cached one."""
 
     def __init__(self, repo: str, revision: str | None) -> None:
-        import huggingface_hub
-        from huggingface_hub.errors import (
-            GatedRepoError,
-            HFValidationError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
+        from huggingface_hub import errors
 
         self._repo = repo
         self._cached_only = is_offline()
@@ -89,11 +69,11 @@ class HubRepository(SaeFiles):
             if self._cached_only:
                 raise ConnectionError("downloads are switched off")
             info = huggingface_hub.HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
-        except GatedRepoError as error:
+        except errors.GatedRepoError as error:
             raise SaeError(f"{repo} is gated: accept its licence on huggingface.co and run `hf auth login`") from error
-        except (RepositoryNotFoundError, HFValidationError) as error:
+        except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
             raise SaeError(f"{repo!r} is neither a folder here nor a repository on the Hugging Face hub") from error
-        except RevisionNotFoundError as error:
+        except errors.RevisionNotFoundError as error:
             raise SaeError(f"{repo} has no revision {revision!r}") from error
         except Exception as error:  # no network, time-outs: each client library has its own errors
             self._cached_only = True
@@ -104,19 +84,13 @@ class HubRepository(SaeFiles):
         self.name = f"{repo}@{self._commit[:12]}{' (cached files only)' if self._cached_only else ''}"
 
     def path(self, file: str) -> Path:
-        import huggingface_hub
-
+        where: dict[str, Any] = {"revision": self._commit, "local_files_only": self._cached_only}
         try:
-            found = huggingface_hub.hf_hub_download(
-                self._repo, file, revision=self._commit, local_files_only=self._cached_only
-            )
+            return Path(huggingface_hub.hf_hub_download(self._repo, file, **where))
         except Exception as error:
             raise SaeError(f"{self.name}/{file} cannot be downloaded: {first_line(error)}") from error
-        return Path(found)
 
     def is_here(self, file: str) -> bool:
-        import huggingface_hub
-
         return isinstance(huggingface_hub.try_to_load_from_cache(self._repo, file, revision=self._commit), str)
 
     def identity(self, file: str) -> str:
@@ -125,8 +99,6 @@ class HubRepository(SaeFiles):
 
 def _cached(repo: str, revision: str | None, why: Exception) -> tuple[str, tuple[str, ...]]:
     """Commit and files of what the local cache has of a repository."""
-    import huggingface_hub
-
     try:
         folder = huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True)
     except Exception as error:
@@ -174,7 +146,6 @@ class Config:
         return int(self._expect(value == int(value), value, fields, "a whole number"))
 
     def text(self, *fields: str) -> str:
-        """A string."""
         value = self.get(*fields)
         return self._expect(isinstance(value, str), value, fields, "a string")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from demur.errors import InputError, SaeError
 from demur.model import ChatModel
+from demur.saes._features import width_name, width_number
 from demur.saes._files import HubRepository, SaeFiles
 from demur.saes._presets import find_preset, get_preset
-from demur.saes._suite import Suite
-from demur.saes._widths import spans, width_name, width_number
+from demur.saes._suite import Suite, missing_layer
 from demur.saes.layouts import LAYOUTS, FoundSae
 from demur.saes.layouts.saelens_registry import PREFIX, SaeLensRelease
 
@@ -24,17 +24,14 @@ def load_saes(
     average_l0: float | None = None,
     revision: str | None = None,
 ) -> Suite:
-    """The SAEs of a model, checked to fit it.
+    """The SAEs of a model, checked to fit it; of one that is given by its hub id, not checked.
 
     Args:
-        model: a loaded model, or its hub id (then the fit is not checked).
-        source: as in `load_suite`, or the name of a model that has a preset, for a fine-tune of it. Default: the
-            preset of `model`.
-        layers, width, average_l0: as in `load_suite`; default: the preset's.
-        revision: as in `load_suite`.
+        source: as in `load_suite`, or a model that has a preset, for a fine-tune of it; default: the preset of `model`.
+        layers, width, average_l0, revision: as in `load_suite`; default: the preset's.
 
     Raises:
-        InputError: `source` is not given and the model has no preset; or a layer is given twice.
+        InputError: `source` is not given and the model has no preset; or as in `load_suite`.
         SaeError: as in `load_suite`, or the SAEs do not fit the model.
     """
     name = model.name if isinstance(model, ChatModel) else str(model)
@@ -59,19 +56,15 @@ def load_suite(
     """Open SAEs. None is downloaded before its weights are asked for; files that are here are checked (`check_files`).
 
     Args:
-        source: a local folder, a hub repository (`owner/name`), or `saelens:RELEASE[/SAE_ID]` for anything in the
-            SAELens registry (needs the extra `demur[saelens]`).
+        source: a folder, a hub repository (`owner/name`), or `saelens:RELEASE[/SAE_ID]` (extra `demur[saelens]`).
         layers: only these; default: every layer that has an SAE (of the wanted width).
-        average_l0: where a layer has several SAEs of one width, the one of nearest average L0 is taken (the paper's
-            rule, with 100); of two equally near, the sparser.
+        average_l0: of several SAEs of one layer, the nearest is taken (the paper's rule); of two, the sparser.
         width: number of features, as a number or a name like `65k`; needed where there are several.
-        revision: branch, tag or commit of a hub repository; its newest commit by default. The commit is recorded in
-            every spec.
+        revision: branch, tag or commit of a hub repository; default: its newest commit.
 
     Raises:
         InputError: a layer is given twice.
-        SaeError: nothing readable there, a missing layer or width, SAEs of other activations than the residual stream,
-            or a damaged file.
+        SaeError: nothing readable there, a missing layer or width, other activations, or a damaged file.
     """
     files = _open_source(str(source), revision)
     candidates = next((found for name in LAYOUTS if (found := LAYOUTS[name].find(files))), None)
@@ -111,8 +104,7 @@ def _choose(
         if list(layers or ()).count(layer) > 1:
             raise InputError(f"layer {layer} is given twice; give each layer once")
         if layer not in available:
-            near = min(available, key=lambda other: abs(other - layer))
-            raise SaeError(f"{source} has no SAE for layer {layer}; it has layers {spans(available)} (nearest: {near})")
+            raise missing_layer(source, layer, available)
     chosen: list[FoundSae] = []
     for layer in available if layers is None else sorted(layers):
         here = [one for one in found if one.layer == layer]

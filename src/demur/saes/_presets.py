@@ -1,9 +1,11 @@
-"""Models whose SAEs and settings are known."""
+"""Models whose SAEs and settings are known: `presets.toml`."""
 
 from __future__ import annotations
 
 import difflib
+import tomllib
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,23 +14,16 @@ from demur.types import Value
 
 
 class PaperSettings(Value):
-    """The paper's settings for one model, under the names of a study's configuration."""
+    """The paper's settings for one model: `l*`, `K0`, `K*` and the rest as `StudyConfig` has and explains them."""
 
     direction_layer: int
-    """`l*`."""
     k0: int = 10
-    """Features per layer in the pool."""
     k: int = 20
-    """`K*`, features kept."""
     steps: int = 10
-    """Integrated-gradients steps."""
     estimator: str = "paper"
     suppress: tuple[float, ...]
-    """`c` of `f ← c·f`."""
     induce: tuple[float, ...]
-    """`v` of `f ← v`, in the SAE's own units, tried in turn."""
     induce_where: str = "all"
-    """Features are set on the answer's tokens as well."""
 
 
 class Preset(Value):
@@ -47,11 +42,7 @@ class Preset(Value):
     """None: the paper did not study this model, and units differ too much between SAEs to borrow settings."""
 
     def study_settings(self) -> dict[str, object]:
-        """The paper's settings for this model, as fields of `StudyConfig`; used only when asked for.
-
-        Raises:
-            InputError: the paper did not study this model; names those that it did.
-        """
+        """The paper's settings as fields of `StudyConfig`; InputError where the paper did not study this model."""
         if self.paper is None:
             studied = ", ".join(preset.model for preset in PRESETS.values() if preset.paper)
             raise InputError(
@@ -61,31 +52,11 @@ class Preset(Value):
         return dict(self.paper)
 
 
-_ALL = (
-    Preset(
-        model="google/gemma-2-2b-it",
-        saes="google/gemma-scope-2b-pt-res",
-        width="65k",
-        paper=PaperSettings(direction_layer=15, suppress=(-3.0,), induce=(10.0, 15.0, 20.0, 25.0, 30.0)),
-    ),
-    Preset(model="google/gemma-2-9b-it", saes="google/gemma-scope-9b-pt-res", width="16k"),
-    Preset(
-        model="meta-llama/Llama-3.1-8B-Instruct",
-        saes="fnlp/Llama3_1-8B-Base-LXR-8x",
-        width="32k",
-        paper=PaperSettings(direction_layer=11, suppress=(-1.0,), induce=(1.0, 2.0, 3.0, 4.0, 5.0)),
-    ),
-    *(
-        Preset(
-            model=f"google/gemma-3-{size}-it", saes=f"google/gemma-scope-2-{size}-it", width="16k", chat_trained=True
-        )
-        for size in ("1b", "4b", "12b")
-    ),
+_TABLES = tomllib.loads(files("demur.saes").joinpath("presets.toml").read_text("utf-8"))
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {model: Preset.model_validate({"model": model} | table) for model, table in _TABLES.items()}
 )
-
-PRESETS: Mapping[str, Preset] = MappingProxyType({preset.model: preset for preset in _ALL})
 """Model id → preset."""
-
 
 _NAMES = {form.casefold(): name for name in PRESETS for form in (name, name.split("/")[1])}
 """Model ids without case, with and without owner → model id."""
@@ -96,18 +67,12 @@ def find_preset(saes: str) -> Preset | None:
 
     None where `saes` is a folder or names no model of a preset: then it names SAEs.
     """
-    if Path(saes).expanduser().is_dir():
-        return None
-    name = _NAMES.get(saes.casefold())
-    return None if name is None else PRESETS[name]
+    known = not Path(saes).expanduser().is_dir() and saes.casefold() in _NAMES
+    return PRESETS[_NAMES[saes.casefold()]] if known else None
 
 
 def get_preset(model: str) -> Preset:
-    """The preset of a model, by hub id; case and the owner may be left out.
-
-    Raises:
-        InputError: there is none; names the nearest.
-    """
+    """The preset of a model, by hub id; case and the owner may be left out. InputError names the nearest."""
     if model.casefold() in _NAMES:
         return PRESETS[_NAMES[model.casefold()]]
     near = difflib.get_close_matches(model.casefold(), _NAMES, n=1, cutoff=0.0)[0]

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors.torch import save_file
 from torch import Tensor
 
 from demur.errors import SaeError
-from demur.saes import _saving
 from demur.saes._array_files import Arrays, Which, memory_array
 from demur.saes._canonical import Convention, SaeWeights
-from demur.saes._features import ActivationName, FeatureRows, Features, Rows, SaeSpec, TopKRows, keep_top
+from demur.saes._features import ActivationName, FeatureRows, Features, Rows, SaeSpec, TopKRows, keep_top, width_name
 
 _DENSE_BLOCK = 4096
 _CHECKED_BYTES = 1 << 26
+_SAELENS_FORMAT = "6.0.0"
+"""The SAELens release whose configuration format is written."""
 
 
 class Sae:
     """One layer's SAE. Its file is fetched and opened when weights are first asked for, and never held whole.
 
-    Weights that are read are checked to be finite; see `check_file` for those that are not.
-
-    Args:
-        spec: what is known of it without its weights.
-        open_weights: finds its arrays.
-        is_here: whether `open_weights` needs no download.
+    Weights that are read are checked to be finite; see `check_file` for those that are not. `open_weights` finds its
+    arrays, `is_here` says whether that needs no download.
     """
 
     def __init__(
@@ -51,44 +51,30 @@ class Sae:
         return weights
 
     def check_file(self) -> None:
-        """Check the file, unless it is still to be downloaded: the headers against its size and the shapes against each
-        other; that biases and thresholds are finite, and in SAEs of up to 64 MiB (float32) encoder and decoder too.
+        """SaeError where the file is here and is truncated or malformed, or holds NaN or infinity.
 
-        Raises:
-            SaeError: the file is truncated or malformed, or holds NaN or infinity.
+        Headers are compared with its size, shapes with each other. Biases and thresholds are read, and in SAEs of up to
+        64 MiB (float32) encoder and decoder too.
         """
         if self._is_here():
-            self._weights.check(everything=8 * self.spec.d_model * self.spec.d_sae <= _CHECKED_BYTES)
+            self._weights.check()
+            if 8 * self.spec.d_model * self.spec.d_sae <= _CHECKED_BYTES:
+                for block in _blocks(self.spec.d_sae, _DENSE_BLOCK):
+                    self._feature_rows(block)
 
     def rows(self, indices: Sequence[int]) -> Rows:
-        """The chosen features, in the order given; only their numbers are read.
-
-        Returns:
-            `FeatureRows`, or for a TopK dictionary `TopKRows`, which holds the layer's whole encoder.
-
-        Raises:
-            SaeError: an index is no feature of this SAE; the file is malformed or not finite there.
-        """
+        """The chosen features, in the order given; only their numbers, and a TopK dictionary's encoder, are read."""
         chosen = tuple(int(index) for index in indices)
         for index in chosen:
             if not 0 <= index < self.spec.d_sae:
                 raise SaeError(
                     f"layer {self.spec.layer} has features 0 to {self.spec.d_sae - 1}, not {index} ({self.spec.source})"
                 )
+        rows = self._feature_rows(chosen)
         if self.spec.activation != "topk":
-            return self._feature_rows(chosen)
+            return rows
         w_enc, b_enc = self._encoder()
-        return TopKRows(
-            layer=self.spec.layer,
-            indices=chosen,
-            w_enc=w_enc[:, list(chosen)],
-            b_enc=b_enc[list(chosen)],
-            threshold=None,
-            w_dec=self._weights.decoder_rows(chosen),
-            top=self.spec.k or 0,
-            dictionary_w_enc=w_enc,
-            dictionary_b_enc=b_enc,
-        )
+        return TopKRows(**vars(rows), top=self.spec.k or 0, dictionary_w_enc=w_enc, dictionary_b_enc=b_enc)
 
     def decoder_blocks(self, size: int) -> Iterator[tuple[int, Float[Tensor, "rows d_model"]]]:
         """The decoder in order, at most `size` rows at a time: (index of the first row, rows)."""
@@ -96,11 +82,7 @@ class Sae:
             yield block.start, self._weights.decoder_rows(block)
 
     def encoder_blocks(self, size: int) -> Iterator[FeatureRows]:
-        """The dictionary in order, at most `size` features at a time.
-
-        Raises:
-            SaeError: the dictionary is TopK, whose features cannot be encoded apart from each other.
-        """
+        """The dictionary in order, at most `size` features at a time; SaeError for a TopK dictionary."""
         if self.spec.activation == "topk":
             raise SaeError(
                 f"layer {self.spec.layer} has a TopK dictionary ({self.spec.source}): a block of it cannot "
@@ -114,30 +96,16 @@ class Sae:
         w_dec = torch.empty(self.spec.d_sae, self.spec.d_model)
         for start, rows in self.decoder_blocks(_DENSE_BLOCK):
             w_dec[start : start + len(rows)] = rows
-        return DenseSae(
-            layer=self.spec.layer,
-            w_enc=w_enc,
-            b_enc=b_enc,
-            threshold=self._weights.thresholds(range(self.spec.d_sae)),
-            k=self.spec.k,
-            w_dec=w_dec,
-            b_dec=self._weights.decoder_bias(),
-        )
+        thresholds = self._weights.thresholds(range(self.spec.d_sae))
+        return DenseSae(self.spec.layer, w_enc, b_enc, thresholds, w_dec, self.spec.k, self._weights.decoder_bias())
 
     def _feature_rows(self, which: Which) -> FeatureRows:
         w_enc, b_enc = self._weights.encoder_rows(which)
-        return FeatureRows(
-            layer=self.spec.layer,
-            indices=tuple(which),
-            w_enc=w_enc.T,
-            b_enc=b_enc,
-            threshold=self._weights.thresholds(which),
-            w_dec=self._weights.decoder_rows(which),
-        )
+        thresholds, w_dec = self._weights.thresholds(which), self._weights.decoder_rows(which)
+        return FeatureRows(self.spec.layer, w_enc.T, b_enc, thresholds, w_dec, tuple(which))
 
     def _encoder(self) -> tuple[Float[Tensor, "d_model d_sae"], Float[Tensor, " d_sae"]]:
-        w_enc = torch.empty(self.spec.d_model, self.spec.d_sae)
-        b_enc = torch.empty(self.spec.d_sae)
+        w_enc, b_enc = torch.empty(self.spec.d_model, self.spec.d_sae), torch.empty(self.spec.d_sae)
         for block in _blocks(self.spec.d_sae, _DENSE_BLOCK):
             columns, biases = self._weights.encoder_rows(block)
             w_enc[:, block.start : block.stop] = columns.T
@@ -148,7 +116,7 @@ class Sae:
 def _blocks(total: int, size: int) -> Iterator[range]:
     if size < 1:
         raise SaeError(f"a block must hold at least one feature, not {size}")
-    return (range(start, min(start + size, total)) for start in range(0, total, size))
+    return (range(total)[start : start + size] for start in range(0, total, size))
 
 
 @dataclass(frozen=True)
@@ -166,28 +134,22 @@ class DenseSae(Features):
         return "relu" if self.threshold is None else "jumprelu"
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
-        """All activations, float32 whatever the dtype of `x`; gradients flow through."""
         return super().encode(x) if self.k is None else keep_top(x.float() @ self.w_enc + self.b_enc, self.k)
 
     def decode(self, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_model"]:
         """The reconstruction of the residual, float32."""
         return f.float() @ self.w_dec + self.b_dec
 
-    def sae(self, *, average_l0: float | None = None, identity: str | None = None) -> Sae:
-        """This SAE behind the interface of one on disk, so that suites can be made without files.
-
-        Args:
-            average_l0: mean number of active features per token, where known.
-            identity: key of the content; default: of all numbers, which costs a hash over them.
-        """
+    def sae(self, *, identity: str | None = None) -> Sae:
+        """This SAE behind the interface of one on disk. `identity` is the key of its content; default: `digest`."""
+        d_model, d_sae = self.w_enc.shape
         spec = SaeSpec(
             layer=self.layer,
-            d_model=self.w_enc.shape[0],
-            d_sae=self.w_enc.shape[1],
+            d_model=d_model,
+            d_sae=d_sae,
             activation=self.activation,
             k=self.k,
             source="memory",
-            average_l0=average_l0,
             identity=identity or f"memory:{self.digest()}",
         )
         name = f"layer {self.layer} in memory"
@@ -196,30 +158,55 @@ class DenseSae(Features):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The numbers as files name them: `W_enc`, `b_enc`, `W_dec`, `b_dec`, and `threshold` where there is one."""
-        found = {"W_enc": self.w_enc, "b_enc": self.b_enc, "W_dec": self.w_dec, "b_dec": self.b_dec}
-        return found if self.threshold is None else found | {"threshold": self.threshold}
+        """The numbers, on the CPU, under the names that files give them; `threshold` where there is one."""
+        named = {"W_enc": self.w_enc, "b_enc": self.b_enc, "W_dec": self.w_dec, "b_dec": self.b_dec}
+        named |= {} if self.threshold is None else {"threshold": self.threshold}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
     def digest(self) -> str:
         """SHA-256 of the numbers, hex."""
         state = hashlib.sha256(f"{self.layer} {self.activation} {self.k}".encode())
         for name, tensor in self.tensors.items():
-            state.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+            state.update(name.encode() + tensor.numpy().tobytes())
         return state.hexdigest()
 
     def save_gemma_scope(self, folder: Path | str, *, average_l0: float) -> Path:
         """Write `folder/layer_L/width_W/average_l0_N/params.npz`, as Gemma Scope does, and return its path.
 
-        `folder` is the suite's, shared by all layers. The same weights give the same bytes.
-
-        Raises:
-            SaeError: the dictionary is TopK, which this layout cannot hold.
+        `folder` is the suite's, shared by all layers. The same weights give the same bytes. SaeError for TopK.
         """
-        return _saving.gemma_scope(self, Path(folder), average_l0)
+        if self.activation == "topk":
+            raise SaeError("Gemma Scope's layout holds JumpReLU dictionaries; save a TopK dictionary with save_saelens")
+        place = f"layer_{self.layer}/width_{width_name(len(self.b_enc))}/average_l0_{round(average_l0)}"
+        path = Path(folder) / place / "params.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # relu(pre) is pre where pre > 0: a JumpReLU with thresholds of 0.
+        arrays = {"threshold": torch.zeros(len(self.b_enc))} | self.tensors
+        np.savez(path, allow_pickle=False, **{name: tensor.numpy() for name, tensor in arrays.items()})
+        return path
 
     def save_saelens(self, folder: Path | str, *, model_name: str = "") -> Path:
-        """Write `cfg.json` and `sae_weights.safetensors` into `folder`, as SAELens does, and return `folder`.
-
-        One folder per layer; a suite is a folder of such folders.
-        """
-        return _saving.saelens(self, Path(folder), model_name)
+        """Write `cfg.json` and `sae_weights.safetensors` into `folder`, as SAELens does for a layer, and return it."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config: dict[str, object] = {
+            "architecture": "standard" if self.activation == "relu" else self.activation,
+            "d_in": self.w_enc.shape[0],
+            "d_sae": self.w_enc.shape[1],
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": False,
+            "normalize_activations": "none",
+            "reshape_activations": "none",
+            "metadata": {
+                "sae_lens_version": _SAELENS_FORMAT,
+                "model_name": model_name,
+                "hook_name": f"blocks.{self.layer}.hook_resid_post",
+                "hf_hook_name": f"model.layers.{self.layer}.output",
+            },
+        }
+        if self.k is not None:
+            config |= {"k": self.k, "rescale_acts_by_decoder_norm": False}
+        (folder / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(self.tensors, folder / "sae_weights.safetensors")
+        return folder

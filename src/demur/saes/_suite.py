@@ -6,15 +6,30 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from demur.errors import SaeError
-from demur.saes._features import SaeSpec
+from demur.saes._features import SaeSpec, width_name
 from demur.saes._sae import DenseSae, Sae
-from demur.saes._widths import spans, width_name
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """`0–25`, or `0–3, 7, 9–11`."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts)
 
 
 class MissingLayerError(SaeError, KeyError):
     """The suite has no SAE for a layer. Also a `KeyError`, so that a suite is a proper mapping."""
 
     __str__ = Exception.__str__
+
+
+def missing_layer(source: str, layer: int, there: Sequence[int]) -> MissingLayerError:
+    near = min(there, key=lambda other: abs(other - layer))
+    return MissingLayerError(f"{source} has no SAE for layer {layer}; it has layers {_spans(there)} (nearest: {near})")
 
 
 class Suite(Mapping[int, Sae]):
@@ -30,7 +45,6 @@ class Suite(Mapping[int, Sae]):
 
     @classmethod
     def from_dense(cls, saes: Mapping[int, DenseSae]) -> Suite:
-        """A suite of SAEs in memory."""
         for layer, sae in saes.items():
             if layer != sae.layer:
                 raise SaeError(f"an SAE of layer {sae.layer} was given for layer {layer}")
@@ -38,10 +52,7 @@ class Suite(Mapping[int, Sae]):
 
     def __getitem__(self, layer: int) -> Sae:
         if layer not in self._saes:
-            near = min(self._saes, key=lambda other: abs(other - layer))
-            raise MissingLayerError(
-                f"{self.source} has no SAE for layer {layer}; it has layers {spans(self.layers)} (nearest: {near})"
-            )
+            raise missing_layer(self.source, layer, self.layers)
         return self._saes[layer]
 
     def __iter__(self) -> Iterator[int]:
@@ -52,7 +63,6 @@ class Suite(Mapping[int, Sae]):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers that have an SAE, ascending."""
         return tuple(self._saes)
 
     @property
@@ -63,41 +73,31 @@ class Suite(Mapping[int, Sae]):
     @property
     def identity(self) -> str:
         """SHA-256, hex, of every layer's content key: the suite's key in the hashes of runs."""
-        lines = "".join(f"{spec.layer} {spec.identity}\n" for spec in self.specs)
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return hashlib.sha256("".join(f"{spec.layer} {spec.identity}\n" for spec in self.specs).encode()).hexdigest()
 
     def describe(self) -> str:
         """One line for people: layers, widths, activation, sparsity, source."""
-        widths = sorted({spec.d_sae for spec in self.specs})
-        kinds = sorted({spec.activation for spec in self.specs})
+        widths = " and ".join(map(width_name, sorted({spec.d_sae for spec in self.specs})))
+        kinds = " and ".join(sorted({spec.activation for spec in self.specs}))
         l0s = [spec.average_l0 for spec in self.specs if spec.average_l0 is not None]
         sparsity = f", average L0 {min(l0s):g} to {max(l0s):g}" if l0s else ""
         return (
-            f"{len(self)} SAEs on layers {spans(self.layers)}, "
-            f"{' and '.join(width_name(w) for w in widths)} features, d_model {self.specs[0].d_model}, "
-            f"{' and '.join(kinds)}{sparsity}, from {self.source}"
+            f"{len(self)} SAEs on layers {_spans(self.layers)}, {widths} features, d_model {self.specs[0].d_model}, "
+            f"{kinds}{sparsity}, from {self.source}"
         )
 
     def check(self, *, d_model: int, n_layers: int) -> None:
-        """Check that the SAEs fit a model, from their configurations alone: no weight is read or downloaded.
-
-        Raises:
-            SaeError: an SAE has another width than the model, or sits on a layer that the model has not.
-        """
+        """SaeError where an SAE's configuration does not fit a model; no weight is read or downloaded."""
         for spec in self.specs:
+            wrong = ""
             if spec.d_model != d_model:
                 wrong = f"reads residuals of width {spec.d_model}, but the model's are {d_model}"
             elif spec.layer >= n_layers:
                 wrong = f"sits on layer {spec.layer}, but the model has 0 to {n_layers - 1}"
-            else:
-                continue
-            raise SaeError(f"{spec.source} {wrong}; choose SAEs that were trained on this model or its base")
+            if wrong:
+                raise SaeError(f"{spec.source} {wrong}; choose SAEs that were trained on this model or its base")
 
     def check_files(self) -> None:
-        """`Sae.check_file` of every layer: what is wrong with files that are here shows before anything is computed.
-
-        Raises:
-            SaeError: a file is truncated or malformed, or holds NaN or infinity.
-        """
+        """`Sae.check_file` of every layer, so that damage shows before anything is computed."""
         for sae in self._saes.values():
             sae.check_file()

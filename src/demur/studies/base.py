@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from demur.errors import DemurError, InputError, RunError
 from demur.report.blocks import Chart, Page, Section
+from demur.report.format import model_title
 from demur.runs import Session, as_toml, read_run
 from demur.stats import Estimate
 from demur.studies import STUDIES
@@ -223,7 +224,7 @@ def page_of(study: Study[Any, ResultT], result: ResultT, session: Session | None
     if result.seconds:
         facts["seconds"] = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
     return Page(
-        title=f"demur {study.name}: {result.model}",
+        title=f"demur {study.name}: {model_title(result.model)}",
         sections=tuple(study.sections(result)),
         command=f"demur {study.name} --config {study.name}.toml",
         config="" if session is None else as_toml(session.config),

@@ -260,6 +260,9 @@ class Experiment:
             self.__dict__.pop("found", None)
         # A control for which no set could be drawn is left out; the method has warned.
         self.methods = tuple(m for m in self.methods if not m.has_set or self.sets[m.name][m.name])
+        for sets in self.sets.values():
+            for warning in sets.given.work.warnings:  # Of the settings that the search chose.
+                self.context.warn(warning)
 
     # -- strengths, from the tuning prompts ----------------------------------------------------------------------------
 

@@ -6,11 +6,12 @@ The command line, `NAME.toml`, the reference page and `demur plan` are derived f
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from demur.errors import InputError
@@ -329,37 +330,50 @@ class CompareConfig(FindConfig, CompareOptions):
 
 
 ConfigT = TypeVar("ConfigT", bound=StudyConfig)
+KindT = TypeVar("KindT", bound=BaseModel)
 
 
-def load_config(path: Path | None, overrides: Mapping[str, object], kind: type[ConfigT]) -> ConfigT:
-    """Read a TOML file (if any), lay the options given on the command line over it, and validate.
+def load_config(
+    path: Path | None,
+    overrides: Mapping[str, object],
+    kind: type[KindT],
+    *,
+    spelled: Callable[[str], str] | None = None,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> KindT:
+    """Read a TOML file (if any), lay the options given over it, and validate.
 
     Args:
         path: a TOML file whose keys are field names.
         overrides: field → value given as an option; None is not given.
-        kind: the study's configuration class.
+        kind: the configuration class.
+        spelled: how an option that was given reads in messages (default: the field's name).
+        complete: fills in settings that may be left out.
 
     Raises:
         InputError: the file cannot be read or holds a value that does not fit; names each field and what was expected.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the configuration {path}: {error}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{path} is not valid TOML: {error}") from error
-    values |= {name: value for name, value in overrides.items() if value is not None}
     try:
-        return kind.model_validate(values)
+        values = {} if path is None else tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the configuration {path}: {error}") from error
+    given = {name: value for name, value in overrides.items() if value is not None}
+
+    def problem(error: ErrorDetails) -> str:
+        """One of pydantic's messages in plain words, with the option or the file's setting that it is about."""
+        message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+        if not error["loc"]:
+            return message
+        name, field = str(error["loc"][0]), ".".join(map(str, error["loc"]))
+        place = "" if name in given else f"{path or 'configuration'}: "
+        if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
+            near = get_close_matches(name, kind.model_fields, n=1)
+            return f"{place}there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else "")
+        return f"{place}{spelled(name) if spelled and name in given else field}: {message}"
+
+    try:
+        return kind.model_validate(complete(values | given))
     except ValidationError as error:
-        problems = "\n  ".join(_problem(each) for each in error.errors())
-        raise InputError(f"the configuration does not fit ({path or 'options'}): {problems}") from None
-
-
-def _problem(error: ErrorDetails) -> str:
-    """One of pydantic's messages in plain words."""
-    field = ".".join(str(part) for part in error["loc"])
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{field}: {message}" if field else message
+        raise InputError("\n  ".join(dict.fromkeys(map(problem, error.errors())))) from None

@@ -6,33 +6,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-
-from pydantic import BaseModel
 
 from demur.errors import InputError
 from demur.judges import CachedJudge, CoherentJudge
 from demur.method.interventions import Compiled, intervention_id
 from demur.model import Budgets, ChatModel, TokenizedPrompt, answer_batches, fitting_threads, model_identity
-from demur.runs import Codec, Run
+from demur.runs import KindOf, Run
 from demur.saes import Suite
 from demur.studies.answers import Change, JudgedAnswers
 from demur.studies.base import ConfigT, ResultT, Study
 from demur.studies.inputs import Inputs, load_inputs, with_paper_settings
 from demur.types import PURPOSES, Answer, Prompt, PromptSet, Splits, Value
 
-KindT = TypeVar("KindT", bound="BaseModel | Codec")
-
-
+KindT = TypeVar("KindT")
 Progress = Callable[[str, int, int], None]
 """`(what is done, done, total)`."""
-
-
-class _BudgetsValue(Value):
-    plain: int
-    gradients: int
 
 
 class _Row(Value):
@@ -97,13 +88,10 @@ class Workspace(Generic[ConfigT]):
     def _fixed_batches(self) -> ChatModel:
         """The model, with the batch sizes with which the run folder began, whatever memory is free on resuming it."""
 
-        def compute() -> _BudgetsValue:
-            budgets = self.model.budgets
-            return _BudgetsValue(plain=budgets.plain, gradients=budgets.gradients)
-
         depends = {"model": self.identity, "limit": self.config.max_batch_tokens}
-        kept = self.run.cached("budget", depends, _BudgetsValue, compute)
-        self.model.budgets = Budgets(kept.plain, kept.gradients)
+        budgets = self.model.budgets
+        kept = self.run.cached("budget", depends, tuple[int, int], lambda: (budgets.plain, budgets.gradients))
+        self.model.budgets = Budgets(*kept)
         return self.model
 
     def answer(self, label: str, prompts: PromptSet, change: Change = ()) -> JudgedAnswers:
@@ -129,7 +117,7 @@ class Workspace(Generic[ConfigT]):
             prompts.ids,
             compute,
             key=lambda row: row.prompt_id,
-            progress=lambda done, total: self.progress(label, done, total),
+            progress=partial(self.progress, label),
         )
         name = intervention_id(change)
         answers = tuple(
@@ -143,7 +131,12 @@ class Workspace(Generic[ConfigT]):
         return self.model.tokenize(prompts)
 
     def cached(
-        self, name: str, depends: Mapping[str, object], kind: type[KindT], compute: Callable[[], KindT], label: str = ""
+        self,
+        name: str,
+        depends: Mapping[str, object],
+        kind: KindOf[KindT],
+        compute: Callable[[], KindT],
+        label: str = "",
     ) -> KindT:
         """A value that is computed once per run folder; its key holds model, SAEs and `depends`.
 
@@ -155,15 +148,8 @@ class Workspace(Generic[ConfigT]):
             label: of the progress bar (default: none).
         """
 
-        def timed() -> KindT:
-            if label:
-                self.progress(label, 0, 1)
-            value = compute()
-            if label:
-                self.progress(label, 1, 1)
-            return value
-
-        return self.run.cached(name, self.depends | dict(depends), kind, timed)
+        progress = partial(self.progress, label) if label else None
+        return self.run.cached(name, self.depends | dict(depends), kind, compute, progress=progress)
 
     def under(self, change: Change) -> dict[str, Any]:
         """The part of a stage's key that names a change."""

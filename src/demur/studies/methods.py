@@ -30,7 +30,7 @@ from demur.studies.answers import Change
 from demur.studies.config import MAIN, CompareConfig
 from demur.studies.pipeline import Finding, Found, attribute_everything, attribute_pool
 from demur.studies.results import Kind
-from demur.types import FeatureId, FeatureSet, Form, PromptSet, Value
+from demur.types import FeatureId, FeatureSet, Form, PromptSet
 
 if TYPE_CHECKING:
     from demur.model import TokenizedPrompt
@@ -316,14 +316,6 @@ def get_method(name: str) -> Method:
     return entry() if isinstance(entry, type) else entry
 
 
-class _Sets(Value):
-    sets: tuple[FeatureSet, ...]
-
-
-class _Maxima(Value):
-    values: tuple[float, ...]
-
-
 class Sets:
     """The sets of features of every method, each computed once per run folder when it is first asked for."""
 
@@ -360,15 +352,14 @@ class Sets:
             return (given.found.chosen,)
         depends: dict[str, object] = {"method": name, **self._depends}
 
-        def compute() -> _Sets:
+        def compute() -> tuple[FeatureSet, ...]:
             if isinstance(method, RandomMatched):
-                seeds = range(config.seed, config.seed + config.random_sets)
-                return _Sets(sets=method.draw(given, seeds))
-            return _Sets(sets=(method.select(given),))
+                return method.draw(given, range(config.seed, config.seed + config.random_sets))
+            return (method.select(given),)
 
         if method.control:
             depends |= {"seeds": [config.seed, config.random_sets]}
-        return given.work.cached("feature_sets", depends, _Sets, compute, f"features: {name}").sets
+        return given.work.cached("feature_sets", depends, tuple[FeatureSet, ...], compute, f"features: {name}")
 
     def maxima(self, features: FeatureSet) -> tuple[float, ...]:
         """Mean maximum activation of each feature on harmful selection prompts, in the set's order."""
@@ -376,10 +367,9 @@ class Sets:
         if key not in self._maxima:
             harmful = self.given.found.clean.used("selection").harmful
 
-            def compute() -> _Maxima:
-                found = mean_max_activations(work.model, work.suite, work.tokenize(harmful), key)
-                return _Maxima(values=tuple(found.tolist()))
+            def compute() -> tuple[float, ...]:
+                return tuple(mean_max_activations(work.model, work.suite, work.tokenize(harmful), key).tolist())
 
             depends = {"prompts": harmful.digest, "features": key}
-            self._maxima[key] = work.cached("maxima", depends, _Maxima, compute).values
+            self._maxima[key] = work.cached("maxima", depends, tuple[float, ...], compute)
         return self._maxima[key]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -282,11 +283,6 @@ def _asked(
     return metric, tokens, patch, AttributionSpec.of(method, work.config.steps, metric, tokens, patch.id)
 
 
-class _Dictionary(Value):
-    overall: FeatureSet
-    local: tuple[FeatureSet, ...]
-
-
 def attribute_everything(
     work: Finding, clean: CleanAnswers, direction: Direction, harmful: PromptSet, *, falling: bool = False
 ) -> DictionaryAttribution:
@@ -304,16 +300,10 @@ def attribute_everything(
     config, suite = work.config, work.suite
     top = max(config.k, config.k0 * len(suite.layers))
     metric, tokens, patch, spec = _asked(work, clean, direction, config.estimator)
-    depends = {
-        "prompts": harmful.digest,
-        "top": top,
-        "spec": spec,
-        "layers": suite.layers,
-        "falling": falling,
-    }
+    depends = {"prompts": harmful.digest, "top": top, "spec": spec, "layers": suite.layers, "falling": falling}
 
-    def compute() -> _Dictionary:
-        found = attribute_dictionary(
+    def compute() -> DictionaryAttribution:
+        return attribute_dictionary(
             work.model,
             suite,
             work.tokenize(harmful),
@@ -324,12 +314,10 @@ def attribute_everything(
             steps=config.steps,
             scoring=tokens,
             falling=falling,
-            progress=lambda done, total: work.progress("attribution: all features", done, total),
+            progress=partial(work.progress, "attribution: all features"),
         )
-        return _Dictionary(overall=found.overall, local=found.local)
 
-    found = work.cached("dictionary", depends, _Dictionary, compute)
-    return DictionaryAttribution(found.local, found.overall)
+    return work.cached("dictionary", depends, DictionaryAttribution, compute)
 
 
 def attribute_pool(
@@ -370,7 +358,7 @@ def attribute_pool(
         harmful.ids,
         compute,
         key=lambda row: row.prompt_id,
-        progress=lambda done, total: work.progress(f"attribution: {method}", done, total),
+        progress=partial(work.progress, f"attribution: {method}"),
     )
     return Attribution(pool_features(pool.by_layer), spec, tuple(rows))
 

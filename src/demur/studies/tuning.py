@@ -229,9 +229,11 @@ def choose(points: Sequence[Measured], unit: float, rows: np.ndarray | None = No
         outcomes = np.array([math.nan if each is None else float(each) for each in point.answers.complied])
         counted = outcomes if rows is None else outcomes[rows]
         counted = counted[~np.isnan(counted)]
-        gain = float(counted.mean()) if len(counted) else math.nan
-        scores.append(gain - point.cost / unit)
-        errors.append(math.sqrt(max(gain * (1 - gain), 0.0) / len(counted)) if len(counted) else math.nan)
+        n = len(counted)
+        scores.append(float(counted.mean()) - point.cost / unit if n else math.nan)
+        # With one success and one failure more, so that a rate of 0 or 1 on few prompts is not taken for certain.
+        rate = (float(counted.sum()) + 1) / (n + 2)
+        errors.append(math.sqrt(rate * (1 - rate) / (n + 2)))
     known = [n for n, score in enumerate(scores) if not math.isnan(score)]
     if not known:
         return None

@@ -4,25 +4,143 @@ A layout is a `Layout` value. `LAYOUTS.register(name, layout)` adds one for this
 `demur.sae_layouts` one for good.
 """
 
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from demur.errors import SaeError
+from demur.registry import Registry
 from demur.saes._array_files import Arrays, NamedArray, memory_array, open_arrays
 from demur.saes._canonical import Convention, SaeWeights
+from demur.saes._features import SaeSpec, width_number
 from demur.saes._files import Config, SaeFiles
-from demur.saes._widths import width_number
-from demur.saes.layouts._layout import LAYOUTS, FoundSae, HookError, Layout, residual_layer
+from demur.saes._sae import Sae
 
 __all__ = [
-    "LAYOUTS",
-    "Arrays",
-    "Config",
-    "Convention",
-    "FoundSae",
-    "HookError",
-    "Layout",
-    "NamedArray",
-    "SaeFiles",
-    "SaeWeights",
-    "memory_array",
-    "open_arrays",
-    "residual_layer",
-    "width_number",
-]
+    "LAYOUTS", "Arrays", "Config", "Convention", "FoundSae", "HookError", "Layout", "NamedArray", "SaeFiles",
+    "SaeWeights", "memory_array", "open_arrays", "residual_layer", "width_number",
+]  # fmt: skip
+
+
+class HookError(SaeError):
+    """An SAE was trained on something else than the residual stream between decoder layers."""
+
+
+_PLAIN = Convention()
+
+
+@dataclass(frozen=True)
+class FoundSae:
+    """One SAE in a source, before its weights are opened.
+
+    Attributes:
+        files, weights: the source, and its npz or safetensors file there.
+        layer, convention, hook: as in `SaeSpec` and `SaeWeights`.
+        d_model, d_sae: its shape, where names or configurations say it; otherwise the file is opened to see.
+        average_l0: mean number of active features per token, or a function that looks it up; None: unknown.
+        read: finds its arrays in the file; by default under their usual names.
+    """
+
+    files: SaeFiles
+    weights: str
+    layer: int
+    convention: Convention = _PLAIN
+    d_model: int | None = None
+    d_sae: int | None = None
+    hook: str = "resid_post"
+    average_l0: float | Callable[[], float | None] | None = None
+    read: Callable[[Arrays, Convention], SaeWeights] = SaeWeights.of
+
+    @property
+    def l0(self) -> float | None:
+        """`average_l0`, looked up."""
+        return self.average_l0() if callable(self.average_l0) else self.average_l0
+
+    def open(self) -> SaeWeights:
+        """Its arrays, none of them read yet."""
+        return self.read(self.files.arrays(self.weights), self.convention)
+
+    def sae(self) -> Sae:
+        """The SAE, to be opened when weights are asked for."""
+        d_model, d_sae = self.d_model, self.d_sae
+        if d_model is None or d_sae is None:
+            weights = self.open()
+            d_model, d_sae = weights.d_model, weights.d_sae
+        folded = hashlib.sha256(repr(self.convention).encode()).hexdigest()[:16]
+        spec = SaeSpec(
+            layer=self.layer,
+            d_model=d_model,
+            d_sae=d_sae,
+            activation=self.convention.activation,
+            k=self.convention.k,
+            hook=self.hook,
+            source=f"{self.files.name}/{self.weights}",
+            average_l0=self.l0,
+            identity=self.files.identity(self.weights) + ("" if self.convention == _PLAIN else f":{folded}"),
+        )
+        return Sae(spec, self.open, is_here=lambda: self.files.is_here(self.weights))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one family of releases stores its SAEs."""
+
+    title: str
+    """The family and its files, for people."""
+    marker: str
+    """Regular expression of the path of the one file that marks an SAE, or of its configuration."""
+    describe: Callable[[SaeFiles, re.Match[str]], FoundSae | None]
+    """What names and configurations say of an SAE, given the match of `marker`; None: no SAE after all.
+
+    Raises HookError for an SAE of other activations than the residual stream's.
+    """
+
+    def find(self, files: SaeFiles) -> list[FoundSae]:
+        """All SAEs of this layout that read the residual stream; HookError where all are of other activations."""
+        found: list[FoundSae | None] = []
+        refusals: list[HookError] = []
+        for match in filter(None, map(re.compile(self.marker).fullmatch, files.files)):
+            try:
+                found.append(self.describe(files, match))
+            except HookError as error:
+                refusals.append(error)
+        if refusals and not any(found):
+            raise refusals[0]
+        return [sae for sae in found if sae]
+
+
+LAYOUTS: Registry[Layout] = Registry(
+    "demur.sae_layouts",
+    "SAE layout",
+    {
+        "gemma-scope": "demur.saes.layouts.gemma_scope:GEMMA_SCOPE",
+        "gemma-scope-2": "demur.saes.layouts.gemma_scope:GEMMA_SCOPE_2",
+        "llama-scope": "demur.saes.layouts.llama_scope:LLAMA_SCOPE",
+        "saelens": "demur.saes.layouts.saelens:SAELENS",
+        "saelens-registry": "demur.saes.layouts.saelens_registry:SAELENS_REGISTRY",
+    },
+)
+"""The known layouts, in the order in which a source is compared with them."""
+
+_POST = re.compile(
+    r"blocks\.(\d+)\.hook_resid_post|(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)(?:\.output)?"
+)
+_PRE = re.compile(r"blocks\.(\d+)\.hook_resid_pre")
+
+
+def residual_layer(hook: str, source: str) -> int:
+    """The decoder layer whose output a hook name means; HookError where it is not the residual stream between layers.
+
+    `resid_pre` of layer `l` is the same tensor as `resid_post` of layer `l − 1` and is read as that.
+    """
+    if match := _POST.fullmatch(hook):
+        return int(match[1] or match[2])
+    if (match := _PRE.fullmatch(hook)) and int(match[1]) > 0:
+        return int(match[1]) - 1
+    raise HookError(
+        f"{source} was trained on {hook!r}; demur needs SAEs of the residual stream after a decoder layer "
+        "(blocks.L.hook_resid_post, or blocks.L+1.hook_resid_pre); choose another release."
+    )

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from demur.errors import SaeError
-from demur.saes.layouts import FoundSae, HookError, Layout, SaeFiles, residual_layer, width_number
+from demur.saes.layouts import Config, FoundSae, HookError, Layout, SaeFiles, residual_layer, width_number
 
 _RELEASE = re.compile(r"gemma-scope-(\w+)-(?:pt|it)-(\w+)")
 _D_MODEL = {"2b": 2304, "9b": 3584, "27b": 4608}
@@ -29,14 +29,8 @@ def _describe(files: SaeFiles, match: re.Match[str]) -> FoundSae:
             f"{files.name} holds SAEs of {release[2]!r} activations; demur needs those of the residual stream: "
             f"{release[0].removesuffix(release[2])}res"
         )
-    return FoundSae(
-        files,
-        match[0],
-        layer=int(match[1]),
-        d_model=_d_model(files, match[0], release, _D_MODEL),
-        d_sae=width_number(match[2]),
-        average_l0=float(match[3]),
-    )
+    d_model, d_sae = _d_model(files, match[0], release, _D_MODEL), width_number(match[2])
+    return FoundSae(files, match[0], int(match[1]), d_model=d_model, d_sae=d_sae, average_l0=float(match[3]))
 
 
 def _describe_2(files: SaeFiles, match: re.Match[str]) -> FoundSae:
@@ -45,27 +39,20 @@ def _describe_2(files: SaeFiles, match: re.Match[str]) -> FoundSae:
         raise HookError(
             f"{files.name}/{match[0]} is of {site}; demur needs the SAEs under resid_post_all or resid_post"
         )
-    release, layer = _RELEASE_2.search(files.name), int(match["layer"])
-    return FoundSae(
-        files,
-        match[0],
-        layer=layer,
-        d_model=_d_model(files, match[0], release, _D_MODEL_2),
-        d_sae=width_number(match["width"]),
-        average_l0=partial(_average_l0, files, match["folder"], match["size"], layer),
-    )
+    layer, d_sae = int(match["layer"]), width_number(match["width"])
+    d_model = _d_model(files, match[0], _RELEASE_2.search(files.name), _D_MODEL_2)
+    average_l0 = partial(_average_l0, files, match, layer)
+    return FoundSae(files, match[0], layer, d_model=d_model, d_sae=d_sae, average_l0=average_l0)
 
 
-def _average_l0(files: SaeFiles, folder: str, size: str, layer: int) -> float | None:
+def _average_l0(files: SaeFiles, match: re.Match[str], layer: int) -> float | None:
     """From `config.json`, as what small, medium and big stand for differs between layers."""
-    name = f"{folder}/config.json"
-    if name not in files.files:
-        return _NOMINAL_L0.get(size)
-    config = files.config(name)
+    name = f"{match['folder']}/config.json"
+    config = files.config(name) if name in files.files else Config(name, {})
     hook = config.get("hf_hook_point_in")
     if hook is not None and residual_layer(str(hook), config.file) != layer:
         raise SaeError(f"{config.file}: hf_hook_point_in is {hook!r}, but the folder is of layer {layer}")
-    return config.number("l0") if config.get("l0") is not None else _NOMINAL_L0.get(size)
+    return config.number("l0") if config.get("l0") is not None else _NOMINAL_L0.get(match["size"])
 
 
 GEMMA_SCOPE = Layout(

@@ -21,33 +21,20 @@ def _describe(files: SaeFiles, match: re.Match[str]) -> FoundSae:
         raise HookError(f"{config.file} is a transcoder to {config.get('hook_point_out')}; demur needs SAEs")
     if config.get("act_fn") not in (None, "jumprelu"):
         raise SaeError(f"{config.file}: act_fn is {config.get('act_fn')!r}; Llama Scope's SAEs are jumprelu")
-    d_model = config.integer("d_model")
+    d_model, d_sae = config.integer("d_model"), config.integer("d_sae")
     scale = math.sqrt(d_model) / config.number("dataset_average_activation_norm.in")
-    return FoundSae(
-        files,
-        f"{match[1] or ''}checkpoints/final.safetensors",
-        layer=layer,
-        convention=Convention(
-            centred=bool(config.get("apply_decoder_bias_to_pre_encoder")),
-            scale=scale,
-            threshold=config.number("jump_relu_threshold") * scale,
-        ),
-        d_model=d_model,
-        d_sae=config.integer("d_sae"),
-        hook=hook,
-        read=_read,
+    convention = Convention(
+        centred=bool(config.get("apply_decoder_bias_to_pre_encoder")),
+        scale=scale,
+        threshold=config.number("jump_relu_threshold") * scale,
     )
+    weights = f"{match[1] or ''}checkpoints/final.safetensors"
+    return FoundSae(files, weights, layer, convention, d_model, d_sae, hook, read=_read)
 
 
 def _read(arrays: Arrays, convention: Convention) -> SaeWeights:
-    return SaeWeights(
-        file=arrays.file,
-        encoder=arrays["encoder.weight"],
-        decoder=arrays["decoder.weight"].T,
-        b_enc=arrays["encoder.bias"],
-        b_dec=arrays["decoder.bias"],
-        convention=convention,
-    )
+    encoder, decoder = arrays["encoder.weight"], arrays["decoder.weight"].T
+    return SaeWeights(arrays.file, encoder, decoder, arrays["encoder.bias"], arrays["decoder.bias"], convention)
 
 
 LLAMA_SCOPE = Layout(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from demur.errors import SaeError
 from demur.saes._features import ActivationName
@@ -11,11 +12,8 @@ from demur.saes.layouts import Config, Convention, FoundSae, Layout, SaeFiles, r
 HOOK_FIELDS = ("metadata.hook_name", "hook_name", "hook_point", "metadata.hf_hook_name")
 _SCALER = "activation_scaler.json"
 _ACTIVATIONS: dict[str, ActivationName] = {
-    "standard": "relu",
-    "jumprelu": "jumprelu",
-    "topk": "topk",
-    "batchtopk": "jumprelu",
-}
+    "standard": "relu", "jumprelu": "jumprelu", "topk": "topk", "batchtopk": "jumprelu",
+}  # fmt: skip
 
 
 def _describe(files: SaeFiles, match: re.Match[str]) -> FoundSae | None:
@@ -24,16 +22,7 @@ def _describe(files: SaeFiles, match: re.Match[str]) -> FoundSae | None:
     if weights not in files.files:
         return None
     config = files.config(match[0])
-    hook = config.text(*HOOK_FIELDS)
-    return FoundSae(
-        files,
-        weights,
-        layer=residual_layer(hook, config.file),
-        convention=saelens_convention(config, _norm_factor(files, folder, config)),
-        d_model=config.integer("d_in"),
-        d_sae=config.integer("d_sae"),
-        hook=hook,
-    )
+    return FoundSae(files, weights, **described(config, _norm_factor(files, folder, config)))
 
 
 def _norm_factor(files: SaeFiles, folder: str, config: Config) -> float | None:
@@ -46,16 +35,16 @@ def _norm_factor(files: SaeFiles, folder: str, config: Config) -> float | None:
     return scaler.number("scaling_factor") if scaler.get("scaling_factor") is not None else None
 
 
+def described(config: Config, norm_factor: float | None) -> dict[str, Any]:
+    """What a SAELens configuration says of an SAE, as fields of `FoundSae`; raises as `saelens_convention` does."""
+    hook = config.text(*HOOK_FIELDS)
+    layer, convention = residual_layer(hook, config.file), saelens_convention(config, norm_factor)
+    d_model, d_sae = config.integer("d_in"), config.integer("d_sae")
+    return {"layer": layer, "convention": convention, "hook": hook, "d_model": d_model, "d_sae": d_sae}
+
+
 def saelens_convention(config: Config, norm_factor: float | None) -> Convention:
-    """What a SAELens configuration says of how its weights are to be used.
-
-    Args:
-        config: the fields of `cfg.json`.
-        norm_factor: the input scale of `expected_average_only_in`, where known.
-
-    Raises:
-        SaeError: an architecture or a normalisation that cannot be folded into the weights.
-    """
+    """How the weights are to be used, by `cfg.json` and the input scale of `expected_average_only_in`, where known."""
     architecture = config.get("architecture") or "standard"
     function = config.get("activation_fn", "activation_fn_str") or "relu"
     if function == "topk":
@@ -72,16 +61,11 @@ def saelens_convention(config: Config, norm_factor: float | None) -> Convention:
     if config.get("reshape_activations") == "hook_z":
         raise SaeError(f"{config.file}: reshape_activations is hook_z; demur needs SAEs of the residual stream")
     # SAELens centres the input unless the configuration says otherwise, in all its versions.
-    centred = config.get("apply_b_dec_to_input")
+    centred = config.get("apply_b_dec_to_input") is not False
     # Only the top-k kinds know this field. A batchtopk folder is a training checkpoint: on by default.
     rescaled = config.get("rescale_acts_by_decoder_norm") if "topk" in architecture else False
-    return Convention(
-        activation=_ACTIVATIONS[architecture],
-        k=k,
-        centred=True if centred is None else bool(centred),
-        scale=_scale(config, norm_factor),
-        unit_decoder=architecture == "batchtopk" if rescaled is None else bool(rescaled),
-    )
+    unit_decoder = architecture == "batchtopk" if rescaled is None else bool(rescaled)
+    return Convention(_ACTIVATIONS[architecture], k, centred, _scale(config, norm_factor), unit_decoder)
 
 
 def _scale(config: Config, norm_factor: float | None) -> float:

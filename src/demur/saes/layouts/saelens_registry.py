@@ -9,24 +9,19 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from demur.errors import SaeError
-from demur.saes._files import first_line
+from demur.saes._array_files import Arrays, memory_array
+from demur.saes._canonical import SaeWeights
+from demur.saes._features import width_number
+from demur.saes._files import Config, SaeFiles, first_line
 from demur.saes._sae import Sae
-from demur.saes.layouts import (
-    Arrays,
-    Config,
-    FoundSae,
-    Layout,
-    SaeFiles,
-    SaeWeights,
-    memory_array,
-    residual_layer,
-    width_number,
-)
-from demur.saes.layouts.saelens import HOOK_FIELDS, saelens_convention
+from demur.saes.layouts import FoundSae, Layout, residual_layer
+from demur.saes.layouts.saelens import HOOK_FIELDS, described, saelens_convention
 
 if TYPE_CHECKING:
     from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup
@@ -37,16 +32,17 @@ _WIDTH = re.compile(r"width_(\w+?)(?:_l0|/|$)")
 
 
 class SaeLensRelease(SaeFiles):
-    """A release of the SAELens registry: its `files` are the ids of SAEs, with the prefix.
-
-    Raises:
-        SaeError: SAELens is not installed, or has no such release or SAE; names the nearest.
-    """
+    """A release of the SAELens registry: its `files` are the ids of SAEs, with the prefix."""
 
     def __init__(self, source: str) -> None:
-        self._saelens = _import()
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                import sae_lens
+        except ImportError as error:
+            raise SaeError(f"{PREFIX} sources need SAELens: pip install 'demur[saelens]'") from error
         from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
+        self._saelens: Any = sae_lens
         self.release, _, wanted = source.removeprefix(PREFIX).partition("/")
         self.name = f"{PREFIX}{self.release}"
         directory = get_pretrained_saes_directory()
@@ -67,22 +63,14 @@ class SaeLensRelease(SaeFiles):
     def config(self, file: str) -> Config:
         from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
 
-        try:
+        with _named_errors(f"{self.name}/{file}: SAELens cannot read its configuration"):
             return Config(f"{self.name}/{file}", load_sae_config_from_huggingface(self.release, file))
-        except Exception as error:  # downloads and parsing: SAELens lets every library's own errors through
-            raise SaeError(
-                f"{self.name}/{file}: SAELens cannot read its configuration ({first_line(error)})"
-            ) from error
 
     def load(self, file: str) -> tuple[Config, Arrays]:
         """The configuration and the arrays of an SAE after SAELens has converted it."""
         source = f"{self.name}/{file}"
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                sae = self._saelens.SAE.from_pretrained(self.release, file, device="cpu", dtype="float32")
-        except Exception as error:
-            raise SaeError(f"{source}: SAELens cannot load it ({first_line(error)})") from error
+        with _named_errors(f"{source}: SAELens cannot load it"), warnings.catch_warnings(action="ignore"):
+            sae = self._saelens.SAE.from_pretrained(self.release, file, device="cpu", dtype="float32")
         state = {name: memory_array(source, name, tensor) for name, tensor in sae.state_dict().items()}
         return Config(source, sae.cfg.to_dict()), Arrays(source, state)
 
@@ -99,18 +87,8 @@ class _RegistrySae(FoundSae):
         return SaeWeights.of(arrays, saelens_convention(config, norm_factor=None))
 
     def sae(self) -> Sae:
-        config = self.files.config(self.weights)
-        hook = config.text(*HOOK_FIELDS)
-        described = replace(
-            self,
-            layer=residual_layer(hook, config.file),
-            # SAELens has the factor and folds it in on loading; 1 stands for it here, where only the form matters.
-            convention=saelens_convention(config, norm_factor=1.0),
-            d_model=config.integer("d_in"),
-            d_sae=config.integer("d_sae"),
-            hook=hook,
-        )
-        return FoundSae.sae(described)
+        # SAELens has the factor and folds it in on loading; 1 stands for it here, where only the form matters.
+        return FoundSae.sae(replace(self, **described(self.files.config(self.weights), norm_factor=1.0)))
 
 
 def _describe(files: SaeFiles, match: re.Match[str]) -> FoundSae | None:
@@ -129,14 +107,12 @@ def _describe(files: SaeFiles, match: re.Match[str]) -> FoundSae | None:
     )
 
 
-def _import() -> Any:
+@contextmanager
+def _named_errors(what: str) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import sae_lens
-    except ImportError as error:
-        raise SaeError(f"{PREFIX} sources need SAELens: pip install 'demur[saelens]'") from error
-    return sae_lens
+        yield
+    except Exception as error:  # downloads and parsing: SAELens lets every library's own errors through
+        raise SaeError(f"{what} ({first_line(error)})") from error
 
 
 def _nearest(wanted: str, names: list[str]) -> str:

@@ -1,7 +1,0 @@
-"""`python -m demur.cli`."""
-
-import sys
-
-from demur.cli import main
-
-sys.exit(main())
