@@ -22,7 +22,6 @@ MODULES = (
     "demur.saes.layouts",
     "demur.method.direction",
     "demur.method.attribution",
-    "demur.method.dictionary",
     "demur.method.selection",
     "demur.method.interventions",
     "demur.method.likelihood",

@@ -289,7 +289,7 @@ def _report(
         "tokens": variants.batch.input_ids.shape[1],
         "steps": options.steps,
         "pool": sum(map(len, variants.pool.values())),
-        "batch_tokens": setup.model.budget(gradients=True),
+        "batch_tokens": setup.model.budgets.gradients,
         "repeats": options.repeats,
         "agreement": agreement,
         "speedup": {n: common.ratio(seconds["dense"], seconds[n]) for n in variants.named},

@@ -18,9 +18,9 @@ from demur.method.attribution import (
     attribute,
     attribute_batches,
 )
-from demur.method.dictionary import attribute_dictionary
 from demur.method.interventions import AblateDirection, Compiled
 from demur.method.path import Method, Metric, estimator
+from demur.method.selection import attribute_dictionary
 from demur.model import Budgets, ChatModel, Region, count_hooks, hooked
 from demur.saes import ActivationName, Suite
 from demur.testing import tiny_model, tiny_suite
@@ -76,7 +76,7 @@ def ends(
     def metric(logits: Tensor) -> float:
         return float(logits[0, target] - logits[0, list(METRIC.refusal_ids)].exp().sum().log())
 
-    return batch, clean.residuals, patched.residuals, target, metric(plain), metric(moved)
+    return batch, clean, patched, target, metric(plain), metric(moved)
 
 
 def test_metric_by_hand() -> None:

@@ -37,7 +37,7 @@ def test_captured_residuals_are_the_hidden_states(family: Any) -> None:
             output_hidden_states=True,
             use_cache=False,
         )
-    assert captured.stacked().shape == (model.n_layers, *batch.input_ids.shape, model.d_model)
+    assert torch.stack(list(captured.values())).shape == (model.n_layers, *batch.input_ids.shape, model.d_model)
     for layer in range(model.n_layers - 1):
         torch.testing.assert_close(captured[layer], output.hidden_states[layer + 1], rtol=0, atol=0)
     # The last entry of hidden_states is after the final norm, so it is not the last residual.

@@ -111,7 +111,7 @@ def test_attribution_finds_its_way_under_a_tight_memory(method: Any, monkeypatch
 
     monkeypatch.setattr(ChatModel, "last_logits", limited)
     torch.testing.assert_close(attributed(model), expected, rtol=1e-3, atol=1e-5)
-    assert model.budget() < ChatModel(hf, tokenizer, name="m").budget()
+    assert model.budgets.plain < ChatModel(hf, tokenizer, name="m").budgets.plain
 
 
 def test_places_say_where_results_belong_and_skipping_leaves_batches_as_they_were() -> None:

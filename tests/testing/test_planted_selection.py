@@ -10,11 +10,18 @@ import pytest
 import torch
 
 from demur.method.attribution import Attribution, attribute
-from demur.method.dictionary import attribute_dictionary
 from demur.method.direction import Direction, find_direction, find_refusal_tokens
 from demur.method.interventions import Compiled
 from demur.method.path import Method, Metric
-from demur.method.selection import Reduce, actdiff_set, cosine_pool, cossim_set, global_set, local_sets
+from demur.method.selection import (
+    Reduce,
+    actdiff_set,
+    attribute_dictionary,
+    cosine_pool,
+    cossim_set,
+    global_set,
+    local_sets,
+)
 from demur.model import ChatModel, TokenizedPrompt
 from demur.stats import spearman
 from demur.testing import Planted, planted

@@ -6,10 +6,11 @@ times the gradient along its decoder row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from functools import partial
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,7 +19,7 @@ from torch import Tensor
 from demur.errors import InputError
 from demur.method.interventions import Compiled
 from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
-from demur.model import SCORED_REGIONS, Batch, ChatModel, TokenizedPrompt, hooked
+from demur.model import SCORED_REGIONS, Batch, ChatModel, Items, Progress, hooked
 from demur.saes import Rows, Suite
 from demur.types import FeatureField, FeatureId, Value
 
@@ -28,10 +29,8 @@ _NO_CHANGE = 1e-6
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """Tokens over which attributions are summed.
-
-    `header_tokens=None`: the user's words and the template tokens after them. A number: every token but the first
-    `header_tokens` (the paper skips 1 on Gemma, 26 on Llama).
+    """Tokens over which attributions are summed: the user's words and the template tokens after them, or every token
+    but the first `header_tokens` (the paper skips 1 on Gemma, 26 on Llama).
     """
 
     header_tokens: int | None = None
@@ -41,6 +40,9 @@ class ScoredTokens:
         if self.header_tokens is None:
             return batch.within(SCORED_REGIONS)
         return batch.real & (batch.position_ids >= self.header_tokens)
+
+
+SCORED = ScoredTokens()
 
 
 class PromptAttribution(Value):
@@ -67,10 +69,8 @@ class PromptAttribution(Value):
 
 
 class AttributionSpec(Value):
-    """What an attribution was asked: enough to ask it again.
-
-    `refusal_ids` and `allow_refusal_target` are the metric's, `header_tokens` the scoring's, `patch` the id of the
-    patched run's interventions.
+    """What an attribution was asked, enough to ask it again: `refusal_ids` and `allow_refusal_target` are the metric's,
+    `header_tokens` the scoring's, `patch` the id of the patched run's interventions.
     """
 
     method: Method
@@ -82,15 +82,7 @@ class AttributionSpec(Value):
 
     @classmethod
     def of(cls, method: Method, steps: int, metric: Metric, scoring: ScoredTokens, patch: str) -> Self:
-        """What these parts ask.
-
-        Args:
-            method: the estimator's name.
-            steps: counts only where there are several ("ig", "paper").
-            metric: the answer's metric.
-            scoring: tokens that are summed over.
-            patch: id of the patched run's interventions.
-        """
+        """What these parts ask; `steps` counts only where there are several ("ig", "paper")."""
         return cls(
             method=method,
             steps=steps if method in ("ig", "paper") else 1,
@@ -101,26 +93,16 @@ class AttributionSpec(Value):
         )
 
 
-class _Head(Value):
-    features: tuple[FeatureField, ...]
-    spec: AttributionSpec
-
-
 @dataclass(frozen=True)
 class Attribution:
-    """Attributions of a pool, prompt by prompt.
-
-    Attributes:
-        features: columns, in this order everywhere.
-        spec: metric, scored tokens, patched run and method.
-        rows: one entry a prompt.
-        by_position: one tensor `[pos, feature]` a prompt (all its tokens, padding left out), if asked for.
-    """
+    """Attributions of a pool, prompt by prompt."""
 
     features: tuple[FeatureId, ...]
+    """Columns, in this order everywhere."""
     spec: AttributionSpec
     rows: tuple[PromptAttribution, ...]
     by_position: tuple[Float[Tensor, "_ feature"], ...] | None = None
+    """One tensor `[pos, feature]` a prompt (all its tokens, padding left out), if asked for."""
 
     @property
     def method(self) -> Method:
@@ -153,15 +135,11 @@ class Attribution:
 
     @property
     def signal(self) -> Bool[Tensor, " prompt"]:
-        """Prompts whose scores say something about refusal.
-
-        Not those on which the patched run's first token is a refusal token and the metric aims at it, on which patching
-        leaves the metric as it was, or on which every score is 0: their order of features is an accident.
+        """Prompts whose scores say something about refusal: not those on which the metric aims at a refusal token,
+        patching leaves the metric as it was, or every score is 0, as their order of features is an accident.
         """
-        rows = [
-            row.target not in self.spec.refusal_ids and abs(row.change) > _NO_CHANGE and any(row.totals)
-            for row in self.rows
-        ]
+        refusal = self.spec.refusal_ids
+        rows = [r.target not in refusal and abs(r.change) > _NO_CHANGE and any(r.totals) for r in self.rows]
         return torch.tensor(rows, dtype=torch.bool)
 
     @property
@@ -180,30 +158,28 @@ class Attribution:
     def joined(cls, parts: Sequence[Attribution]) -> Attribution:
         """Parts over the same features put together."""
         first = parts[0]
-        kept = None
-        if all(part.by_position is not None for part in parts):
-            kept = tuple(each for part in parts for each in part.by_position or ())
+        kept = tuple(each for part in parts for each in part.by_position or ())
         rows = tuple(row for part in parts for row in part.rows)
-        return cls(first.features, first.spec, rows, kept)
+        return cls(first.features, first.spec, rows, None if first.by_position is None else kept)
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values to write to a run folder."""
-        head = _Head(features=self.features, spec=self.spec)
+        head = {"features": [list(each) for each in self.features], "spec": self.spec.model_dump(mode="json")}
         rows = [row.model_dump(mode="json", exclude={"totals"}) for row in self.rows]
         tensors = {"totals": self.totals}
         tensors |= {f"position.{n}": values for n, values in enumerate(self.by_position or ())}
-        return tensors, {"head": head.model_dump(mode="json"), "rows": rows, "positions": self.by_position is not None}
+        return tensors, {"head": head, "rows": rows, "positions": self.by_position is not None}
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
         """The attribution that `to_parts` took apart."""
-        head = _Head.model_validate(meta["head"])
         rows = tuple(
             PromptAttribution.model_validate({**row, "totals": totals})
             for row, totals in zip(meta["rows"], tensors["totals"].tolist(), strict=True)
         )
         kept = tuple(tensors[f"position.{n}"] for n in range(len(rows))) if meta["positions"] else None
-        return cls(head.features, head.spec, rows, kept)
+        features = tuple(FeatureId(*each) for each in meta["head"]["features"])
+        return cls(features, AttributionSpec.model_validate(meta["head"]["spec"]), rows, kept)
 
 
 def no_signal(patch: str, *, allow_refusal_target: bool) -> str:
@@ -220,133 +196,132 @@ PoolIndices = Mapping[int, Sequence[int]]
 """Layer → indices of the features to attribute."""
 
 
-@runtime_checkable
-class HasLayers(Protocol):
-    """A pool, as `cosine_pool` returns it."""
+def by_layer(features: Iterable[FeatureId]) -> dict[int, tuple[int, ...]]:
+    """Layer → indices, both in the order in which they come first."""
+    layers: dict[int, list[int]] = {}
+    for layer, index in features:
+        layers.setdefault(layer, []).append(index)
+    return {layer: tuple(indices) for layer, indices in layers.items()}
+
+
+class Pool(Value):
+    """`F0`: per layer the features of highest signed cosine with the refusal direction, best first (paper, section
+    3)."""
+
+    features: tuple[FeatureField, ...]
+    cosines: tuple[float, ...]
 
     @property
-    def by_layer(self) -> PoolIndices: ...
+    def by_layer(self) -> dict[int, tuple[int, ...]]:
+        """Layer → indices, best first."""
+        return by_layer(self.features)
+
+    def cosine(self, feature: FeatureId) -> float:
+        """Cosine of a feature of the pool with the direction."""
+        return self.cosines[self.features.index(feature)]
 
 
-def pool_features(pool: PoolIndices | HasLayers) -> tuple[FeatureId, ...]:
+def pool_features(pool: PoolIndices | Pool) -> tuple[FeatureId, ...]:
     """Features in column order: layers ascending, indices as given."""
-    pool = pool if isinstance(pool, Mapping) else pool.by_layer
+    pool = pool.by_layer if isinstance(pool, Pool) else pool
     return tuple(FeatureId(layer, int(index)) for layer in sorted(pool) for index in pool[layer])
 
 
-def attribute_batches(
-    model: ChatModel,
-    suite: Suite,
-    items: Sequence[TokenizedPrompt],
-    pool: PoolIndices | HasLayers,
-    *,
-    patch: Compiled,
-    metric: Metric,
-    method: Method = "ig",
-    steps: int = 10,
-    scoring: ScoredTokens | None = None,
-    keep_positions: bool = False,
-    done: Collection[str] = (),
-) -> Iterator[Attribution]:
-    """Attribute batch by batch, and yield each batch's part as soon as it is there; see `attribute`.
-
-    Args:
-        model, suite, items, pool, patch, metric, method, steps, scoring, keep_positions: as for `attribute`.
-        done: ids of prompts already attributed; a batch that holds only such prompts is left out.
-    """
-    pool = pool if isinstance(pool, Mapping) else pool.by_layer
-    if not any(len(indices) for indices in pool.values()):
-        raise InputError("the pool holds no feature to attribute")
-    features = pool_features(pool)
-    rows = {layer: suite[layer].rows(pool[layer]).to(model.layer_device(layer)) for layer in sorted(pool)}
-    scoring = scoring or ScoredTokens()
-    if method == "exact" and keep_positions:
-        raise InputError("exact patching moves a feature at all scored tokens at once; it has no values by position")
-    spec = AttributionSpec.of(method, steps, metric, scoring, patch.id)
-    job = _Job(model, rows, features, patch, metric, scoring, spec, keep_positions)
-
-    def run(batch: Batch) -> Attribution:
-        return _exact(job, batch) if method == "exact" else _estimate(job, batch, estimator(method, steps))
-
-    # Gradients survive half precision; differences of two logits, one feature apart, do not.
-    with model.in_float32() if method == "exact" else nullcontext():
-        for _, part in model.over_batches(items, run, gradients=method != "exact", done=done):
-            yield part
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What all batches have in common."""
-
-    model: ChatModel
-    rows: Mapping[int, Rows]
-    features: tuple[FeatureId, ...]
-    patch: Compiled
-    metric: Metric
-    scoring: ScoredTokens
-    spec: AttributionSpec
-    keep_positions: bool
-
-
 def attribute(
-    model: ChatModel,
-    suite: Suite,
-    items: Sequence[TokenizedPrompt],
-    pool: PoolIndices | HasLayers,
-    *,
-    patch: Compiled,
-    metric: Metric,
-    method: Method = "ig",
-    steps: int = 10,
-    scoring: ScoredTokens | None = None,
-    keep_positions: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    model: ChatModel, suite: Suite, items: Items, pool: PoolIndices | Pool, *, progress: Progress = None, **asked: Any
 ) -> Attribution:
-    """What moving each feature of a pool to its patched value does to the metric (paper, section 3).
-
-    Args:
-        model: the chat model.
-        suite: SAEs of the pool's layers.
-        items: tokenized prompts.
-        pool: what `cosine_pool` returns, or layer → indices.
-        patch: what the patched run does, usually the refusal direction ablated everywhere.
-        metric: the answer's metric.
-        method: "gradient", "ig" and "paper" are estimates (see `estimator`); "exact" patches one feature at a time and
-            runs the model: the oracle, for small pools.
-        steps: integrated-gradients steps (no meaning for the others).
-        scoring: tokens that are summed over; "exact" patches at these tokens.
-        keep_positions: keep attributions of every token.
-        progress: called with (attributed, all) prompts.
-
-    Returns:
-        Attributions of `items` in their order.
-
-    Raises:
-        InputError: the pool is empty, or the method unknown.
-        SaeError: a layer or feature of the pool does not exist.
+    """What moving each feature of a pool to its patched value does to the metric (paper, section 3): the attributions
+    of `attribute_batches`, which has the other arguments, in the order of `items`.
     """
     parts: list[Attribution] = []
-    for part in attribute_batches(
-        model,
-        suite,
-        items,
-        pool,
-        patch=patch,
-        metric=metric,
-        method=method,
-        steps=steps,
-        scoring=scoring,
-        keep_positions=keep_positions,
-    ):
+    for part in attribute_batches(model, suite, items, pool, **asked):
         parts.append(part)
         if progress is not None:
             progress(sum(len(each.rows) for each in parts), len(items))
     return Attribution.joined(parts).ordered([item.prompt_id for item in items])
 
 
-def _estimate(job: _Job, batch: Batch, how: Estimator) -> Attribution:
-    model, rows = job.model, job.rows
-    ends = run_ends(model, batch, job.patch, job.metric, how)
+def attribute_batches(
+    model: ChatModel,
+    suite: Suite,
+    items: Items,
+    pool: PoolIndices | Pool,
+    *,
+    patch: Compiled,
+    metric: Metric,
+    method: Method = "ig",
+    steps: int = 10,
+    scoring: ScoredTokens = SCORED,
+    keep_positions: bool = False,
+    done: Collection[str] = (),
+) -> Iterator[Attribution]:
+    """Attribute `items` batch by batch, and yield each batch's part as soon as it is there.
+
+    Args:
+        suite: SAEs of the pool's layers.
+        pool: features to attribute.
+        patch: what the patched run does, usually the refusal direction ablated everywhere.
+        metric: the answer's.
+        method: one of the estimates (see `estimator`), or "exact", which patches one feature at a time: the oracle.
+        steps: of integrated gradients.
+        scoring: tokens that are summed over, or at which "exact" patches.
+        keep_positions: keep attributions of every token.
+        done: ids of prompts already attributed; a batch that holds only such prompts is left out.
+
+    Raises:
+        InputError: the pool is empty, or the method unknown.
+        SaeError: a layer or feature of the pool does not exist.
+    """
+    pool = pool.by_layer if isinstance(pool, Pool) else pool
+    if not any(len(indices) for indices in pool.values()):
+        raise InputError("the pool holds no feature to attribute")
+    features = pool_features(pool)
+    rows = {layer: suite[layer].rows(pool[layer]).to(model.layer_device(layer)) for layer in sorted(pool)}
+    how = None if method == "exact" else estimator(method, steps)
+    if how is None and keep_positions:
+        raise InputError("exact patching moves a feature at all scored tokens at once; it has no values by position")
+    spec = AttributionSpec.of(method, steps, metric, scoring, patch.id)
+
+    def run(batch: Batch) -> Attribution:
+        ends = run_ends(model, batch, patch, metric, how)
+        scored = scoring.mask(batch)
+        by_position = None
+        if how is None:
+            totals = _exact(model, batch, ends, rows, metric, scored)
+            explained = totals.sum(-1)
+        else:
+            by_position, explained = _estimate(model, batch, ends, rows, metric, how)
+            totals = (by_position * scored[..., None]).sum(1)
+        kept = None
+        if keep_positions and by_position is not None:
+            kept = tuple(values[real].cpu() for values, real in zip(by_position, batch.real, strict=True))
+        return Attribution(features, spec, _rows(batch, ends, explained, scored, totals), kept)
+
+    # Gradients survive half precision; differences of two logits, one feature apart, do not.
+    with model.in_float32() if how is None else nullcontext():
+        for _, part in model.over_batches(items, run, gradients=how is not None, done=done):
+            yield part
+
+
+def _rows(batch: Batch, ends: Ends, explained: Tensor, scored: Tensor, totals: Tensor) -> tuple[PromptAttribution, ...]:
+    return tuple(
+        PromptAttribution(
+            prompt_id=batch.prompt_ids[row],
+            target=ends.targets[row],
+            clean=float(ends.clean_metric[row]),
+            patched=float(ends.patched_metric[row]),
+            explained=float(explained[row]),
+            n_scored=int(scored[row].sum()),
+            totals=tuple(totals[row].tolist()),
+        )
+        for row in range(len(batch))
+    )
+
+
+def _estimate(
+    model: ChatModel, batch: Batch, ends: Ends, rows: Mapping[int, Rows], metric: Metric, how: Estimator
+) -> tuple[Float[Tensor, "batch pos feature"], Float[Tensor, " batch"]]:
+    """Attribution at every token, and what all features and error terms explain."""
     patched = {layer: each.encode(ends.patched[layer]) for layer, each in rows.items()}
     clean: dict[int, Tensor] = {}
     sums = {layer: torch.zeros_like(values) for layer, values in patched.items()}
@@ -365,81 +340,45 @@ def _estimate(job: _Job, batch: Batch, how: Estimator) -> Attribution:
             start = rows[layer].encode(entered) if how.path else clean[layer]
             sums[layer].add_(((patched[layer] - start) * along).sum(0), alpha=share)
 
-    run_path(model, batch, ends, job.metric, how, visit)
-    by_position = torch.cat([sums[layer].to(model.device) for layer in sorted(rows)], -1)
-    scored = job.scoring.mask(batch)
-    totals = (by_position * scored[..., None]).sum(1)
-    kept = tuple(by_position[row, batch.real[row]].cpu() for row in range(len(batch))) if job.keep_positions else None
-    return Attribution(job.features, job.spec, _rows(batch, ends, explained, scored, totals), kept)
+    run_path(model, batch, ends, metric, how, visit)
+    return torch.cat([sums[layer].to(model.device) for layer in rows], -1), explained
 
 
-def _rows(batch: Batch, ends: Ends, explained: Tensor, scored: Tensor, totals: Tensor) -> tuple[PromptAttribution, ...]:
-    return tuple(
-        PromptAttribution(
-            prompt_id=batch.prompt_ids[row],
-            target=ends.targets[row],
-            clean=float(ends.clean_metric[row]),
-            patched=float(ends.patched_metric[row]),
-            explained=float(explained[row]),
-            n_scored=int(scored[row].sum()),
-            totals=tuple(totals[row].tolist()),
-        )
-        for row in range(len(batch))
-    )
-
-
-def _exact(job: _Job, batch: Batch) -> Attribution:
-    """One forward pass for each feature and prompt, features batched; a feature that does not move is not run."""
-    model, rows, metric = job.model, job.rows, job.metric
-    ends = run_ends(model, batch, job.patch, metric)
-    scored = job.scoring.mask(batch)
-    totals = torch.zeros(len(batch), len(job.features), device=model.device)
-    for row in range(len(batch)):
-        single = batch.row(row)
-        mask = scored[row][batch.real[row]]
-        changes: dict[int, Tensor] = {}
-        for layer, each in rows.items():
-            real, inside = batch.real[row].to(each.w_dec.device), mask.to(each.w_dec.device)
-            moved = each.encode(ends.patched[layer][row]) - each.encode(ends.clean[layer][row])
-            changes[layer] = moved[real] * inside[:, None]
-        totals[row] = _patch_each(model, single, changes, rows, metric, ends.targets[row], ends.clean_metric[row])
-    return Attribution(job.features, job.spec, _rows(batch, ends, totals.sum(-1), scored, totals))
-
-
-def _patch_each(
+def _exact(
     model: ChatModel,
-    single: Batch,
-    changes: Mapping[int, Float[Tensor, "pos k"]],
+    batch: Batch,
+    ends: Ends,
     rows: Mapping[int, Rows],
     metric: Metric,
-    target: int,
-    clean: Float[Tensor, ""],
-) -> Float[Tensor, " feature"]:
-    """Effect on the metric of moving each feature by `changes`, one at a time."""
-    order = [(layer, column) for layer in sorted(changes) for column in range(changes[layer].shape[1])]
-    moving = [n for n, (layer, column) in enumerate(order) if bool(changes[layer][:, column].any())]
-    effects = torch.zeros(len(order), device=model.device)
-    at_once = max(1, model.budget() // single.input_ids.shape[1])
-    for start in range(0, len(moving), at_once):
-        group = moving[start : start + at_once]
-        per_layer: dict[int, list[tuple[int, int]]] = {}
-        for place, n in enumerate(group):
-            per_layer.setdefault(order[n][0], []).append((place, order[n][1]))
+    scored: Bool[Tensor, "batch pos"],
+) -> Float[Tensor, "batch feature"]:
+    """Effect on the metric of moving each feature alone, at the scored tokens; one that does not move is not run."""
+    columns = [(layer, column) for layer, each in rows.items() for column in range(len(each.w_dec))]
+    totals = torch.zeros(len(batch), len(columns), device=model.device)
 
-        def shift(layer: int, picked: Sequence[tuple[int, int]]) -> Callable[[Tensor], Tensor]:
-            places = [place for place, _ in picked]
-            columns = [column for _, column in picked]
-            delta = changes[layer][:, columns].T[..., None] * rows[layer].w_dec[columns][:, None, :]
+    def shift(layer: int, group: Sequence[int], changes: Mapping[int, Tensor], residual: Tensor) -> Tensor:
+        places = [place for place, n in enumerate(group) if columns[n][0] == layer]
+        picked = [columns[group[place]][1] for place in places]
+        delta = changes[layer][:, picked].T[..., None] * rows[layer].w_dec[picked][:, None, :]
+        residual = residual.clone()
+        residual[places] += delta.to(residual.dtype)
+        return residual
 
-            def run(residual: Tensor) -> Tensor:
-                residual = residual.clone()
-                residual[places] += delta.to(residual.dtype)
-                return residual
+    for row in range(len(batch)):
+        single = batch.row(row)
+        changes: dict[int, Float[Tensor, "pos k"]] = {}
+        for layer, each in rows.items():
+            real, inside = (mask[row].to(each.w_dec.device) for mask in (batch.real, scored))
+            moved = each.encode(ends.patched[layer][row]) - each.encode(ends.clean[layer][row])
+            changes[layer] = moved[real] * inside[real][:, None]
 
-            return run
-
-        edits = {layer: shift(layer, picked) for layer, picked in per_layer.items()}
-        with torch.no_grad(), hooked(model.layers, edits):
-            logits = model.last_logits(single.repeat(len(group)))
-        effects[group] = (metric(logits, [target] * len(group)) - clean).to(effects.device)
-    return effects
+        moving = [n for n, (layer, column) in enumerate(columns) if bool(changes[layer][:, column].any())]
+        at_once = max(1, model.budgets.plain // single.input_ids.shape[1])
+        for start in range(0, len(moving), at_once):
+            group = moving[start : start + at_once]
+            edits = {layer: partial(shift, layer, group, changes) for layer in {columns[n][0] for n in group}}
+            with torch.no_grad(), hooked(model.layers, edits):
+                logits = model.last_logits(single.repeat(len(group)))
+            effects = metric(logits, [ends.targets[row]] * len(group)) - ends.clean_metric[row]
+            totals[row, group] = effects.to(totals.device)
+    return totals

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from demur.errors import ModelError
 from demur.method.interventions import AblateDirection, AddDirection, Compiled, Intervention, Where
-from demur.model import Batch, ChatModel, TokenizedPrompt
+from demur.model import Batch, ChatModel, Items, TokenizedPrompt
 from demur.types import Candidate, Form, RefusalToken
 
 FORMS: tuple[Form, Form] = ("linear", "affine")
@@ -28,24 +28,20 @@ FORMS: tuple[Form, Form] = ("linear", "affine")
 
 @dataclass(frozen=True)
 class Direction:
-    """A refusal direction with the means it came from.
-
-    Attributes:
-        layer, position: where it was taken.
-        form: "linear" ablates to zero, "affine" to the harmless mean.
-        difference: mean on harmful − mean on harmless prompts at `layer` and `position`, float32, not normalised.
-        harmless_mean: mean residual of harmless prompts at `position`, for every layer (the affine form's reference).
-        candidates: all that were scored (empty when layer and position were given).
-        note: what had to be relaxed for the choice, if anything.
-    """
+    """A refusal direction with the means it came from."""
 
     layer: int
     position: int
     form: Form
+    """"linear" ablates to zero, "affine" to the harmless mean."""
     difference: Float[Tensor, " d_model"]
+    """Mean on harmful − mean on harmless prompts at `layer` and `position`, float32, not normalised."""
     harmless_mean: Float[Tensor, "layer d_model"]
+    """Mean residual of harmless prompts at `position`, for every layer (the affine form's reference)."""
     candidates: tuple[Candidate, ...] = ()
+    """All that were scored (empty when layer and position were given)."""
     note: str = ""
+    """What had to be relaxed for the choice, if anything."""
 
     @property
     def vector(self) -> Float[Tensor, " d_model"]:
@@ -70,16 +66,9 @@ class Direction:
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
         """The direction that `to_parts` took apart."""
-        candidates = tuple(Candidate.model_validate(each) for each in meta["candidates"])
-        return cls(
-            layer=meta["layer"],
-            position=meta["position"],
-            form=meta["form"],
-            difference=tensors["difference"],
-            harmless_mean=tensors["harmless_mean"],
-            candidates=candidates,
-            note=meta["note"],
-        )
+        values: dict[str, Any] = {**tensors, **meta}
+        values["candidates"] = tuple(Candidate.model_validate(each) for each in meta["candidates"])
+        return cls(**values)
 
 
 def find_refusal_tokens(
@@ -90,29 +79,21 @@ def find_refusal_tokens(
     A token counts when at least `min_share` of the refusals begin with it, and `lift` times the share of other answers
     that do (a model may begin everything with the same word).
 
-    Args:
-        model: gives the tokenizer.
-        refusals: texts of answers that refuse.
-        others: texts of answers that do not.
-
     Raises:
         ModelError: no first token tells refusals apart.
     """
-    first = _first_tokens(model, refusals)
-    other = _first_tokens(model, others)
-    n, m = sum(first.values()), max(1, sum(other.values()))
-    chosen = [
-        (token, count / n)
-        for token, count in first.most_common()
-        if count / n >= min_share and count / n >= lift * other[token] / m
-    ]
+    first, other = _first_tokens(model, refusals), _first_tokens(model, others)
+    n, m = max(1, first.total()), max(1, other.total())
+    shares = {token: count / n for token, count in first.most_common()}
+    chosen = {token: share for token, share in shares.items() if share >= max(min_share, lift * other[token] / m)}
     if not chosen:
         raise ModelError(
             f"no first token tells the model's {len(refusals)} refusals from its {len(others)} other answers; the "
             "refusal metric reads the first answer token, so it cannot be used on this model and these prompts"
         )
     return tuple(
-        RefusalToken(token_id=token, text=str(model.tokenizer.decode([token])), share=share) for token, share in chosen
+        RefusalToken(token_id=token, text=str(model.tokenizer.decode([token])), share=share)
+        for token, share in chosen.items()
     )
 
 
@@ -129,36 +110,22 @@ def refusal_log_odds(logits: Float[Tensor, "batch vocab"], refusal_ids: Sequence
     return refuse - rest.logsumexp(-1)
 
 
-def position_means(
-    model: ChatModel, items: Sequence[TokenizedPrompt], positions: Sequence[int]
-) -> Float[Tensor, "layer position d_model"]:
+def position_means(model: ChatModel, items: Items, positions: Sequence[int]) -> Float[Tensor, "layer position d_model"]:
     """Mean residual after each layer at `positions` counted from the end (all negative); summed in float64."""
-    total = torch.zeros(model.n_layers, len(positions), model.d_model, dtype=torch.float64)
-
-    def run(batch: Batch) -> Tensor:
-        with torch.inference_mode(), model.capture(transform=lambda x: x[:, list(positions)]) as captured:
-            model.last_logits(batch)
-        return torch.stack([captured[layer].cpu().double().sum(0) for layer in range(model.n_layers)])
-
-    for _, part in model.over_batches(items, run):
-        total += part
-    return (total / len(items)).float()
+    means = model.mean_over(items, range(model.n_layers), lambda _layer, residual, _batch: residual[:, list(positions)])
+    return torch.stack([means[layer] for layer in range(model.n_layers)])
 
 
-@dataclass(frozen=True)
-class FirstToken:
-    """What one run says of the first answer token, per prompt, in nats.
-
-    Attributes:
-        log_odds: refusal log-odds.
-        kl: divergence from the clean run to this one (zeros when no reference was given).
-    """
+class FirstToken(NamedTuple):
+    """What one run says of the first answer token, per prompt, in nats."""
 
     log_odds: Float[Tensor, " prompt"]
+    """Refusal log-odds."""
     kl: Float[Tensor, " prompt"]
+    """Divergence from the clean run to this one (zeros when no reference was given)."""
 
 
-def clean_log_probs(model: ChatModel, items: Sequence[TokenizedPrompt]) -> dict[str, Float[Tensor, " vocab"]]:
+def clean_log_probs(model: ChatModel, items: Items) -> dict[str, Float[Tensor, " vocab"]]:
     """Prompt id → log-probabilities of the first answer token, on the model's device: the reference of the KL."""
 
     def run(batch: Batch) -> dict[str, Tensor]:
@@ -170,13 +137,12 @@ def clean_log_probs(model: ChatModel, items: Sequence[TokenizedPrompt]) -> dict[
 
 def first_token(
     model: ChatModel,
-    items: Sequence[TokenizedPrompt],
+    items: Items,
     refusal_ids: Sequence[int],
     interventions: Sequence[Intervention] = (),
     reference: Mapping[str, Float[Tensor, " vocab"]] | None = None,
 ) -> FirstToken:
     """Refusal log-odds of the first answer token, and its KL from `reference`, under interventions on directions.
-
     Reduced to two numbers a prompt where the model runs, so nothing of the vocabulary's size is kept.
     """
     compiled = Compiled(model, None, interventions)
@@ -197,33 +163,32 @@ def first_token(
 
 def post_instruction_positions(items: Iterable[TokenizedPrompt]) -> tuple[int, ...]:
     """Positions, counted from the end, that hold template tokens after the message in every prompt: `(-n, …, -1)`."""
-    n = max(1, min(item.n_post_instruction for item in items))
-    return tuple(range(-n, 0))
+    return tuple(range(-max(1, min(item.n_post_instruction for item in items)), 0))
 
 
 @dataclass(frozen=True)
 class DirectionSearch:
-    """How a direction is chosen.
-
-    Attributes:
-        forms: forms of ablation to try.
-        layer, position: fix one or both instead of trying all.
-        max_depth: candidates from layers beyond this fraction of the model are dropped: the direction must still
-            be able to act.
-        kl_threshold: largest KL (nats) on harmless prompts.
-    """
+    """How a direction is chosen."""
 
     forms: tuple[Form, ...] = FORMS
+    """Forms of ablation to try."""
     layer: int | None = None
     position: int | None = None
+    """`layer` and `position` fix one or both instead of trying all."""
     max_depth: float = 0.8
+    """Candidates from layers beyond this fraction of the model are dropped: the direction must still be able to act."""
     kl_threshold: float = 0.1
+    """Largest KL (nats) on harmless prompts."""
+
+
+Prompts = tuple[Items, Items]
+"""Harmful and harmless."""
 
 
 def find_direction(
     model: ChatModel,
-    train: tuple[Sequence[TokenizedPrompt], Sequence[TokenizedPrompt]],
-    validation: tuple[Sequence[TokenizedPrompt], Sequence[TokenizedPrompt]],
+    train: Prompts,
+    validation: Prompts,
     refusal_ids: Sequence[int],
     search: DirectionSearch | None = None,
     *,
@@ -234,8 +199,8 @@ def find_direction(
 
     Args:
         model: the chat model.
-        train: (harmful, harmless) prompts whose means are taken.
-        validation: (harmful, harmless) prompts on which candidates are scored.
+        train: prompts whose means are taken.
+        validation: prompts on which candidates are scored.
         refusal_ids: the model's refusal tokens.
         search: what to try and what to keep.
         known: candidates that an interrupted search had scored already.
@@ -245,30 +210,30 @@ def find_direction(
         ModelError: the given layer or position does not exist, or harmful and harmless means coincide.
     """
     search = search or DirectionSearch()
-    positions = post_instruction_positions([*train[0], *train[1]])
-    if search.position is not None:
-        _check_position(search.position, train)
-        positions = (search.position,)
-    layers = _candidate_layers(model, search)
-    harmful = position_means(model, train[0], positions)
-    harmless = position_means(model, train[1], positions)
+    positions = _positions(search, train)
+    layers = _layers(search, model)
+    harmful, harmless = (position_means(model, items, positions) for items in train)
     difference = harmful - harmless
-    _refuse_degenerate(difference, layers)
-    candidates = _score(model, difference, harmless, layers, positions, validation, refusal_ids, search, known, scored)
+    if not torch.isfinite(difference).all():
+        raise ModelError("mean residuals are not finite: the weights hold NaN or infinity, or the dtype overflows")
+    if float(difference[layers].norm(dim=-1).max()) == 0.0:
+        raise ModelError("the mean residuals of harmful and harmless prompts are equal, so there is no direction")
+    # Template tokens before any word of the message are the same in all prompts, and nothing separates there.
+    places = [(l, n) for l in layers for n in range(len(positions)) if float(difference[l, n].norm()) > 0.0]
+    candidates: list[Candidate] = []
+    for candidate, new in _score(
+        model, difference, harmless, places, positions, validation, refusal_ids, search, known
+    ):
+        candidates.append(candidate)
+        if new and scored is not None:
+            scored(candidate, len(candidates), len(places) * len(search.forms))
     chosen, note = choose(candidates)
     place = positions.index(chosen.position)
-    return Direction(
-        layer=chosen.layer,
-        position=chosen.position,
-        form=chosen.form,
-        difference=difference[chosen.layer, place],
-        harmless_mean=harmless[:, place],
-        candidates=tuple(candidates),
-        note=note,
-    )
+    vector = difference[chosen.layer, place]
+    return Direction(chosen.layer, chosen.position, chosen.form, vector, harmless[:, place], tuple(candidates), note)
 
 
-def _candidate_layers(model: ChatModel, search: DirectionSearch) -> list[int]:
+def _layers(search: DirectionSearch, model: ChatModel) -> list[int]:
     if search.layer is None:
         return [layer for layer in range(model.n_layers) if layer < search.max_depth * model.n_layers]
     if not 0 <= search.layer < model.n_layers:
@@ -278,62 +243,50 @@ def _candidate_layers(model: ChatModel, search: DirectionSearch) -> list[int]:
     return [search.layer]
 
 
-def _check_position(position: int, train: tuple[Sequence[TokenizedPrompt], Sequence[TokenizedPrompt]]) -> None:
-    shortest = min(len(item) for items in train for item in items)
-    if not -shortest <= position <= -1:
+def _positions(search: DirectionSearch, train: Prompts) -> tuple[int, ...]:
+    every = [item for items in train for item in items]
+    if search.position is None:
+        return post_instruction_positions(every)
+    shortest = min(map(len, every))
+    if not -shortest <= search.position <= -1:
         raise ModelError(
-            f"the direction's position was set to {position}; it counts from the prompt's end, so -1 is the last token "
-            f"and {-shortest} the first of the shortest prompt"
+            f"the direction's position was set to {search.position}; it counts from the prompt's end, so -1 is the "
+            f"last token and {-shortest} the first of the shortest prompt"
         )
-
-
-def _refuse_degenerate(difference: Float[Tensor, "layer position d_model"], layers: Sequence[int]) -> None:
-    if not torch.isfinite(difference).all():
-        raise ModelError("mean residuals are not finite: the weights hold NaN or infinity, or the dtype overflows")
-    if float(difference[list(layers)].norm(dim=-1).max()) == 0.0:
-        raise ModelError("the mean residuals of harmful and harmless prompts are equal, so there is no direction")
+    return (search.position,)
 
 
 def _score(
     model: ChatModel,
     difference: Float[Tensor, "layer position d_model"],
     harmless_mean: Float[Tensor, "layer position d_model"],
-    layers: Sequence[int],
+    places: Sequence[tuple[int, int]],
     positions: Sequence[int],
-    validation: tuple[Sequence[TokenizedPrompt], Sequence[TokenizedPrompt]],
+    validation: Prompts,
     refusal_ids: Sequence[int],
     search: DirectionSearch,
     known: Sequence[Candidate],
-    scored: Callable[[Candidate, int, int], None] | None,
-) -> list[Candidate]:
+) -> Iterator[tuple[Candidate, bool]]:
+    """Every candidate, and whether it was scored just now."""
     harmful, harmless = validation
     plain = clean_log_probs(model, harmless)
-    # Template tokens before any word of the message are the same in all prompts, and nothing separates there.
-    places = [(l, n) for l in layers for n in range(len(positions)) if float(difference[l, n].norm()) > 0.0]
     before = {(c.layer, c.position, c.form): c for c in known}
-    candidates: list[Candidate] = []
     for layer, place in places:
         vector, position = difference[layer, place], positions[place]
-        found = [before.get((layer, position, form)) for form in search.forms]
-        induce = 0.0
-        if not all(found):
-            added = first_token(model, harmless, refusal_ids, [AddDirection(vector, layer)])
-            induce = float(added.log_odds.mean())
-        for form, candidate in zip(search.forms, found, strict=True):
-            if candidate is not None:
-                candidates.append(candidate)
+        induce: float | None = None
+        for form in search.forms:
+            if (layer, position, form) in before:
+                yield before[layer, position, form], False
                 continue
-            reference = harmless_mean[:, place] if form == "affine" else None
-            ablation = [AblateDirection(vector, reference=reference)]
+            if induce is None:
+                added = first_token(model, harmless, refusal_ids, [AddDirection(vector, layer)])
+                induce = float(added.log_odds.mean())
+            ablation = [AblateDirection(vector, reference=harmless_mean[:, place] if form == "affine" else None)]
             bypass = float(first_token(model, harmful, refusal_ids, ablation).log_odds.mean())
             kl = float(first_token(model, harmless, refusal_ids, ablation, plain).kl.mean())
             kept = kl <= search.kl_threshold and induce > 0
-            candidates.append(
-                Candidate(layer=layer, position=position, form=form, bypass=bypass, induce=induce, kl=kl, kept=kept)
-            )
-            if scored is not None:
-                scored(candidates[-1], len(candidates), len(places) * len(search.forms))
-    return candidates
+            found = Candidate(layer=layer, position=position, form=form, bypass=bypass, induce=induce, kl=kl, kept=kept)
+            yield found, True
 
 
 def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:

@@ -1,28 +1,28 @@
 """Interventions: frozen values that say what to do to a model, and the one place where they become hooks.
 
-On features (`ScaleFeatures`, `SetFeatures`, `HoldFeatures`) and on the residual along a direction (`AblateDirection`,
-`AddDirection`). Decoding is affine and the SAE's error is kept, so changing feature `i` from `f_i(x)` to another value
-moves the residual by the difference times decoder row `d_i`: only the chosen features' rows are needed, and the result
-equals encoding densely, clamping, decoding and adding the error back.
+Decoding is affine and the SAE's error is kept, so changing feature `i` from `f_i(x)` to another value moves the
+residual by the difference times decoder row `d_i`: only the chosen features' rows are needed, and the result equals
+encoding densely, clamping, decoding and adding the error back.
 
 Every change of a layer's features has the form `f ← s·f + t`, so all feature interventions on a layer, shared or
 one set per prompt, fuse into `x ← x + ((s − 1)·f(x) + t) W_dec`, with every feature read from the same incoming `x`.
 
-A new intervention is one class: a frozen dataclass that derives from `Intervention` and gives `edit`, or from
+A new intervention is one class: a frozen dataclass that derives from `Intervention` and gives `change`, or from
 `FeatureIntervention` and gives `affine`. Its id, its use in `Compiled`, padding and `where` come from the base.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from itertools import groupby
-from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from demur.errors import InputError, SaeError
@@ -53,9 +53,7 @@ def _canonical(value: object) -> object:
 
 
 class Intervention:
-    """Base of interventions, which are frozen dataclasses. One that acts on the residual gives `change`, and `acts_on`
-    unless it means every layer.
-    """
+    """Base of interventions. One on the residual gives `change`, and `acts_on` unless it means every layer."""
 
     where: Where = "all"
     """Tokens that are changed; a subclass may make it a field."""
@@ -68,11 +66,9 @@ class Intervention:
     @property
     def id(self) -> str:
         """Names this intervention in files and cache keys: its label and a digest of its class and all its fields."""
-        values = [
-            type(self).__qualname__,
-            *(_canonical(getattr(self, each.name)) for each in fields(cast("Any", self))),
-        ]
-        return f"{self.label}@{hashlib.sha256(repr(values).encode()).hexdigest()[:10]}"
+        values = (_canonical(getattr(self, each.name)) for each in fields(cast("Any", self)))
+        digest = hashlib.sha256(repr([type(self).__qualname__, *values]).encode()).hexdigest()
+        return f"{self.label}@{digest[:10]}"
 
     def acts_on(self, model: ChatModel) -> Iterable[int]:
         """Layers whose output is changed."""
@@ -134,17 +130,12 @@ class SetFeatures(FeatureIntervention):
             )
 
     @property
-    def values(self) -> tuple[float, ...]:
-        """One activation for each feature."""
-        return self.value if isinstance(self.value, tuple) else (self.value,) * len(self.features)
-
-    @property
     def label(self) -> str:
         shown = "each" if isinstance(self.value, tuple) else f"{self.value:g}"
         return f"set({shown})x{len(self.features)}"
 
     def affine(self) -> tuple[float, Float[Tensor, "*pos k"]]:
-        return 0.0, torch.tensor(self.values, dtype=torch.float32)
+        return 0.0, torch.tensor(self.value, dtype=torch.float32).expand(len(self.features))
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +143,7 @@ class HoldFeatures(FeatureIntervention):
     """`f ← its value in another run`, on prompt tokens only: the answer's tokens have no counterpart there.
 
     `values` is `[k]` (the same at every token) or `[pos, k]` (one row for each token of the prompt, its padding left
-    out), float32, columns in the order of `features`. It belongs to one prompt: give it in a `PerPrompt`.
+    out), columns in the order of `features`. It belongs to one prompt: give it in a `PerPrompt`.
     """
 
     features: tuple[FeatureId, ...]
@@ -190,9 +181,7 @@ class PerPrompt(Intervention):
 @dataclass(frozen=True, eq=False)
 class AblateDirection(Intervention):
     """`x ← x − (x·r)r` after each layer; with `reference`, to the reference's own projection instead of to zero
-    (affine).
-
-    `vector` is normalised here. `layers=None` means every layer.
+    (affine). `vector` is normalised here. `layers=None` means every layer.
     """
 
     vector: Float[Tensor, " d_model"]
@@ -248,7 +237,7 @@ def _fitting(vector: Float[Tensor, " _"], model: ChatModel, layer: int) -> Float
     return vector.detach().to(model.layer_device(layer), torch.float32)
 
 
-_BUILTIN = {c.__name__: c for c in (ScaleFeatures, SetFeatures, HoldFeatures, AblateDirection, AddDirection)}
+_BUILTIN = ("ScaleFeatures", "SetFeatures", "HoldFeatures", "AblateDirection", "AddDirection")
 INTERVENTIONS: Registry[type[Intervention]] = Registry(
     "demur.interventions", "intervention", {name: f"{__name__}:{name}" for name in _BUILTIN}
 )
@@ -268,7 +257,6 @@ class Bound:
 
     @property
     def id(self) -> str:
-        """Names them in files and cache keys."""
         return intervention_id(self.interventions)
 
     def compile(self, model: ChatModel) -> Compiled:
@@ -281,21 +269,11 @@ def bind(suite: Suite | None, *interventions: Intervention) -> Bound:
     return Bound(suite, interventions)
 
 
-@runtime_checkable
-class _Part(Protocol):
-    """A step of the compiled sequence."""
-
-    @property
-    def layers(self) -> Sequence[int]: ...
-
-    def edit(self, layer: int, batch: Batch | None) -> Edit: ...
-
-
 class Compiled:
     """Interventions with their rows in place, ready to be installed for one batch after another.
 
-    Interventions apply in order. Neighbouring feature interventions form one group whose features are all read from the
-    same incoming residual, so their order does not matter and no feature may be named twice in it.
+    They apply in order. Neighbouring feature interventions form one group whose features are all read from the same
+    incoming residual, so their order does not matter and no feature may be named twice in it.
 
     Raises:
         InputError: a feature is named twice in a group, or a layer does not exist.
@@ -307,7 +285,7 @@ class Compiled:
         self.suite = suite
         self.interventions = tuple(interventions)
         self.id = intervention_id(self.interventions)
-        self._parts: list[_Part] = []
+        self._parts: list[_Plain | _FeatureGroup] = []
         for of_features, run in groupby(self.interventions, lambda e: isinstance(e, FeatureIntervention | PerPrompt)):
             group = list(run)
             self._parts += [_FeatureGroup(model, suite, group)] if of_features else [_Plain(model, e) for e in group]
@@ -318,18 +296,14 @@ class Compiled:
         return self if model is self.model else Compiled(model, self.suite, self.interventions)
 
     def edits(self, batch: Batch | None) -> dict[int, list[Edit]]:
-        """Layer → edits, in order, for the rows of `batch` (None: for passes of any shape).
-
-        Raises:
-            InputError: there is no batch, and an intervention differs by prompt or stops where the prompt ends.
+        """Layer → edits, in order, for the rows of `batch` (None: for passes of any shape, which raises an `InputError`
+        where an intervention differs by prompt or stops where the prompt ends).
         """
         if batch is None:
-            _refuse_unannounced(self.interventions)
-        edits: dict[int, list[Edit]] = {layer: [] for layer in self.layers}
-        for part in self._parts:
-            for layer in part.layers:
-                edits[layer].append(part.edit(layer, batch))
-        return edits
+            self._refuse_unannounced()
+        return {
+            layer: [part.edit(layer, batch) for part in self._parts if layer in part.layers] for layer in self.layers
+        }
 
     @contextmanager
     def on(self, batch: Batch) -> Iterator[None]:
@@ -337,33 +311,28 @@ class Compiled:
         with self.model.intervene(self), self.model.serving(batch):
             yield
 
-    @contextmanager
-    def everywhere(self) -> Iterator[None]:
+    def everywhere(self) -> AbstractContextManager[None]:
         """Install for code that calls the model itself, such as evaluation harnesses: any passes, rows of any length.
 
         Every token is changed but padding, where the call's attention mask tells it. A call without a mask has its
-        padding on the right, if any: that is changed too, and nothing attends to it.
-
-        Raises:
-            InputError: an intervention differs by prompt, or stops where the prompt ends.
+        padding on the right, if any: that is changed too, and nothing attends to it. An `InputError` refuses
+        interventions that differ by prompt, or stop where the prompt ends.
         """
-        _refuse_unannounced(self.interventions)
-        with self.model.intervene(self):
-            yield
+        self._refuse_unannounced()
+        return self.model.intervene(self)
 
-
-def _refuse_unannounced(interventions: Iterable[Intervention]) -> None:
-    for each in interventions:
-        if isinstance(each, PerPrompt):
-            raise InputError(
-                f"{each.id} changes single prompts, and here the model is called on texts without prompt ids; give "
-                "interventions that are the same for every text"
-            )
-        if each.where != "all":
-            raise InputError(
-                f"{each.id} stops where the prompt ends, and here the model is called on texts of which that is not "
-                'known; give it with where="all"'
-            )
+    def _refuse_unannounced(self) -> None:
+        for each in self.interventions:
+            if isinstance(each, PerPrompt):
+                raise InputError(
+                    f"{each.id} changes single prompts, and here the model is called on texts without prompt ids; give "
+                    "interventions that are the same for every text"
+                )
+            if each.where != "all":
+                raise InputError(
+                    f"{each.id} stops where the prompt ends, and here the model is called on texts of which that is "
+                    'not known; give it with where="all"'
+                )
 
 
 def _check_layer(what: str, layer: int, model: ChatModel) -> None:
@@ -374,6 +343,10 @@ def _check_layer(what: str, layer: int, model: ChatModel) -> None:
 def _prompt_width(batch: Batch | None) -> int:
     """Slots that are the prompt's: none where no batch is known, so that all tokens count as the answer's."""
     return 0 if batch is None else batch.input_ids.shape[1]
+
+
+def _slots(cursor: Cursor, device: torch.device) -> Int[Tensor, " pos"]:
+    return torch.arange(cursor.start, cursor.start + cursor.length, device=device)
 
 
 def _replaced(old: Tensor, new: Tensor, keep: Tensor | None) -> Tensor:
@@ -399,15 +372,11 @@ class _Plain:
             if self._where == "prompt":
                 if cursor.start >= width:
                     return residual
-                inside = torch.arange(cursor.start, cursor.start + cursor.length, device=residual.device) < width
-                keep = inside[None] if keep is None else keep.to(residual.device) & inside
+                inside = (_slots(cursor, residual.device) < width)[None]
+                keep = inside if keep is None else keep.to(residual.device) & inside
             return _replaced(residual, change(residual).to(residual.dtype), keep)
 
         return edit
-
-
-_Affine = tuple[Float[Tensor, "rows _ k"], Float[Tensor, "rows _ k"]]
-"""`s − 1` and `t` of one layer: one row, or one for each of the batch; one position, or one for each slot."""
 
 
 class _FeatureGroup:
@@ -418,35 +387,42 @@ class _FeatureGroup:
         self._local = [each for each in group if isinstance(each, PerPrompt)]
         if any(each.one_prompt for each in self._shared):
             raise InputError("held values belong to one prompt; give HoldFeatures inside PerPrompt, by prompt id")
+        features: set[FeatureId] = set()
         prompts = {prompt for local in self._local for prompt in local.by_prompt}
-        together = [self._shared, *(self._changes_of(prompt) for prompt in prompts)]
-        for changes in together:
-            _refuse_twice(changes)
-        features = {feature for changes in together for each in changes for feature in each.features}
-        if features and suite is None:
+        for together in (self._shared, *map(self._changes_of, prompts)):
+            counts = Counter(feature for change in together for feature in change.features)
+            for feature in (feature for feature, n in counts.items() if n > 1):
+                raise InputError(
+                    f"feature {feature[0]}:{feature[1]} is changed by two interventions at once; name it in one only"
+                )
+            features |= counts.keys()
+        self._columns: dict[int, dict[FeatureId, int]] = {}
+        for feature in sorted(features):
+            columns = self._columns.setdefault(feature[0], {})
+            columns[feature] = len(columns)
+        self.layers = tuple(self._columns)
+        self._rows = {layer: self._read(model, suite, layer) for layer in self.layers}
+
+    def _read(self, model: ChatModel, suite: Suite | None, layer: int) -> Rows:
+        if suite is None:
             raise SaeError("these interventions change features, so they need a suite of SAEs; none was given")
-        columns: dict[int, list[int]] = {}
-        for layer, index in sorted(features):
-            columns.setdefault(layer, []).append(index)
-        self._rows: dict[int, Rows] = {}
-        for layer, indices in columns.items():
-            _check_layer(f"feature {layer}:{indices[0]}", layer, model)
-            assert suite is not None
-            self._rows[layer] = suite[layer].rows(indices).to(model.layer_device(layer))
-        self.layers = tuple(self._rows)
-        self._column = {(layer, i): k for layer, ids in columns.items() for k, i in enumerate(ids)}
+        indices = [index for _, index in self._columns[layer]]
+        _check_layer(f"feature {layer}:{indices[0]}", layer, model)
+        return suite[layer].rows(indices).to(model.layer_device(layer))
 
     def _changes_of(self, prompt: str) -> list[FeatureIntervention]:
         """All that acts on one prompt at once."""
         return [*self._shared, *(each for local in self._local for each in local.by_prompt.get(prompt, ()))]
 
     def edit(self, layer: int, batch: Batch | None) -> Edit:
-        """`x ← x + ((s−1)·f(x) + t) W_dec`, with a pair `(s−1, t)` for the prompt's slots and one for the answer's."""
         rows, width = self._rows[layer], _prompt_width(batch)
-        prompt, answer = (self._affine(layer, batch, part) for part in ("prompt", "all"))
+        scales, shifts, lasting = self._affine(layer, batch)
 
         def edit(residual: Tensor, cursor: Cursor) -> Tensor:
-            scale, shift = _at(prompt, answer, cursor, width)
+            """`x ← x + ((s − 1)·f(x) + t) W_dec`."""
+            slots = _slots(cursor, scales.device)
+            acts = (slots < width)[:, None] | lasting
+            scale, shift = scales * acts, shifts[:, slots.clamp(max=shifts.shape[1] - 1)] * acts
             if not (scale.any() or shift.any()):
                 return residual
             delta = (rows.encode(residual) * scale + shift) @ rows.w_dec
@@ -454,65 +430,34 @@ class _FeatureGroup:
 
         return edit
 
-    def _affine(self, layer: int, batch: Batch | None, part: Where) -> _Affine:
-        """For the prompt's slots (`part="prompt"`), or for the answer's, where only `where="all"` acts."""
-        k, device = len(self._rows[layer].indices), self._rows[layer].w_dec.device
+    def _affine(self, layer: int, batch: Batch | None) -> tuple[Tensor, Tensor, Tensor]:
+        """`s − 1`, `t`, and whether a feature is changed on the answer too, `[row, slot, k]`: one row, or one for each
+        of the batch; one slot, or one for each of the prompt.
+        """
+        places, device = self._columns[layer], self._rows[layer].w_dec.device
         by_row = [self._shared]
         if self._local and batch is not None:
             by_row = [self._changes_of(prompt) for prompt in batch.prompt_ids]
-        scales, shifts = torch.zeros(len(by_row), 1, k), torch.zeros(len(by_row), 1, k)
+        scales, shifts, lasting = (torch.zeros(len(by_row), 1, len(places)) for _ in range(3))
         for row, changes in enumerate(by_row):
             for change in changes:
-                picked = [(n, self._column[f]) for n, f in enumerate(change.features) if f[0] == layer]
-                if not picked or (part == "all" and change.where == "prompt"):
+                source = [n for n, feature in enumerate(change.features) if feature in places]
+                if not source:
                     continue
-                source, columns = [n for n, _ in picked], [column for _, column in picked]
+                columns = [places[change.features[n]] for n in source]
                 scale, shift = change.affine()
                 scales[row, :, columns] = scale - 1.0
+                lasting[row, :, columns] = float(change.where == "all")
                 if shift.ndim == 2:
-                    shifts = _with_slots(shifts, _prompt_width(batch))
                     shift = _left_padded(shift, row, batch)
+                    shifts = shifts if shifts.shape[1] == len(shift) else shifts.repeat(1, len(shift), 1)
                 shifts[row, :, columns] = shift[..., source]
-        return scales.to(device), shifts.to(device)
-
-
-def _with_slots(shifts: Float[Tensor, "rows _ k"], width: int) -> Float[Tensor, "rows pos k"]:
-    return shifts if shifts.shape[1] == width else shifts.repeat(1, width, 1)
+        return scales.to(device), shifts.to(device), lasting.bool().to(device)
 
 
 def _left_padded(values: Float[Tensor, "token k"], row: int, batch: Batch | None) -> Float[Tensor, "pos k"]:
-    """Values by token of the prompt as values by slot of the batch.
-
-    Raises:
-        InputError: they are not as many as the prompt's tokens.
-    """
+    """Values by token of the prompt as values by slot of the batch."""
     length = 0 if batch is None else int(batch.attention_mask[row].sum())
     if len(values) != length:
         raise InputError(f"values for {len(values)} tokens are held on a prompt of {length} tokens")
-    padding = torch.zeros(_prompt_width(batch) - length, values.shape[1])
-    return torch.cat([padding, values.detach().float().cpu()])
-
-
-def _at(prompt: _Affine, answer: _Affine, cursor: Cursor, width: int) -> _Affine:
-    """`s − 1` and `t` at the current slots."""
-    if cursor.start >= width:
-        return answer
-    slots = torch.arange(cursor.start, cursor.start + cursor.length, device=prompt[0].device)
-    scale, shift = prompt
-    if shift.shape[1] > 1:
-        shift = shift[:, slots.clamp(max=width - 1)]
-    if cursor.start + cursor.length <= width:
-        return scale, shift
-    inside = (slots < width)[:, None]
-    return torch.where(inside, scale, answer[0]), torch.where(inside, shift, answer[1])
-
-
-def _refuse_twice(changes: Sequence[FeatureIntervention]) -> None:
-    seen: set[FeatureId] = set()
-    for change in changes:
-        for feature in change.features:
-            if feature in seen:
-                raise InputError(
-                    f"feature {feature[0]}:{feature[1]} is changed by two interventions at once; name it in one only"
-                )
-            seen.add(feature)
+    return torch.nn.functional.pad(values.detach().float().cpu(), (0, 0, _prompt_width(batch) - length, 0))

@@ -6,19 +6,19 @@ them. Interventions act on every real token of a pass, the answer's included, as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import TypeVar
+from itertools import dropwhile, islice
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from demur.errors import InputError
 from demur.method.interventions import Compiled
-from demur.model import Batch, ChatModel, Region, TokenizedPrompt
+from demur.model import Batch, ChatModel, Items, Progress, Region, TokenizedPrompt
 from demur.types import Answer, Prompt, Value, as_prompts
-
-T = TypeVar("T")
 
 
 class TokenLoss(Value):
@@ -43,84 +43,60 @@ def texts_to_score(model: ChatModel, texts: Iterable[Prompt | str], *, max_token
     bos = model.chat.bos_id
     rendered: list[TokenizedPrompt] = []
     for text in as_prompts(texts):
-        ids: list[int] = list(model.tokenizer(text.text, add_special_tokens=False)["input_ids"])
-        while bos is not None and ids[:1] == [bos]:
-            ids = ids[1:]
-        ids = ids[:max_tokens]
+        ids = dropwhile(lambda token: token == bos, model.tokenizer(text.text, add_special_tokens=False)["input_ids"])
         head = [] if bos is None else [bos]
-        if len(head) + len(ids) < 2:
+        ids = (*head, *islice(ids, max_tokens))
+        if len(ids) < 2:
             raise InputError(f"text {text.id} ({text.text[:40]!r}) has no token to predict; drop it")
-        regions = [Region.SPECIAL] * len(head) + [Region.RESPONSE] * len(ids)
-        if not head:
-            regions[0] = Region.SPECIAL
-        rendered.append(TokenizedPrompt(text.id, (*head, *ids), tuple(int(region) for region in regions)))
+        # The first token, BOS or not, has nothing before it.
+        regions = (int(Region.SPECIAL), *[int(Region.RESPONSE)] * (len(ids) - 1))
+        rendered.append(TokenizedPrompt(text.id, ids, regions))
     return rendered
 
 
 def token_losses(
-    model: ChatModel,
-    items: Sequence[TokenizedPrompt],
-    change: Compiled | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    model: ChatModel, items: Items, change: Compiled | None = None, progress: Progress = None
 ) -> list[TokenLoss]:
-    """Cross-entropy of each item's `RESPONSE` tokens given all before them; padding is neither counted nor changed.
-
-    Args:
-        items: from `answers_to_score` or `texts_to_score`.
-        change: what is done to the model meanwhile.
-        progress: called with (done, all) items after each batch.
-    """
-
-    def read(prompt: str, logits: Tensor, wanted: Tensor) -> TokenLoss:
-        nats = float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
-        return TokenLoss(prompt_id=prompt, nats=nats, tokens=len(wanted))
-
-    return _over_responses(model, items, read, change, progress)
+    """Cross-entropy of each item's `RESPONSE` tokens given all before them; padding is neither counted nor changed."""
+    losses = _over_responses(model, items, "sum", change, progress)
+    return [
+        TokenLoss(prompt_id=item.prompt_id, nats=float(nats), tokens=item.regions.count(Region.RESPONSE))
+        for item, nats in zip(items, losses, strict=True)
+    ]
 
 
 def answer_token_losses(
-    model: ChatModel, answers: Sequence[Answer], progress: Callable[[int, int], None] | None = None
+    model: ChatModel, answers: Sequence[Answer], progress: Progress = None
 ) -> list[tuple[float, ...]]:
-    """Cross-entropy (nats) of each token of each answer under the clean model, given the prompt and the tokens before.
-
-    Args:
-        model: the clean model.
-        answers: in any order; an answer without a token gives an empty tuple.
-        progress: called with (done, all) answers after each batch.
+    """Cross-entropy (nats) of each token of each answer under the clean model, given the prompt and the tokens before;
+    an empty tuple for an answer without a token.
     """
-
-    def read(_prompt: str, logits: Tensor, wanted: Tensor) -> tuple[float, ...]:
-        return tuple(torch.nn.functional.cross_entropy(logits, wanted, reduction="none").tolist())
-
-    return _over_responses(model, answers_to_score(model, answers), read, None, progress)
+    losses = _over_responses(model, answers_to_score(model, answers), "none", None, progress)
+    return [tuple(each.tolist()) for each in losses]
 
 
 def _over_responses(
-    model: ChatModel,
-    items: Sequence[TokenizedPrompt],
-    read: Callable[[str, Tensor, Tensor], T],
-    change: Compiled | None,
-    progress: Callable[[int, int], None] | None,
-) -> list[T]:
-    """What `read` makes of each item's prompt id, logits (float32) and the `RESPONSE` tokens that they predict."""
+    model: ChatModel, items: Items, reduction: Literal["sum", "none"], change: Compiled | None, progress: Progress
+) -> list[Tensor]:
+    """Cross-entropy of each item's `RESPONSE` tokens."""
     keep = 1 + max((item.regions.count(Region.RESPONSE) for item in items), default=0)
 
-    def run(batch: Batch) -> list[T]:
+    def run(batch: Batch) -> list[Tensor]:
         with torch.inference_mode(), nullcontext() if change is None else change.on(batch):
             logits = model.logits(batch, keep)
         width = logits.shape[1]
-        counted = batch.within([Region.RESPONSE])[:, -width:][:, 1:]
+        counted = batch.within([Region.RESPONSE])[:, -width:][:, 1:].to(logits.device)
         wanted = batch.input_ids[:, -width:][:, 1:].to(logits.device)
         # One row at a time in float32: a whole batch of logits over a large vocabulary would not fit beside the model.
         return [
-            read(prompt, logits[row, :-1][mask].float(), wanted[row][mask])
-            for row, (prompt, mask) in enumerate(zip(batch.prompt_ids, counted, strict=True))
+            cross_entropy(logits[row, :-1][mask].float(), wanted[row][mask], reduction=reduction).cpu()
+            for row, mask in enumerate(counted)
         ]
 
     return model.each(items, run, progress)
 
 
-def first_token_kl(model: ChatModel, items: Sequence[TokenizedPrompt], change: Compiled) -> list[float]:
+def first_token_kl(model: ChatModel, items: Items, change: Compiled) -> list[float]:
     """KL divergence (nats) of the first answer token from the clean model's to the intervened one's."""
 
     def run(batch: Batch) -> list[float]:
@@ -134,11 +110,7 @@ def first_token_kl(model: ChatModel, items: Sequence[TokenizedPrompt], change: C
 
 
 def preference(
-    model: ChatModel,
-    items: Sequence[TokenizedPrompt],
-    first: Sequence[int],
-    second: Sequence[int],
-    change: Compiled | None = None,
+    model: ChatModel, items: Items, first: Sequence[int], second: Sequence[int], change: Compiled | None = None
 ) -> list[float]:
     """Log-odds (nats) that the first answer token is one of `first` rather than one of `second`."""
 
@@ -148,14 +120,3 @@ def preference(
             return (logits[:, list(first)].logsumexp(-1) - logits[:, list(second)].logsumexp(-1)).tolist()
 
     return model.each(items, run)
-
-
-__all__ = [
-    "TokenLoss",
-    "answer_token_losses",
-    "answers_to_score",
-    "first_token_kl",
-    "preference",
-    "texts_to_score",
-    "token_losses",
-]

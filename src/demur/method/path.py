@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,7 +18,10 @@ from torch import Tensor
 
 from demur.errors import InputError
 from demur.method.interventions import Compiled
-from demur.model import Batch, ChatModel, hooked
+from demur.model import Batch, ChatModel, Residuals, hooked
+
+# On a CPU larger passes are no faster, they only hold more activations.
+_CPU_PATH_TOKENS = 256
 
 Method = Literal["gradient", "ig", "paper", "exact"]
 
@@ -28,21 +32,15 @@ class Estimator:
 
     Every layer's output is moved a fraction α of the way to its patched value, gradients are taken there, and a
     feature's attribution is its difference times the gradient along its decoder row, averaged over α.
-
-    Attributes:
-        name: "gradient", "ig" or "paper".
-        alphas: fractions of the way.
-        straight_through: gradients pass each layer's mixing unchanged (else they are scaled by 1 − α there, the true
-            derivative).
-        path: differences are taken from the current point of the path (else from the clean run).
-        patch_before_edit: residuals of the patched run are taken before the layer's own edit, as the paper's code does.
     """
 
-    name: Method
     alphas: tuple[float, ...]
-    straight_through: bool
-    path: bool
+    straight_through: bool = True
+    """Gradients pass each layer's mixing unchanged (else they are scaled by 1 − α there, the true derivative)."""
+    path: bool = False
+    """Differences are taken from the current point of the path (else from the clean run)."""
     patch_before_edit: bool = False
+    """Residuals of the patched run are taken before the layer's own edit, as the paper's code does."""
 
     @property
     def begins_clean(self) -> bool:
@@ -63,14 +61,14 @@ def estimator(method: Method, steps: int = 10) -> Estimator:
     """
     if steps < 1:
         raise InputError(f"integrated gradients need at least 1 step; {steps} were asked for")
-    if method == "gradient":
-        return Estimator("gradient", (0.0,), straight_through=True, path=False)
-    if method == "paper":
-        alphas = tuple(k / steps for k in range(steps))
-        return Estimator("paper", alphas, straight_through=True, path=False, patch_before_edit=True)
-    if method == "ig":
-        return Estimator("ig", tuple((k + 0.5) / steps for k in range(steps)), straight_through=False, path=True)
-    raise InputError(f"{method!r} is not an estimate; expected gradient, ig or paper")
+    known = {
+        "gradient": Estimator((0.0,)),
+        "paper": Estimator(tuple(k / steps for k in range(steps)), patch_before_edit=True),
+        "ig": Estimator(tuple((k + 0.5) / steps for k in range(steps)), straight_through=False, path=True),
+    }
+    if method not in known:
+        raise InputError(f"{method!r} is not an estimate; expected gradient, ig or paper")
+    return known[method]
 
 
 @dataclass(frozen=True)
@@ -79,30 +77,24 @@ class Metric:
 
     `t_jb` is, per prompt, the patched run's most likely token. Several refusal tokens count as one: the log of the
     sum of their exponentials.
-
-    Attributes:
-        refusal_ids: the model's refusal tokens.
-        allow_refusal_target: take the patched run's most likely token even if it is a refusal token (as the
-            paper's code does; the metric is then 0). By default the most likely other token is taken.
     """
 
     refusal_ids: tuple[int, ...]
     allow_refusal_target: bool = False
+    """Take the patched run's most likely token even if it is a refusal token (as the paper's code does; the metric is
+    then 0). By default the most likely other token is taken."""
 
     def targets(self, patched_logits: Float[Tensor, "batch vocab"]) -> tuple[int, ...]:
         """`t_jb` of each row."""
-        logits = patched_logits
+        logits = patched_logits.clone()
         if not self.allow_refusal_target:
-            logits = logits.clone()
             logits[:, list(self.refusal_ids)] = -torch.inf
-        return tuple(int(token) for token in logits.argmax(-1))
+        return tuple(logits.argmax(-1).tolist())
 
     def __call__(self, logits: Float[Tensor, "batch vocab"], targets: Sequence[int]) -> Float[Tensor, " batch"]:
         chosen = logits.gather(1, torch.tensor(targets, device=logits.device)[:, None])[:, 0]
         return chosen - logits[:, list(self.refusal_ids)].logsumexp(-1)
 
-
-Residuals = dict[int, Float[Tensor, "batch pos d_model"]]
 
 Visit = Callable[[int, Float[Tensor, "alpha batch pos d_model"], Float[Tensor, "alpha batch pos d_model"]], None]
 """`(layer, residual that entered the mixing, gradient of the metric at the mixing's output)`, float32, detached."""
@@ -125,111 +117,71 @@ class Ends:
     patched_metric: Float[Tensor, " batch"]
 
 
-def run_ends(
-    model: ChatModel,
-    batch: Batch,
-    patch: Compiled,
-    metric: Metric,
-    estimator: Estimator | None = None,
-) -> Ends:
+def run_ends(model: ChatModel, batch: Batch, patch: Compiled, metric: Metric, how: Estimator | None = None) -> Ends:
     """Run the batch patched, and clean unless the estimator's path begins with that very run."""
-    before_edit = estimator is not None and estimator.patch_before_edit
     with torch.no_grad():
-        outer = model.capture() if before_edit else nullcontext()
+        outer = model.capture() if how is not None and how.patch_before_edit else nullcontext()
         with outer as entering, patch.on(batch), model.capture() as leaving:
             patched_logits = model.last_logits(batch)
         targets = metric.targets(patched_logits)
         patched_metric = metric(patched_logits, targets)
         clean: Residuals = {}
         clean_metric = torch.zeros_like(patched_metric)
-        if estimator is None or not estimator.begins_clean:
-            with model.capture() as captured:
+        if how is None or not how.begins_clean:
+            with model.capture() as clean:
                 clean_metric = metric(model.last_logits(batch), targets)
-            clean = captured.residuals
-    mixed = leaving.residuals if entering is None else entering.residuals
-    return Ends(clean, leaving.residuals, mixed, targets, clean_metric, patched_metric)
+    mixed = leaving if entering is None else entering
+    return Ends(clean, leaving, mixed, targets, clean_metric, patched_metric)
 
 
-def run_path(
-    model: ChatModel,
-    batch: Batch,
-    ends: Ends,
-    metric: Metric,
-    estimator: Estimator,
-    visit: Visit,
-) -> None:
+def run_path(model: ChatModel, batch: Batch, ends: Ends, metric: Metric, how: Estimator, visit: Visit) -> None:
     """One forward and one backward pass for each α, as many of them batched together as memory is planned for.
 
-    Gradients of activations only; each layer's gradient is handed to `visit` as soon as the backward pass reaches it,
-    so they are never all held at once.
-
-    Args:
-        model: the chat model.
-        batch: the prompts.
-        ends: both ends of the path; the clean one is filled in where the path begins with it.
-        metric: what gradients are taken of.
-        estimator: gives the α's, and how the mixing is differentiated.
-        visit: called once for each layer and pass.
+    Gradients of activations only; `visit` is called with each layer's gradient as soon as the backward pass reaches it,
+    so they are never all held at once. The clean end is filled in where the path begins with it.
     """
-    alphas = estimator.alphas
-    alphas_at_once = _alphas_at_once(model, batch, len(alphas))
-    if estimator.begins_clean:
-        _run_alphas(model, batch, ends, metric, estimator, visit, alphas[:1])
+    run = partial(_run_alphas, model, batch, ends, metric, how, visit)
+    tokens = model.budgets.gradients
+    if model.device.type == "cpu":
+        tokens = min(tokens, _CPU_PATH_TOKENS)
+    at_once = max(1, tokens // batch.input_ids.numel())
+    alphas = how.alphas
+    if how.begins_clean:
+        run(alphas[:1])
         alphas = alphas[1:]
-    for start in range(0, len(alphas), alphas_at_once):
-        _run_alphas(model, batch, ends, metric, estimator, visit, alphas[start : start + alphas_at_once])
+    for start in range(0, len(alphas), at_once):
+        run(alphas[start : start + at_once])
 
 
 def _run_alphas(
-    model: ChatModel,
-    batch: Batch,
-    ends: Ends,
-    metric: Metric,
-    estimator: Estimator,
-    visit: Visit,
-    alphas: Sequence[float],
+    model: ChatModel, batch: Batch, ends: Ends, metric: Metric, how: Estimator, visit: Visit, alphas: Sequence[float]
 ) -> None:
     shape = (len(alphas), len(batch), batch.input_ids.shape[1], model.d_model)
     roots: list[Tensor] = []
 
-    def mix(layer: int) -> Callable[[Tensor], Tensor]:
-        def run(residual: Tensor) -> Tensor:
-            entered = residual.detach()
-            if alphas[0] == 0.0:
-                ends.clean[layer] = entered
-                mixed = residual
-            else:
-                fraction = torch.tensor(alphas, device=residual.device, dtype=residual.dtype)[:, None, None, None]
-                shift = (fraction * (ends.mixed[layer] - residual.view(shape))).view_as(residual)
-                mixed = residual + (shift.detach() if estimator.straight_through else shift)
-            if not mixed.requires_grad:
-                # Parameters are frozen, so the graph begins here, at the first layer.
-                mixed = mixed.detach().requires_grad_()
-                roots.append(mixed)
+    def mix(layer: int, residual: Tensor) -> Tensor:
+        entered = residual.detach()
+        if alphas[0] == 0.0:
+            ends.clean[layer] = entered
+            mixed = residual
+        else:
+            fraction = torch.tensor(alphas, device=residual.device, dtype=residual.dtype)[:, None, None, None]
+            shift = (fraction * (ends.mixed[layer] - residual.view(shape))).view_as(residual)
+            mixed = residual + (shift.detach() if how.straight_through else shift)
+        if not mixed.requires_grad:
+            # Parameters are frozen, so the graph begins here, at the first layer.
+            mixed = mixed.detach().requires_grad_()
+            roots.append(mixed)
 
-            def arrived(gradient: Tensor) -> None:
-                visit(layer, entered.view(shape).float(), gradient.view(shape).float())
+        def arrived(gradient: Tensor) -> None:
+            visit(layer, entered.view(shape).float(), gradient.view(shape).float())
 
-            mixed.register_hook(arrived)
-            return mixed
+        mixed.register_hook(arrived)
+        return mixed
 
-        return run
-
-    with torch.enable_grad(), hooked(model.layers, {layer: mix(layer) for layer in range(model.n_layers)}):
+    with torch.enable_grad(), hooked(model.layers, {layer: partial(mix, layer) for layer in range(model.n_layers)}):
         logits = model.last_logits(batch.repeat(len(alphas)))
         values = metric(logits, ends.targets * len(alphas))
     if alphas[0] == 0.0:
         ends.clean_metric.copy_(values.detach())
     torch.autograd.grad(values.sum(), roots)
-
-
-# On a CPU larger passes are no faster, they only hold more activations.
-_CPU_PATH_TOKENS = 256
-
-
-def _alphas_at_once(model: ChatModel, batch: Batch, steps: int) -> int:
-    """How many α's to batch together with this batch's prompts."""
-    tokens = model.budget(gradients=True)
-    if model.device.type == "cpu":
-        tokens = min(tokens, _CPU_PATH_TOKENS)
-    return max(1, min(steps, tokens // batch.input_ids.numel()))

@@ -5,85 +5,76 @@ All baselines see the same tokens (the scored ones), so no method gains or loses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from demur.errors import InputError, ModelError
-from demur.method.attribution import Attribution, ScoredTokens, no_signal
-from demur.model import Batch, ChatModel, TokenizedPrompt
-from demur.saes import Suite
-from demur.types import FeatureField, FeatureId, FeatureSet, Value
+from demur.method.attribution import SCORED, Attribution, Pool, ScoredTokens, by_layer, no_signal
+from demur.method.interventions import Compiled
+from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
+from demur.model import Batch, ChatModel, Items, Progress
+from demur.saes import DenseSae, FeatureRows, Rows, Sae, Suite
+from demur.types import FeatureId, FeatureSet
 
 _BLOCK = 8192
+"""Features encoded at a time."""
 
-Reduce = Literal["max", "mean", "last"]
+Reduce = Literal["max", "mean", "last", "rate"]
+"""What is taken over a prompt's scored tokens: a feature's maximum, mean or last activation, or how often it fires."""
 Score = Literal["mean", "total"]
 Measure = Mapping[int, Float[Tensor, " d_sae"]]
 """Layer → one number for each feature of its dictionary."""
 
 
-class Pool(Value):
-    """`F0`: per layer the features of highest signed cosine with the refusal direction, best first (paper, section
-    3)."""
-
-    features: tuple[FeatureField, ...]
-    cosines: tuple[float, ...]
-
-    @property
-    def by_layer(self) -> dict[int, tuple[int, ...]]:
-        """Layer → indices, best first."""
-        layers: dict[int, list[int]] = {}
-        for layer, index in self.features:
-            layers.setdefault(layer, []).append(index)
-        return {layer: tuple(indices) for layer, indices in layers.items()}
-
-    def cosine(self, feature: FeatureId) -> float:
-        """Cosine of a feature of the pool with the direction."""
-        return self.cosines[self.features.index(feature)]
-
-
 def cosine_pool(
     suite: Suite, direction: Float[Tensor, " d_model"], k0: int, layers: Sequence[int] | None = None
 ) -> Pool:
-    """The `k0` features of each layer whose decoder rows have the highest signed cosine with `direction`.
-
+    """The `k0` features of each layer whose decoder rows have the highest signed cosine with `direction`, of any norm.
     Decoders are streamed. Rows of zero norm count as cosine 0.
-
-    Args:
-        suite: the SAEs.
-        direction: any norm.
-        k0: features per layer (all, where a layer has fewer).
-        layers: layers to take features from (default: every layer of the suite).
     """
-    unit = (direction / direction.norm()).float().cpu()
     features: list[FeatureId] = []
     cosines: list[float] = []
     for layer in suite.layers if layers is None else layers:
-        found: list[Tensor] = []
-        for _, rows in suite[layer].decoder_blocks(_BLOCK):
-            rows = rows.cpu()
-            found.append((rows @ unit) / rows.norm(dim=-1).clamp(min=1e-12))
-        values, places = torch.cat(found).topk(min(k0, sum(map(len, found))))
-        features += [FeatureId(layer, int(place)) for place in places]
+        found = torch.cat([_cosines(rows, direction) for _, rows in suite[layer].decoder_blocks(_BLOCK)])
+        values, places = found.topk(min(k0, len(found)))
+        features += [FeatureId(layer, place) for place in places.tolist()]
         cosines += values.tolist()
     return Pool(features=tuple(features), cosines=tuple(cosines))
 
 
 def pool_of(suite: Suite, direction: Float[Tensor, " d_model"], features: Sequence[FeatureId]) -> Pool:
     """Given features as a pool, with their cosines; only their rows are read."""
-    unit = (direction / direction.norm()).float().cpu()
     cosines: dict[FeatureId, float] = {}
-    for layer in sorted({layer for layer, _ in features}):
-        mine = [feature for feature in features if feature[0] == layer]
-        rows = suite[layer].rows([index for _, index in mine]).w_dec.float().cpu()
-        values = (rows @ unit) / rows.norm(dim=-1).clamp(min=1e-12)
-        cosines |= dict(zip(mine, values.tolist(), strict=True))
+    for layer, indices in by_layer(features).items():
+        values = _cosines(suite[layer].rows(indices).w_dec, direction).tolist()
+        cosines |= {FeatureId(layer, index): value for index, value in zip(indices, values, strict=True)}
     return Pool(features=tuple(features), cosines=tuple(cosines[feature] for feature in features))
+
+
+def _cosines(rows: Float[Tensor, "k d_model"], direction: Float[Tensor, " d_model"]) -> Float[Tensor, " k"]:
+    rows = rows.float().cpu()
+    return (rows @ (direction / direction.norm()).float().cpu()) / rows.norm(dim=-1).clamp(min=1e-12)
+
+
+def feature_set(
+    features: Iterable[FeatureId], scores: Iterable[float], method: str, prompt_id: str | None = None
+) -> FeatureSet:
+    """A set for one prompt, or a global one."""
+    scope = "global" if prompt_id is None else "local"
+    return FeatureSet(features=tuple(features), scores=tuple(scores), scope=scope, method=method, prompt_id=prompt_id)
+
+
+def _best(
+    features: Sequence[FeatureId], scores: Float[Tensor, " feature"], k: int, method: str, prompt_id: str | None = None
+) -> FeatureSet:
+    values, places = scores.topk(min(k, len(features)))
+    return feature_set((features[place] for place in places.tolist()), values.tolist(), method, prompt_id)
 
 
 def _scores(attribution: Attribution, score: Score) -> Float[Tensor, "prompt feature"]:
@@ -93,20 +84,9 @@ def _scores(attribution: Attribution, score: Score) -> Float[Tensor, "prompt fea
     return attribution.means if score == "mean" else attribution.totals
 
 
-def _best(features: Sequence[FeatureId], scores: Tensor, k: int) -> tuple[tuple[FeatureId, ...], tuple[float, ...]]:
-    values, places = scores.topk(min(k, len(features)))
-    return tuple(features[int(place)] for place in places), tuple(values.tolist())
-
-
 def global_set(attribution: Attribution, k: int, *, score: Score = "mean") -> FeatureSet:
-    """F*: the `k` features of highest attribution, averaged over the prompts that carry signal.
-
-    The method "paper" averages over all prompts, as the paper does: those without signal count as 0.
-
-    Args:
-        attribution: of the pool.
-        k: how many.
-        score: "mean" over scored tokens (the paper's) or "total".
+    """F*: the `k` features of highest attribution ("mean" over scored tokens, the paper's, or "total"), averaged over
+    the prompts that carry signal; with the method "paper" over all, as the paper does.
 
     Raises:
         ModelError: no prompt carries signal, so there is nothing to rank by; says what to do.
@@ -114,213 +94,238 @@ def global_set(attribution: Attribution, k: int, *, score: Score = "mean") -> Fe
     scores = _scores(attribution, score)
     if attribution.method != "paper":
         scores = scores[attribution.signal]
-    features, values = _best(attribution.features, scores.mean(0), k)
-    return FeatureSet(features=features, scores=values, scope="global", method=f"pool+{attribution.method}")
+    return _best(attribution.features, scores.mean(0), k, f"pool+{attribution.method}")
 
 
 def local_sets(attribution: Attribution, k: int, *, score: Score = "mean") -> tuple[FeatureSet, ...]:
-    """For each prompt the `k` features of highest attribution, in the order of the attribution's rows.
-
-    Args:
-        attribution: of the pool.
-        k: how many for each prompt.
-        score: "mean" over scored tokens (the paper's) or "total".
-
-    Raises:
-        ModelError: no prompt carries signal, so there is nothing to rank by; says what to do.
-    """
-    sets: list[FeatureSet] = []
-    for row, scores in zip(attribution.rows, _scores(attribution, score), strict=True):
-        features, values = _best(attribution.features, scores, k)
-        sets.append(
-            FeatureSet(
-                features=features,
-                scores=values,
-                scope="local",
-                method=f"pool+{attribution.method}",
-                prompt_id=row.prompt_id,
-            )
-        )
-    return tuple(sets)
+    """For each prompt, in the attribution's order, the `k` features of highest attribution; else as `global_set`."""
+    scored = zip(attribution.rows, _scores(attribution, score), strict=True)
+    method = f"pool+{attribution.method}"
+    return tuple(_best(attribution.features, scores, k, method, row.prompt_id) for row, scores in scored)
 
 
 def cossim_set(suite: Suite, direction: Float[Tensor, " d_model"], k: int) -> FeatureSet:
     """CosSim baseline: the `k` features of highest signed cosine with the direction over all layers."""
     pool = cosine_pool(suite, direction, k)
-    features, scores = _best(pool.features, torch.tensor(pool.cosines, dtype=torch.float64), k)
-    return FeatureSet(features=features, scores=scores, scope="global", method="cossim")
+    return _best(pool.features, torch.tensor(pool.cosines, dtype=torch.float64), k, "cossim")
 
 
 def mean_activations(
     model: ChatModel,
     suite: Suite,
-    items: Sequence[TokenizedPrompt],
+    items: Items,
     *,
     layers: Sequence[int] | None = None,
     reduce: Reduce = "mean",
-    scoring: ScoredTokens | None = None,
+    scoring: ScoredTokens = SCORED,
 ) -> dict[int, Float[Tensor, " d_sae"]]:
-    """Mean over prompts of each feature's mean, maximum or last activation over the scored tokens, by layer.
-
-    Whole dictionaries are encoded, in blocks; nothing dense over positions is kept.
-
-    Args:
-        model: the chat model.
-        suite: the SAEs.
-        items: tokenized prompts.
-        layers: layers to encode (default: every layer of the suite).
-        reduce: what is taken over a prompt's scored tokens: "mean", "max" or "last".
-        scoring: which tokens these are.
+    """Mean over prompts of each feature's mean, maximum or last activation over the scored tokens, by layer (default:
+    every layer of the suite). Whole dictionaries are encoded, in blocks; nothing dense over positions is kept.
     """
 
-    def over_tokens(values: Float[Tensor, "batch pos k"], mask: Tensor) -> Float[Tensor, "batch k"]:
-        if reduce == "last":
-            return values[:, -1]
-        if reduce == "max":
-            return _maximum(values, mask)
-        return (values * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    def read(layer: int, residual: Tensor, batch: Batch) -> Tensor:
+        blocks = dictionary_blocks(suite[layer])
+        return torch.cat([_over_tokens(block, residual, scoring.mask(batch), reduce).cpu() for block in blocks], -1)
 
-    return _mean_over_dictionaries(model, suite, items, layers, scoring, over_tokens)
+    return model.mean_over(items, suite.layers if layers is None else layers, read)
 
 
 def firing_rates(
-    model: ChatModel,
-    suite: Suite,
-    items: Sequence[TokenizedPrompt],
-    *,
-    layers: Sequence[int] | None = None,
-    scoring: ScoredTokens | None = None,
+    model: ChatModel, suite: Suite, items: Items, *, layers: Sequence[int] | None = None, scoring: ScoredTokens = SCORED
 ) -> dict[int, Float[Tensor, " d_sae"]]:
     """Mean over prompts of the share of scored tokens on which each feature is active, by layer."""
-
-    def over_tokens(values: Float[Tensor, "batch pos k"], mask: Tensor) -> Float[Tensor, "batch k"]:
-        return ((values > 0) & mask[..., None]).float().sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-
-    return _mean_over_dictionaries(model, suite, items, layers, scoring, over_tokens)
+    return mean_activations(model, suite, items, layers=layers, reduce="rate", scoring=scoring)
 
 
 def mean_max_activations(
-    model: ChatModel,
-    suite: Suite,
-    items: Sequence[TokenizedPrompt],
-    features: Sequence[FeatureId],
-    *,
-    scoring: ScoredTokens | None = None,
+    model: ChatModel, suite: Suite, items: Items, features: Sequence[FeatureId], *, scoring: ScoredTokens = SCORED
 ) -> Float[Tensor, " feature"]:
-    """Mean over prompts of each feature's maximum activation over the scored tokens; only these rows are read.
-
-    Args:
-        model: the chat model.
-        suite: the SAEs.
-        items: tokenized prompts.
-        features: which; the result is in their order.
-        scoring: tokens over which the maximum is taken.
+    """Mean over prompts of each feature's maximum activation over the scored tokens, in the order of `features`; only
+    their rows are read.
     """
-    wanted: dict[int, list[int]] = {}
-    for layer, index in features:
-        wanted.setdefault(layer, []).append(index)
-    rows = {layer: suite[layer].rows(indices).to(model.layer_device(layer)) for layer, indices in wanted.items()}
+    wanted = by_layer(features)
+    rows = {layer: suite[layer].rows(indices) for layer, indices in wanted.items()}
 
-    def read(layer: int, residual: Tensor, mask: Tensor) -> Tensor:
-        return _maximum(rows[layer].encode(residual), mask).cpu().double().sum(0)
+    def read(layer: int, residual: Tensor, batch: Batch) -> Tensor:
+        return _over_tokens(rows[layer], residual, scoring.mask(batch), "max")
 
-    means = _mean_over_prompts(model, items, tuple(rows), scoring, read)
+    means = model.mean_over(items, wanted, read)
     return torch.stack([means[layer][wanted[layer].index(index)] for layer, index in features])
 
 
-def _maximum(values: Float[Tensor, "batch pos k"], mask: Tensor) -> Float[Tensor, "batch k"]:
-    # Activations are never negative, so a masked 0 cannot win a maximum that matters.
-    return (values * mask[..., None]).amax(1)
-
-
-def _mean_over_prompts(
-    model: ChatModel,
-    items: Sequence[TokenizedPrompt],
-    layers: Sequence[int],
-    scoring: ScoredTokens | None,
-    read: Callable[[int, Tensor, Tensor], Tensor],
-) -> dict[int, Float[Tensor, " k"]]:
-    """Layer → mean over prompts of what `read(layer, residual, scored tokens)` sums over a batch (float64, on the
-    CPU)."""
-    scoring = scoring or ScoredTokens()
-    totals: dict[int, Tensor] = {}
-
-    def run(batch: Batch) -> dict[int, Tensor]:
-        with torch.inference_mode():
-            with model.capture(layers) as captured:
-                model.last_logits(batch)
-            mask = scoring.mask(batch)
-            return {layer: read(layer, captured[layer], mask.to(captured[layer].device)) for layer in layers}
-
-    for _, part in model.over_batches(items, run):
-        for layer, values in part.items():
-            totals[layer] = totals[layer] + values if layer in totals else values
-    return {layer: (total / len(items)).float() for layer, total in totals.items()}
-
-
-def _mean_over_dictionaries(
-    model: ChatModel,
-    suite: Suite,
-    items: Sequence[TokenizedPrompt],
-    layers: Sequence[int] | None,
-    scoring: ScoredTokens | None,
-    over_tokens: Callable[[Tensor, Tensor], Tensor],
-) -> dict[int, Float[Tensor, " d_sae"]]:
-    def read(layer: int, residual: Tensor, mask: Tensor) -> Tensor:
-        return _encode_all(suite, layer, residual, mask, over_tokens)
-
-    return _mean_over_prompts(model, items, tuple(suite.layers if layers is None else layers), scoring, read)
-
-
-def _encode_all(
-    suite: Suite, layer: int, residual: Tensor, mask: Tensor, over_tokens: Callable[[Tensor, Tensor], Tensor]
-) -> Float[Tensor, " d_sae"]:
-    """Sum over prompts of the reduced activations of a whole dictionary."""
-    sae = suite[layer]
+def dictionary_blocks(sae: Sae) -> Iterator[FeatureRows | DenseSae]:
+    """A whole dictionary in blocks of features, or in one where a feature is active only against all others (TopK)."""
     if sae.spec.activation == "topk":
-        # A TopK feature is active only against all others, so the dictionary cannot be encoded in blocks.
-        values = sae.dense().to(residual.device).encode(residual)
-        return over_tokens(values, mask).cpu().double().sum(0)
-    parts = [
-        over_tokens(block.to(residual.device).encode(residual), mask).cpu().double().sum(0)
-        for block in sae.encoder_blocks(_BLOCK)
-    ]
-    return torch.cat(parts)
+        yield sae.dense()
+    else:
+        yield from sae.encoder_blocks(_BLOCK)
+
+
+def _over_tokens(
+    block: Rows | DenseSae, residual: Float[Tensor, "batch pos _"], scored: Bool[Tensor, "batch pos"], reduce: Reduce
+) -> Float[Tensor, "batch k"]:
+    values = block.to(residual.device).encode(residual)
+    if reduce == "last":
+        return values[:, -1]
+    scored = scored.to(residual.device)
+    if reduce == "max":
+        # Activations are never negative, so a masked 0 cannot win a maximum that matters.
+        return (values * scored[..., None]).amax(1)
+    counted = ((values > 0) & scored[..., None]).float() if reduce == "rate" else values * scored[..., None]
+    return counted.sum(1) / scored.sum(1, keepdim=True).clamp(min=1)
 
 
 def actdiff_set(
     model: ChatModel,
     suite: Suite,
-    harmful: Sequence[TokenizedPrompt],
-    harmless: Sequence[TokenizedPrompt],
+    harmful: Items,
+    harmless: Items,
     k: int,
     *,
     reduce: Reduce = "max",
-    scoring: ScoredTokens | None = None,
+    scoring: ScoredTokens = SCORED,
 ) -> FeatureSet:
-    """ActDiff baseline: the `k` features whose activation differs most between harmful and harmless prompts.
-
-    Args:
-        model: the chat model.
-        suite: the SAEs.
-        harmful, harmless: tokenized prompts.
-        k: how many.
-        reduce: activation of a prompt: its maximum, mean or last over the scored tokens.
-        scoring: which tokens these are.
+    """ActDiff baseline: the `k` features whose activation (the maximum, mean or last over a prompt's scored tokens)
+    differs most between harmful and harmless prompts.
     """
-    high = mean_activations(model, suite, harmful, reduce=reduce, scoring=scoring)
-    low = mean_activations(model, suite, harmless, reduce=reduce, scoring=scoring)
+    high, low = (mean_activations(model, suite, items, reduce=reduce, scoring=scoring) for items in (harmful, harmless))
     found: list[tuple[float, FeatureId]] = []
     for layer in high:
         values, places = (high[layer] - low[layer]).topk(min(k, len(high[layer])))
         found += [(v, FeatureId(layer, i)) for v, i in zip(values.tolist(), places.tolist(), strict=True)]
     best = sorted(found, key=lambda each: -each[0])[:k]
-    return FeatureSet(
-        features=tuple(feature for _, feature in best),
-        scores=tuple(value for value, _ in best),
-        scope="global",
-        method=f"actdiff-{reduce}",
+    return feature_set((feature for _, feature in best), (value for value, _ in best), f"actdiff-{reduce}")
+
+
+Term = tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]]
+"""Origin of the difference, and gradient (already weighted by 1/steps)."""
+Best = tuple[Float[Tensor, "*batch _"], Int[Tensor, "*batch _"]]
+"""Highest scores so far and the codes of their features, best first."""
+
+# A feature as one integer, so that a running top-k can carry it along.
+_LAYER = 1 << 32
+
+
+@dataclass(frozen=True)
+class DictionaryAttribution:
+    """The features of highest mean attribution over the whole dictionary."""
+
+    local: tuple[FeatureSet, ...]
+    """For each prompt, its best features (scores: means over its scored tokens, logits per token)."""
+    overall: FeatureSet
+    """The best by the mean of these scores over prompts."""
+
+
+def attribute_dictionary(
+    model: ChatModel,
+    suite: Suite,
+    items: Items,
+    *,
+    patch: Compiled,
+    metric: Metric,
+    top: int,
+    method: Method = "gradient",
+    steps: int = 10,
+    scoring: ScoredTokens = SCORED,
+    falling: bool = False,
+    progress: Progress = None,
+) -> DictionaryAttribution:
+    """Attribute all features and keep the best `top`, for each prompt and overall.
+
+    A feature may score high because it *rises* in the patched run; scaling it down then does the opposite of patching.
+    With `falling`, only tokens at which the feature is lower in the patched run count.
+
+    With `gradient` and `paper` each dictionary is passed over once a batch, in blocks; `ig` encodes anew at every step
+    and keeps the residuals and gradients of all. A TopK layer is taken whole: `8 · d_model · d_sae` bytes of weights,
+    and about four arrays of `4 · batch · pos · d_sae` bytes. Other arguments are as for `attribute_batches`.
+
+    Raises:
+        InputError: unknown method ("exact" cannot be afforded here).
+        ModelError: every score is 0 on every prompt, so there is nothing to rank by; says what to do.
+    """
+    how = estimator(method, steps)
+    codes = torch.cat([torch.arange(suite[layer].spec.d_sae) + layer * _LAYER for layer in suite.layers])
+
+    def run(batch: Batch) -> tuple[dict[str, Best], Float[Tensor, " feature"]]:
+        ends = run_ends(model, batch, patch, metric, how)
+        terms = _terms(model, suite, batch, ends, metric, how)
+        mask = scoring.mask(batch)
+        weight = mask / mask.sum(-1, keepdim=True).clamp(min=1)
+        found: Best = torch.empty(len(batch), 0), torch.empty(len(batch), 0, dtype=torch.long)
+        sums: list[Tensor] = []
+        start = 0
+        for layer in suite.layers:
+            place = weight.to(model.layer_device(layer))
+            for scores in _block_scores(suite[layer], ends.patched[layer], terms[layer], place, falling):
+                found = _running_best(found, scores, codes[start : start + scores.shape[1]], top)
+                sums.append(scores.double().sum(0))
+                start += scores.shape[1]
+        return dict(zip(batch.prompt_ids, zip(*found, strict=True), strict=True)), torch.cat(sums)
+
+    best: dict[str, Best] = {}
+    overall = torch.zeros(len(codes), dtype=torch.float64)
+    for _, (found, sums) in model.over_batches(items, run, gradients=True):
+        best |= found
+        overall += sums
+        if progress is not None:
+            progress(len(best), len(items))
+    if not bool(overall.any()):
+        raise ModelError(no_signal(patch.id, allow_refusal_target=metric.allow_refusal_target))
+    values, places = (overall / len(items)).topk(min(top, len(overall)))
+    return DictionaryAttribution(
+        local=tuple(_feature_set(best[item.prompt_id], method, item.prompt_id) for item in items),
+        overall=_feature_set((values, codes[places]), method, None),
     )
+
+
+def _terms(
+    model: ChatModel, suite: Suite, batch: Batch, ends: Ends, metric: Metric, how: Estimator
+) -> dict[int, list[Term]]:
+    terms: dict[int, list[Term]] = {layer: [] for layer in suite.layers}
+    share = 1.0 / len(how.alphas)
+
+    def visit(layer: int, entered: Tensor, gradient: Tensor) -> None:
+        if layer not in terms:
+            return
+        if how.path:
+            terms[layer] += [(x, g * share) for x, g in zip(entered, gradient, strict=True)]
+        elif terms[layer]:
+            terms[layer][0][1].add_(gradient.sum(0), alpha=share)
+        else:
+            terms[layer].append((ends.clean[layer].float(), gradient.sum(0) * share))
+
+    run_path(model, batch, ends, metric, how, visit)
+    return terms
+
+
+def _block_scores(
+    sae: Sae, patched: Tensor, terms: Sequence[Term], weight: Float[Tensor, "batch pos"], falling: bool
+) -> Iterator[Float[Tensor, "batch block"]]:
+    """Each feature's mean attribution over each prompt's tokens, block by block, on the CPU."""
+    for block in dictionary_blocks(sae):
+        block = block.to(weight.device)
+        target = block.encode(patched)
+        means = torch.zeros(len(weight), len(block.w_dec), device=weight.device)
+        for origin, gradient in terms:
+            along = gradient @ block.w_dec.T
+            difference = target - block.encode(origin)
+            if falling:
+                difference = difference.clamp(max=0)
+            means += torch.einsum("bpk,bpk,bp->bk", difference, along, weight)
+        yield means.cpu()
+
+
+def _running_best(found: Best, scores: Float[Tensor, "batch block"], codes: Int[Tensor, " block"], top: int) -> Best:
+    """Running top-k of each row over blocks of features."""
+    everything = torch.cat([found[0], scores], 1)
+    names = torch.cat([found[1], codes.expand(len(scores), -1)], 1)
+    values, places = everything.topk(min(top, everything.shape[1]), dim=1)
+    return values, names.gather(1, places)
+
+
+def _feature_set(best: Best, method: Method, prompt: str | None) -> FeatureSet:
+    features = [FeatureId(*divmod(code, _LAYER)) for code in best[1].tolist()]
+    return feature_set(features, best[0].tolist(), f"dictionary+{method}", prompt)
 
 
 def random_set(
@@ -338,8 +343,7 @@ def random_set(
 
     Args:
         like: the set to be matched.
-        matched: what the features are matched by, each layer → value of every feature: firing rates, for example
-            (`firing_rates`), and the size of what they add to the residual.
+        matched: measures, such as `firing_rates` and the size of what features add to the residual.
         exclude: features that may not be drawn (the pool); those of `like` never are.
         neighbours: each draw is uniform over this many unused features that are nearest.
         seed: of the draw.
@@ -365,7 +369,7 @@ def random_set(
         feature = free[int(torch.randint(len(free), (), generator=generator))]
         used.add(feature)
         drawn.append(feature)
-    return FeatureSet(features=tuple(drawn), scores=(0.0,) * len(drawn), scope="global", method=f"random-{seed}")
+    return feature_set(drawn, [0.0] * len(drawn), f"random-{seed}")
 
 
 def _ranks(values: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:

@@ -1,17 +1,15 @@
 """Chat models: tokens and their regions, residuals and logits, answers, hooks. Knows nothing of SAEs or refusal."""
 
-from demur.model._chat_format import PINNED_DATE, SCORED_REGIONS, Batch, ChatFormat, Region, TokenizedPrompt, pad
-from demur.model._chat_model import ChatModel, load_model
-from demur.model._generation import answer_batches
+from demur.model._chat_format import PINNED_DATE, SCORED_REGIONS, Batch, ChatFormat, Items, Region, TokenizedPrompt, pad
+from demur.model._chat_model import ChatModel, answer_batches, load_model
 from demur.model._hooks import (
     BoundIntervention,
-    Captured,
     CompiledIntervention,
     Cursor,
     Edit,
+    Residuals,
     capture,
     count_hooks,
-    edited,
     hooked,
     track,
 )
@@ -19,6 +17,7 @@ from demur.model._loading import find_layers, model_identity
 from demur.model._resources import (
     SMALL_MODEL,
     Budgets,
+    Progress,
     by_length,
     fitting_threads,
     halving,
@@ -34,19 +33,20 @@ __all__ = [
     "Batch",
     "BoundIntervention",
     "Budgets",
-    "Captured",
     "ChatFormat",
     "ChatModel",
     "CompiledIntervention",
     "Cursor",
     "Edit",
+    "Items",
+    "Progress",
     "Region",
+    "Residuals",
     "TokenizedPrompt",
     "answer_batches",
     "by_length",
     "capture",
     "count_hooks",
-    "edited",
     "find_layers",
     "fitting_threads",
     "halving",

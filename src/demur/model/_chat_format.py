@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import dropwhile
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from demur.errors import InputError, ModelError
+from demur.errors import ModelError
 from demur.types import Prompt, as_prompts
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ PINNED_DATE = datetime.date(2024, 7, 26)
 
 # Stands for the user's message while the template is taken apart; no template alters it and no message contains it.
 _MARK = "demurmessagegoeshere"
-
 
 _CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1""")
 
@@ -62,6 +62,9 @@ class TokenizedPrompt:
         return self.regions.count(Region.POST_INSTRUCTION)
 
 
+Items = Sequence[TokenizedPrompt]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Left-padded conversations. Row `b` belongs to prompt `prompt_ids[b]`."""
@@ -77,64 +80,49 @@ class Batch:
 
     @property
     def real(self) -> Bool[Tensor, "batch pos"]:
-        """True at tokens, False at padding."""
+        """True at tokens."""
         return self.attention_mask.bool()
 
     def within(self, regions: Sequence[Region]) -> Bool[Tensor, "batch pos"]:
         """True at tokens of the given regions."""
-        wanted = torch.tensor([int(region) for region in regions], device=self.regions.device)
-        return torch.isin(self.regions, wanted)
+        return torch.isin(self.regions, torch.tensor(regions, device=self.regions.device))
 
     def repeat(self, times: int) -> Batch:
-        """The whole batch `times` times over, copy after copy."""
-        return Batch(
-            self.input_ids.repeat(times, 1),
-            self.attention_mask.repeat(times, 1),
-            self.position_ids.repeat(times, 1),
-            self.regions.repeat(times, 1),
-            self.prompt_ids * times,
-        )
+        """The whole batch, copy after copy."""
+        return self._each(lambda tensor: tensor.repeat(times, 1), self.prompt_ids * times)
 
     def row(self, index: int) -> Batch:
         """One row as a batch of its own, its padding removed."""
         keep = self.real[index]
-        return Batch(
-            self.input_ids[index : index + 1, keep],
-            self.attention_mask[index : index + 1, keep],
-            self.position_ids[index : index + 1, keep],
-            self.regions[index : index + 1, keep],
-            (self.prompt_ids[index],),
-        )
+        return self._each(lambda tensor: tensor[index : index + 1, keep], (self.prompt_ids[index],))
+
+    def _each(self, change: Callable[[Tensor], Tensor], prompt_ids: tuple[str, ...]) -> Batch:
+        tensors = (self.input_ids, self.attention_mask, self.position_ids, self.regions)
+        return Batch(*map(change, tensors), prompt_ids=prompt_ids)
 
 
-def pad(items: Sequence[TokenizedPrompt], *, pad_id: int, device: torch.device) -> Batch:
+def pad(items: Items, *, pad_id: int, device: torch.device) -> Batch:
     """Stack conversations into one left-padded batch; positions count from each conversation's first token."""
-    width = max(len(item) for item in items)
-    input_ids = torch.full((len(items), width), pad_id)
-    regions = torch.zeros((len(items), width), dtype=torch.long)
-    mask = torch.zeros((len(items), width), dtype=torch.long)
-    for row, item in enumerate(items):
-        start = width - len(item)
-        input_ids[row, start:] = torch.tensor(item.ids)
-        regions[row, start:] = torch.tensor(item.regions)
-        mask[row, start:] = 1
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    width = max(map(len, items))
+
+    def stacked(rows: Iterable[Sequence[int]], fill: int) -> Int[Tensor, "batch pos"]:
+        return torch.tensor([[fill] * (width - len(row)) + list(row) for row in rows], device=device)
+
+    mask = stacked(([1] * len(item) for item in items), 0)
     return Batch(
-        input_ids.to(device),
-        mask.to(device),
-        positions.to(device),
-        regions.to(device),
-        tuple(item.prompt_id for item in items),
+        input_ids=stacked((item.ids for item in items), pad_id),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        regions=stacked((item.regions for item in items), Region.PAD),
+        prompt_ids=tuple(item.prompt_id for item in items),
     )
 
 
 class ChatFormat:
     """Renders one user message through the tokenizer's chat template, once, and tokenises it, once.
 
-    The date is pinned, thinking mode is off where the template knows it, and the generation prompt is added.
-
-    Raises:
-        ModelError: the tokenizer has no chat template, gives no offsets, or its template alters messages.
+    The date is pinned, thinking mode is off where the template knows it, and the generation prompt is added. A
+    `ModelError` refuses tokenizers without chat template or offsets, and templates that alter messages.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str, system_prompt: str | None = None) -> None:
@@ -153,19 +141,19 @@ class ChatFormat:
         self.system_prompt = system_prompt
 
     def _template(self, message: str) -> str:
-        messages = [{"role": "user", "content": message}]
-        if self.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
-        options: dict[str, Any] = {
-            "chat_template": self._dated_template,
-            "enable_thinking": False,
-            "thinking": False,
-            "date_string": PINNED_DATE.strftime("%d %b %Y"),
-        }
+        system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+            text = self.tokenizer.apply_chat_template(
+                [*system, {"role": "user", "content": message}],
+                chat_template=self._dated_template,
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=False,
+                thinking=False,
+                date_string=PINNED_DATE.strftime("%d %b %Y"),
+            )
         except Exception as error:  # jinja raises its own kinds, and templates raise what they like
-            hint = " (it may not take a system message)" if self.system_prompt is not None else ""
+            hint = " (it may not take a system message)" if system else ""
             raise ModelError(f"the chat template of {self.name} failed{hint}: {error}") from error
         return str(text)
 
@@ -190,11 +178,7 @@ class ChatFormat:
         return before, after
 
     def text(self, message: str) -> tuple[str, int, int]:
-        """The rendered prompt, and where the message begins and ends in it (characters).
-
-        Raises:
-            ModelError: the template changes the message beyond trimming white space.
-        """
+        """The rendered prompt, and where the message, perhaps trimmed, begins and ends in it (characters)."""
         before, after = self._frame
         rendered = self._template(message)
         for shown in (message, message.strip(), message.rstrip(), message.lstrip()):
@@ -215,43 +199,22 @@ class ChatFormat:
         return bos if bos in (by_template[:1] + by_tokenizer[:1]) else None
 
     def tokenize(self, prompt: Prompt | str, response: str | None = None) -> TokenizedPrompt:
-        """Tokens and regions of one conversation.
-
-        Args:
-            prompt: the user's message; a plain text gets the id "0".
-            response: an answer to append (its tokens get `Region.RESPONSE`), without an end-of-turn token.
-        """
+        """The user's message (a plain text gets the id "0") in the template, and an answer without its end of turn."""
         (prompt,) = as_prompts([prompt])
         text, start, end = self.text(prompt.text)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids: list[int] = list(encoded["input_ids"])
-        regions: list[int] = []
-        for left, right in encoded["offset_mapping"]:
+
+        def region(left: int, right: int) -> Region:
             # A token that straddles a border belongs to the message: it carries some of its words.
             if left < end and right > start and right > left:
-                regions.append(Region.INSTRUCTION)
-            else:
-                regions.append(Region.SPECIAL if right <= start else Region.POST_INSTRUCTION)
+                return Region.INSTRUCTION
+            return Region.SPECIAL if right <= start else Region.POST_INSTRUCTION
+
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        tokens: list[tuple[int, Region]] = [(token, region(*span)) for token, span in spans]
         if self.bos_id is not None:
-            while ids[:1] == [self.bos_id]:
-                ids, regions = ids[1:], regions[1:]
-            ids, regions = [self.bos_id, *ids], [Region.SPECIAL, *regions]
+            tokens = [(self.bos_id, Region.SPECIAL), *dropwhile(lambda token: token[0] == self.bos_id, tokens)]
         if response is not None:
-            answer: list[int] = self.tokenizer(response, add_special_tokens=False)["input_ids"]
-            ids += answer
-            regions += [Region.RESPONSE] * len(answer)
-        return TokenizedPrompt(prompt.id, tuple(ids), tuple(int(region) for region in regions))
-
-
-def check_length(item: TokenizedPrompt, new_tokens: int, max_context: int | None) -> None:
-    """Refuse a prompt that does not fit the context together with its answer.
-
-    Raises:
-        InputError: names the prompt and the lengths.
-    """
-    if max_context is not None and len(item) + new_tokens > max_context:
-        answer = f" plus {new_tokens} new tokens" if new_tokens else ""
-        raise InputError(
-            f"prompt {item.prompt_id} is {len(item)} tokens long{answer}, but the model's context holds {max_context}; "
-            "shorten or drop it, or lower --max-new-tokens"
-        )
+            answer = self.tokenizer(response, add_special_tokens=False)["input_ids"]
+            tokens += [(token, Region.RESPONSE) for token in answer]
+        return TokenizedPrompt(prompt.id, tuple(token for token, _ in tokens), tuple(int(part) for _, part in tokens))

@@ -5,23 +5,23 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from demur.model import _hooks
-from demur.model._chat_format import Batch, ChatFormat, TokenizedPrompt, check_length, pad
-from demur.model._generation import answer_batches
+from demur.errors import InputError
+from demur.model._chat_format import Batch, ChatFormat, Items, TokenizedPrompt, pad
+from demur.model._hooks import BoundIntervention, CompiledIntervention, Cursor, Edit, Residuals, capture, hooked, track
 from demur.model._loading import find_layers, load_checkpoint, refuse_unfit
-from demur.model._resources import Budgets, by_length, halving, next_batch, token_budget
+from demur.model._resources import Budgets, Progress, by_length, halving, next_batch, token_budget
 from demur.types import Answer, Answers, Prompt, as_prompts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
@@ -29,14 +29,9 @@ T = TypeVar("T")
 class ChatModel:
     """A causal LM with its tokenizer and chat format: text in, batches, residuals and logits out.
 
-    The wrapped model is put in evaluation mode and its parameters are frozen, so that gradients are taken of
-    activations only. Nothing else about it changes; all access to residuals is through hooks that are gone when
-    their context ends.
-
-    Attributes:
-        hf: the wrapped model.
-        layers: its decoder layers; the output of `layers[l]` is `x[l]`, shape `batch pos d_model`.
-        chat: the chat format.
+    The wrapped model `hf` is put in evaluation mode and its parameters are frozen, so that gradients are taken of
+    activations only. Nothing else about it changes; residuals are reached through hooks that go when their context
+    ends. The output of `layers[l]` is `x[l]`, shape `batch pos d_model`.
 
     Raises:
         ModelError: no decoder layers are found, the model was compiled, or its dtype cannot hold its activations.
@@ -87,8 +82,7 @@ class ChatModel:
             source: folder or hub id.
             revision: branch, tag or commit on the hub.
             dtype: "auto" (as the checkpoint says), "float32", "bfloat16" or "float16".
-            device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:N", "mps", or a `device_map`
-                ("balanced", …).
+            device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:N", "mps", or a `device_map` ("balanced", …).
             system_prompt: put before every conversation.
             max_batch_tokens: upper bound on tokens in one pass (default: from free memory).
 
@@ -97,10 +91,8 @@ class ChatModel:
                 or weights are missing, of another shape, NaN or infinite.
         """
         name = str(source)
-        hf, tokenizer = load_checkpoint(
-            name, revision=revision, dtype=dtype, device=device, system_prompt=system_prompt
-        )
-        return cls(hf, tokenizer, name=name, system_prompt=system_prompt, max_batch_tokens=max_batch_tokens)
+        loaded = load_checkpoint(name, revision=revision, dtype=dtype, device=device, system_prompt=system_prompt)
+        return cls(*loaded, name=name, system_prompt=system_prompt, max_batch_tokens=max_batch_tokens)
 
     @property
     def device(self) -> torch.device:
@@ -113,9 +105,8 @@ class ChatModel:
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Compute in float32 while the context is open; the stored values, and afterwards their dtype, stay the same.
-
-        Half precision rounds away effects of single features (8 bits of a logit of 20 are steps of 0.1).
+        """Compute in float32 while the context is open: half precision rounds away effects of single features (8 bits
+        of a logit of 20 are steps of 0.1). The stored values, and afterwards their dtype, stay the same.
         """
         halves = [(p, p.dtype) for p in self.hf.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
         try:
@@ -137,10 +128,8 @@ class ChatModel:
     @property
     def pad_id(self) -> int:
         """The token that fills padding (never attended to, so any token serves)."""
-        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if isinstance(token, int):
-                return token
-        return 0
+        tokens = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((token for token in tokens if isinstance(token, int)), 0)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -151,29 +140,27 @@ class ChatModel:
         return tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),)
 
     def tokenize(self, prompts: Iterable[Prompt | str], *, new_tokens: int = 0) -> list[TokenizedPrompt]:
-        """Tokens of each prompt in the chat format; plain texts have their place in the list as id.
-
-        Raises:
-            InputError: a prompt does not fit the context together with `new_tokens`; names it.
+        """Tokens of each prompt in the chat format; plain texts have their place in the list as id. An `InputError`
+        names a prompt that does not fit the context together with `new_tokens`.
         """
         items = [self.chat.tokenize(prompt) for prompt in as_prompts(prompts)]
         for item in items:
-            check_length(item, new_tokens, self.max_context)
+            if self.max_context is not None and len(item) + new_tokens > self.max_context:
+                answer = f" plus {new_tokens} new tokens" if new_tokens else ""
+                raise InputError(
+                    f"prompt {item.prompt_id} is {len(item)} tokens long{answer}, but the model's context holds "
+                    f"{self.max_context}; shorten or drop it, or lower --max-new-tokens"
+                )
         return items
 
-    def batch(self, items: Sequence[TokenizedPrompt]) -> Batch:
+    def batch(self, items: Items) -> Batch:
         """Stack conversations into one left-padded batch on the model's device."""
         return pad(items, pad_id=self.pad_id, device=self.device)
 
-    def budget(self, *, gradients: bool = False) -> int:
-        """Tokens for one pass: what `budgets` says."""
-        return self.budgets.gradients if gradients else self.budgets.plain
-
     @cached_property
     def budgets(self) -> Budgets:
-        """Tokens for one pass without and with gradients, from the memory that is free when this is first asked.
-
-        Kept from then on (and may be replaced), so that the same prompts always fall into the same batches.
+        """Tokens for one pass without and with gradients, from the memory that is free when this is first asked. Kept
+        from then on (and may be replaced), so that the same prompts always fall into the same batches.
         """
         if self.max_batch_tokens is not None:
             return Budgets(self.max_batch_tokens, self.max_batch_tokens)
@@ -182,7 +169,7 @@ class ChatModel:
 
     def over_batches(
         self,
-        items: Sequence[TokenizedPrompt],
+        items: Items,
         run: Callable[[Batch], T],
         *,
         extra_tokens: int = 0,
@@ -208,24 +195,13 @@ class ChatModel:
 
         left = by_length(lengths)
         while left:
-            group = next_batch(lengths, left, self.budget(gradients=gradients))
+            group = next_batch(lengths, left, self.budgets.gradients if gradients else self.budgets.plain)
             left = left[len(group) :]
             if not all(items[place].prompt_id in done for place in group):
-                yield from halving(group, one, lambda longest=lengths[group[0]]: self._shrink(longest))
+                yield from halving(group, one, partial(self._shrink, lengths[group[0]]))
 
-    def each(
-        self,
-        items: Sequence[TokenizedPrompt],
-        run: Callable[[Batch], Iterable[T]],
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[T]:
-        """What `run` gives for each row of a batch, in the order of `items`.
-
-        Args:
-            items: conversations, batched as `over_batches` does.
-            run: gives one value for each row.
-            progress: called with (done, all) items after each batch.
-        """
+    def each(self, items: Items, run: Callable[[Batch], Iterable[T]], progress: Progress = None) -> list[T]:
+        """What `run` gives for each row of a batch, in the order of `items`."""
         found: dict[int, T] = {}
         for places, values in self.over_batches(items, run):
             found |= dict(zip(places, values, strict=True))
@@ -236,8 +212,28 @@ class ChatModel:
     def _shrink(self, longest: int) -> bool:
         """Halve the budgets, down to one prompt of that length; False when they cannot be lowered any more."""
         before = self.budgets
-        self.budgets = Budgets(max(longest, before.plain // 2), max(longest, before.gradients // 2))
+        self.budgets = Budgets(*(max(longest, tokens // 2) for tokens in before))
         return self.budgets.plain < before.plain or self.budgets.gradients < before.gradients
+
+    def mean_over(
+        self, items: Items, layers: Iterable[int], read: Callable[[int, Tensor, Batch], Float[Tensor, "batch *_"]]
+    ) -> dict[int, Tensor]:
+        """Layer → mean over items of `read(layer, residual, batch)`; sums are float64, on the CPU, means float32."""
+        totals: dict[int, Tensor] = {}
+
+        def run(batch: Batch) -> dict[int, Tensor]:
+            sums: dict[int, Tensor] = {}
+
+            def add(layer: int, residual: Tensor) -> None:
+                sums[layer] = read(layer, residual, batch).cpu().double().sum(0)
+
+            with torch.inference_mode(), hooked(self.layers, {layer: partial(add, layer) for layer in layers}):
+                self.last_logits(batch)
+            return sums
+
+        for _, sums in self.over_batches(items, run):
+            totals = {layer: totals[layer] + part if totals else part for layer, part in sums.items()}
+        return {layer: (total / len(items)).float() for layer, total in totals.items()}
 
     def last_logits(self, batch: Batch) -> Float[Tensor, "batch vocab"]:
         """Logits at the last position of each row (float32). Gradients flow if any activation asks for them."""
@@ -258,16 +254,22 @@ class ChatModel:
 
     def capture(
         self, which: Sequence[int] | None = None, transform: Callable[[Tensor], Tensor] | None = None
-    ) -> AbstractContextManager[_hooks.Captured]:
+    ) -> AbstractContextManager[Residuals]:
         """Record residuals while the context is open; see `demur.model.capture`."""
-        return _hooks.capture(self.layers, which, transform)
-
-    def edited(self, edits: Mapping[int, Sequence[_hooks.Edit]]) -> AbstractContextManager[None]:
-        """Edit residuals while the context is open; see `demur.model.edited`."""
-        return _hooks.edited(self.hf, self.layers, edits)
+        return capture(self.layers, which, transform)
 
     @contextmanager
-    def intervene(self, interventions: _hooks.BoundIntervention | Iterable[_hooks.BoundIntervention]) -> Iterator[None]:
+    def edited(self, edits: Mapping[int, Sequence[Edit]]) -> Iterator[None]:
+        """Apply `edits[l]`, in order, to the residual that leaves layer `l`. With no edits, no hook is installed."""
+        chains = {layer: chain for layer, chain in edits.items() if chain}
+        with ExitStack() as stack:
+            if chains:
+                cursor = stack.enter_context(track(self.hf))
+                functions = {layer: partial(_applied, chain, cursor) for layer, chain in chains.items()}
+                stack.enter_context(hooked(self.layers, functions))
+            yield
+
+    def intervene(self, interventions: BoundIntervention | Iterable[BoundIntervention]) -> AbstractContextManager[None]:
         """Change what the model computes while the context is open, in everything that it is called for.
 
         Contexts nest: an inner one acts on what the outer one made. Several interventions act in the order given, each
@@ -278,11 +280,10 @@ class ChatModel:
                 called by other code, on texts without prompt ids.
         """
         several = interventions if isinstance(interventions, Iterable) else [interventions]
-        with self.installed([each.compile(self) for each in several]):
-            yield
+        return self.installed([each.compile(self) for each in several])
 
     @contextmanager
-    def installed(self, compiled: Iterable[_hooks.CompiledIntervention]) -> Iterator[None]:
+    def installed(self, compiled: Iterable[CompiledIntervention]) -> Iterator[None]:
         """`intervene` with interventions that are compiled for this model already."""
         before = self._open
         try:
@@ -294,26 +295,20 @@ class ChatModel:
         finally:
             self._open = before
 
-    def _edits_of_the_batch(self, compiled: _hooks.CompiledIntervention) -> dict[int, list[_hooks.Edit]]:
+    def _edits_of_the_batch(self, compiled: CompiledIntervention) -> dict[int, list[Edit]]:
         """Edits that are made anew for each batch that the model serves."""
-        latest: list[tuple[Batch | None, Mapping[int, Sequence[_hooks.Edit]]]] = []
+        latest: list[tuple[Batch | None, Mapping[int, Sequence[Edit]]]] = []
 
-        def at(layer: int) -> _hooks.Edit:
-            def edit(residual: Tensor, cursor: _hooks.Cursor) -> Tensor:
-                if not latest or latest[0][0] is not self._serving:
-                    latest[:] = [(self._serving, compiled.edits(self._serving))]
-                for each in latest[0][1].get(layer, ()):
-                    residual = each(residual, cursor)
-                return residual
+        def edit(layer: int, residual: Tensor, cursor: Cursor) -> Tensor:
+            if not latest or latest[0][0] is not self._serving:
+                latest[:] = [(self._serving, compiled.edits(self._serving))]
+            return _applied(latest[0][1].get(layer, ()), cursor, residual)
 
-            return edit
-
-        return {layer: [at(layer)] for layer in compiled.layers}
+        return {layer: [partial(edit, layer)] for layer in compiled.layers}
 
     @contextmanager
     def serving(self, batch: Batch | None) -> Iterator[None]:
         """Say which batch the passes of this context are for: what differs by prompt, or stops where it ends, needs it.
-
         Passes of this class (`logits`, `generate`) say so themselves.
         """
         before, self._serving = self._serving, batch
@@ -334,20 +329,9 @@ class ChatModel:
         max_new_tokens: int = 64,
         temperature: float | None = None,
         seed: int = 0,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress = None,
     ) -> Answers:
-        """Answer prompts, in their order, under the interventions that are open.
-
-        Args:
-            prompts: what to answer; batched by length.
-            max_new_tokens: limit on an answer's length.
-            temperature: None for greedy decoding; sampling is from the whole distribution and repeatable by `seed`.
-            seed: of sampling; has no effect on greedy decoding.
-            progress: called with (answered, all) after each batch.
-
-        Raises:
-            InputError: a prompt does not fit the context together with `max_new_tokens`.
-        """
+        """Answer prompts, in their order, under the interventions that are open; see `answer_batches`."""
         prompts = as_prompts(prompts)
         found: dict[str, Answer] = {}
         for answers in answer_batches(self, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
@@ -361,6 +345,87 @@ class ChatModel:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
+def _applied(edits: Iterable[Edit], cursor: Cursor, residual: Tensor) -> Tensor:
+    for edit in edits:
+        residual = edit(residual, cursor)
+    return residual
+
+
 def load_model(source: str | Path, **options: Any) -> ChatModel:
     """Short for `ChatModel.load`."""
     return ChatModel.load(source, **options)
+
+
+def answer_batches(
+    model: ChatModel,
+    prompts: Iterable[Prompt | str],
+    intervention: BoundIntervention | None = None,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float | None = None,
+    seed: int = 0,
+    done: Collection[str] = (),
+) -> Iterator[list[Answer]]:
+    """Answer prompts batch by batch, and yield each batch's answers as soon as they are there.
+
+    Args:
+        model: the chat model.
+        prompts: what to answer; batched by length.
+        intervention: what to do to the model meanwhile, beside the interventions that are open already.
+        max_new_tokens: limit on an answer's length.
+        temperature: None for greedy decoding; sampling is from the whole distribution.
+        seed: of sampling.
+        done: ids of prompts already answered: a batch that holds only such prompts is left out, other batches are
+            answered whole, so that a resumed job yields what a clean one would.
+
+    Raises:
+        InputError: a prompt does not fit the context together with `max_new_tokens`.
+    """
+    prompts = as_prompts(prompts)
+    items = model.tokenize(prompts, new_tokens=max_new_tokens)
+    compiled = [] if intervention is None else [intervention.compile(model)]
+    eos = model.eos_ids
+    devices = [model.device] if model.device.type == "cuda" else []
+
+    def answer(tokens: Int[Tensor, " new"]) -> tuple[str, bool]:
+        """Text up to the end of the model's turn, and whether it came to one."""
+        ids: list[int] = tokens.tolist()
+        end = next((n for n, token in enumerate(ids) if token in eos), None)
+        return model.decode(ids[:end]), end is not None
+
+    def run(batch: Batch) -> tuple[str, list[tuple[str, bool]]]:
+        with (
+            torch.random.fork_rng(devices, enabled=temperature is not None),
+            torch.inference_mode(),
+            _generation_config(model, max_new_tokens, temperature) as config,
+            model.installed(compiled),
+            model.serving(batch),
+        ):
+            if temperature is not None:
+                torch.manual_seed(seed)
+            tokens: Tensor = cast("Any", model.hf).generate(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config
+            )
+            return model.intervention_id, [answer(row[batch.input_ids.shape[1] :]) for row in tokens]
+
+    for places, (name, answers) in model.over_batches(items, run, extra_tokens=max_new_tokens, done=done):
+        yield [
+            Answer(prompt=prompts[place], text=text, intervention=name, finished=finished)
+            for place, (text, finished) in zip(places, answers, strict=True)
+        ]
+
+
+@contextmanager
+def _generation_config(model: ChatModel, max_new_tokens: int, temperature: float | None) -> Iterator[GenerationConfig]:
+    """Settings of `generate` in place of the checkpoint's own, from which it would fill in whatever is not set."""
+    from transformers import GenerationConfig
+
+    sampling = {} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0}
+    ends = {"eos_token_id": list(model.eos_ids) or None, "pad_token_id": model.pad_id}
+    config = GenerationConfig(max_new_tokens=max_new_tokens, **ends, **sampling)
+    holder = cast("Any", model.hf)
+    before, holder.generation_config = holder.generation_config, config
+    try:
+        yield config
+    finally:
+        holder.generation_config = before

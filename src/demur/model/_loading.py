@@ -53,18 +53,17 @@ def load_checkpoint(
 
 
 def _device(device: str) -> torch.device:
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+        return torch.device(next(kind for kind, available in here.items() if available))
     try:
         found = torch.device(device)
     except RuntimeError as error:
         raise ModelError(f"unknown device {device!r}; expected auto, cpu, cuda, cuda:N, mps or balanced") from error
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = torch.cuda.device_count() if here["cuda"] else 0
     if found.type == "cuda" and (found.index or 0) >= gpus:
         raise ModelError(f"--device {device}: this machine has {gpus} CUDA GPUs that torch can use; try --device cpu")
-    if found.type == "mps" and not torch.backends.mps.is_available():
+    if found.type == "mps" and not here["mps"]:
         raise ModelError("--device mps: torch finds no Apple GPU on this machine; try --device cpu")
     return found
 
@@ -123,11 +122,7 @@ def _refuse_nonfinite(hf: PreTrainedModel, name: str) -> None:
 
 
 def refuse_unfit(hf: PreTrainedModel, name: str) -> None:
-    """Refuse a loaded model that hooks cannot reach, or whose settings give wrong numbers.
-
-    Raises:
-        ModelError: it was compiled, or its dtype or attention kernel does not suit it.
-    """
+    """Refuse a loaded model that hooks cannot reach, or whose dtype or attention kernel gives wrong numbers."""
     if hf.dtype == torch.float16:
         _refuse_dtype(hf.config, "float16", name)
     compiled = [n or "the model" for n, m in hf.named_modules() if m._compiled_call_impl is not None]  # pyright: ignore
@@ -152,12 +147,10 @@ def find_layers(model: nn.Module, n_layers: int) -> nn.ModuleList:
     """
     found: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len(module) != n_layers:
-            continue
-        if any(word in part for part in name.split(".") for word in _OTHER_MODALITIES):
-            continue
-        if not any(name.startswith(outer + ".") for outer in found):
-            found[name] = module
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+            inside = name.startswith(tuple(f"{outer}." for outer in found))
+            if not inside and not any(word in name for word in _OTHER_MODALITIES):
+                found[name] = module
     if len(found) != 1:
         raise ModelError(
             f"expected one list of {n_layers} decoder layers in {type(model).__name__}, found "

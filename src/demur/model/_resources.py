@@ -16,6 +16,9 @@ from demur.errors import ModelError
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+Progress = Callable[[int, int], None] | None
+"""Called with (done, all) prompts after each batch."""
+
 # On a CPU larger batches stop paying long before memory ends; on a GPU they fill it.
 _CPU_TOKENS = 2048
 _GPU_SHARE = 0.5
@@ -64,12 +67,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def next_batch(lengths: Sequence[int], order: Sequence[int], max_tokens: int) -> list[int]:
     """The first items of `order` whose rows × width stays within `max_tokens` (at least one)."""
-    group = [order[0]]
-    for item in order[1:]:
-        if lengths[order[0]] * (len(group) + 1) > max_tokens:
-            break
-        group.append(item)
-    return group
+    return list(order[: max(1, max_tokens // max(1, lengths[order[0]]))])
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
@@ -78,20 +76,14 @@ def by_length(lengths: Sequence[int]) -> list[int]:
 
 
 def halving(items: Sequence[int], run: Callable[[Sequence[int]], T], shrink: Callable[[], bool]) -> Iterator[T]:
-    """Run `items` as one batch; when memory runs out, as two halves, and so on.
-
-    Args:
-        items: rows of the batch.
-        run: what to do with them.
-        shrink: called when memory ran out: lowers what `run` itself packs into a pass (copies for several α's, features
-            patched at a time) and says whether that could still be lowered.
+    """Run `items` as one batch; when memory runs out, as two halves, and so on. `shrink` is then called: it lowers what
+    `run` itself packs into a pass (copies for several α's, features patched at a time) and says whether it could.
 
     Raises:
         ModelError: one single item does not fit, with nothing left to lower.
     """
-    failed = False
     try:
-        yield run(items)
+        result = run(items)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -99,33 +91,34 @@ def halving(items: Sequence[int], run: Callable[[Sequence[int]], T], shrink: Cal
             raise ModelError(
                 "memory ran out on a single prompt; use a smaller dtype or model, shorter prompts, or another --device"
             ) from error
-        failed = True
+    else:
+        yield result
+        return
     # Out of the except block, so that the failed batch's tensors are no longer held by the traceback.
-    if failed:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        middle = (len(items) + 1) // 2
-        logger.warning("memory ran out at %d rows; continuing with %d", len(items), middle)
-        for part in (items[:middle], items[middle:]):
-            if part:
-                yield from halving(part, run, shrink)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = (len(items) + 1) // 2
+    logger.warning("memory ran out at %d rows; continuing with %d", len(items), middle)
+    for part in (items[:middle], items[middle:]):
+        if part:
+            yield from halving(part, run, shrink)
 
 
 @contextmanager
 def fitting_threads(device: torch.device, parameters: int) -> Iterator[None]:
     """One thread for a small model on a CPU while the context is open; otherwise as many as torch would use.
 
-    A step of a small model is done before its work is handed out, and threads that wait for the next by spinning take
-    the cores from everything else, from each other first: beside one other busy process, two threads were some fifty
-    times slower than one. Sums are then also taken in the same order on every machine.
+    A step of a small model is done before its work is handed out, and threads that spin until the next take the cores
+    from everything else: beside one other busy process, two threads were some fifty times slower than one. Sums are
+    then also taken in the same order on every machine.
     """
+    if device.type != "cpu" or parameters > SMALL_MODEL:
+        yield
+        return
     before = torch.get_num_threads()
-    small = device.type == "cpu" and parameters <= SMALL_MODEL
+    torch.set_num_threads(1)
     try:
-        if small:
-            torch.set_num_threads(1)
         yield
     finally:
-        if small:
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)

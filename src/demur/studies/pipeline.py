@@ -21,12 +21,13 @@ from demur.method.attribution import (
     attribute_batches,
     pool_features,
 )
-from demur.method.dictionary import DictionaryAttribution, attribute_dictionary
 from demur.method.direction import FORMS, Direction, DirectionSearch, find_direction, find_refusal_tokens
 from demur.method.interventions import Compiled
 from demur.method.path import Method, Metric
 from demur.method.selection import (
+    DictionaryAttribution,
     Pool,
+    attribute_dictionary,
     cosine_pool,
     firing_rates,
     global_set,

@@ -33,7 +33,7 @@ def tiny_suite(
     ids = torch.randint(vocab, _TOKENS, generator=generator).to(model.device)
     with capture(tuple(cast("Any", model.get_decoder()).layers)) as residuals:
         model(input_ids=ids, use_cache=False)
-    flat = {layer: residuals[layer][:, 1:].flatten(0, 1).float().cpu() for layer in sorted(residuals.residuals)}
+    flat = {layer: residuals[layer][:, 1:].flatten(0, 1).float().cpu() for layer in sorted(residuals)}
     return Suite.from_dense({layer: _sae(layer, x, d_sae, activation, generator) for layer, x in flat.items()})
 
 
