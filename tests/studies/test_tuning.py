@@ -10,7 +10,7 @@ import pytest
 from planted_study import effect, lasting
 
 from demur.stats import Estimate
-from demur.studies.answers import JudgedAnswers
+from demur.studies.context import JudgedAnswers
 from demur.studies.results import CompareResult
 from demur.studies.tuning import Measured, Setting, choose, pareto_front, stability
 from demur.types import Answer, Outcome, Prompt, Verdict

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field
 
 from demur.studies.base import Study
-from demur.studies.config import CompareConfig, Integers, Numbers, SideEffectOptions, TuneOptions
+from demur.studies.config import CompareConfig, Factors, SetSizes, SideEffectOptions, TuneOptions
 from demur.studies.results import CompareResult
 from demur.studies.sections import compare_sections
 
@@ -20,25 +20,16 @@ class Config(CompareConfig, SideEffectOptions, TuneOptions):
     """Every method at every strength, with all side effects."""
 
     methods: tuple[str, ...] = (
-        "cossim+ap",
-        "cossim+ap-local",
-        "ap",
-        "ap-falling",
-        "ap-local",
-        "actdiff",
-        "cossim",
-        "random",
-        "random-pool",
-        "direction",
-        "direction-affine",
-    )
+        "cossim+ap", "cossim+ap-local", "ap", "ap-falling", "ap-local", "actdiff", "cossim", "random", "random-pool",
+        "direction", "direction-affine",
+    )  # fmt: skip
     """Methods to compare with F*; repeatable. `-local` sets are each prompt's own; `random` and `random-pool` are
     controls."""
-    suppress: Numbers = Field(default=(0.5, 0.0, -1.0, -2.0, -3.0), min_length=1)
+    suppress: Factors = Field(default=(0.5, 0.0, -1.0, -2.0, -3.0), min_length=1)
     """Scale factors c to try, as 0,-1,-3; the tuning prompts choose one for each method."""
     controls: Literal["chosen", "all"] = "all"
     """Answer under random controls at the strength chosen for F* only, or at all of them."""
-    sizes: Integers = (1, 2, 5, 10, 20, 50, 100, 200)
+    sizes: SetSizes = (1, 2, 5, 10, 20, 50, 100, 200)
     """Sizes of F* whose effect is measured, as 1,2,5,10 (as far as the pool goes)."""
 
     def with_settings(self, settings: Mapping[str, object]) -> Self:

@@ -5,17 +5,28 @@ The command line, `NAME.toml`, the reference page and `demur plan` are derived f
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from demur.errors import InputError
-from demur.types import SplitSizes, Value
+from demur.types import PURPOSES, SplitSizes, Value
 
 MAX_SEED = 2**63 - 1
 
@@ -29,21 +40,24 @@ def _numbers(value: object) -> object:
     return [value]
 
 
-def _sources(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
 def _layers(value: object) -> object:
     """`"0-5,8,10"` as layer numbers."""
     if not isinstance(value, str):
         return value
     found: list[int] = []
     for part in value.replace(" ", "").split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None:
             raise ValueError(f"{part!r} is not a layer or a range of layers; expected for example 0-5,8,10")
-        found += range(int(first), int(last if dash else first) + 1)
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
     return found
+
+
+def _once(layers: tuple[int, ...]) -> tuple[int, ...]:
+    for layer, times in sorted(Counter(layers).items()):
+        if times > 1:
+            raise ValueError(f"layer {layer} is named twice; name each layer once")
+    return layers
 
 
 def _split_sizes(value: object) -> object:
@@ -52,28 +66,44 @@ def _split_sizes(value: object) -> object:
         value = ",".join(str(part) for part in cast("list[object]", value))
     if not isinstance(value, str):
         return value
-    names = tuple(SplitSizes.model_fields)
     parts = value.replace(" ", "").split(",")
-    if any("=" in part for part in parts):
-        pairs = [part.partition("=") for part in parts]
-    else:
-        if len(parts) != len(names):
-            raise ValueError(f"{value!r} has {len(parts)} numbers; expected {len(names)}: {','.join(names)}")
-        pairs = [(name, "=", part) for name, part in zip(names, parts, strict=True)]
+    if not any("=" in part for part in parts):
+        if len(parts) != len(PURPOSES):
+            raise ValueError(f"{value!r} has {len(parts)} numbers; expected {len(PURPOSES)}: {','.join(PURPOSES)}")
+        parts = [f"{name}={part}" for name, part in zip(PURPOSES, parts, strict=True)]
     found: dict[str, int] = {}
-    for name, sign, number in pairs:
-        if not sign or name not in names or not number.isdigit():
-            raise ValueError(f"{name}{sign}{number} is not a size; expected {','.join(names)} or test=50,tuning=16")
+    for part in parts:
+        name, _, number = part.partition("=")
+        if name not in PURPOSES or not number.isdigit():
+            raise ValueError(f"{part} is not a size; expected {','.join(PURPOSES)} or test=50,tuning=16")
         if name in found:
             raise ValueError(f"the size of the {name} split is given twice")
         found[name] = int(number)
     return found
 
 
+def _each(fits: Callable[[float], bool], expected: str) -> AfterValidator:
+    """Values that all fit, each kept once."""
+
+    def read(values: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(map(fits, values)):
+            raise ValueError(expected)
+        return tuple(dict.fromkeys(values))
+
+    return AfterValidator(read)
+
+
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
+Factors = Annotated[Numbers, _each(lambda c: c != 1, "c = 1 changes nothing; leave it out")]
+Positive = Annotated[Numbers, _each(lambda value: value > 0, "every value must be above 0")]
 Integers = Annotated[tuple[int, ...], BeforeValidator(_numbers)]
-Layers = Annotated[tuple[int, ...], BeforeValidator(_layers)]
-Sources = Annotated[tuple[str, ...], BeforeValidator(_sources)]
+SetSizes = Annotated[
+    Integers,
+    _each(lambda size: size >= 1, "sizes of F* begin at 1"),
+    AfterValidator(lambda sizes: tuple(sorted(sizes))),
+]
+Layers = Annotated[tuple[int, ...], BeforeValidator(_layers), AfterValidator(_once)]
+Sources = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """Files or named sets, each `SOURCE` or `SOURCE::COLUMN`."""
 Sizes = Annotated[SplitSizes, BeforeValidator(_split_sizes)]
 
@@ -110,14 +140,6 @@ class ModelOptions(Options):
     """auto, cpu, cuda, cuda:N, mps, or balanced (over several GPUs)."""
     system_prompt: str | None = None
     """System message of every conversation."""
-
-    @field_validator("layers")
-    @classmethod
-    def _once(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if layers is not None and len(set(layers)) < len(layers):
-            twice = sorted({layer for layer in layers if layers.count(layer) > 1})
-            raise ValueError(f"layer {twice[0]} is named twice; name each layer once")
-        return layers
 
 
 class PromptOptions(Options):
@@ -197,11 +219,11 @@ class CompareOptions(Options):
 
     methods: tuple[str, ...] = DEFAULT_METHODS
     """Methods to compare with F*; repeatable. `random` and `random-pool` are its controls."""
-    suppress: Numbers = Field(default=(0.0, -1.0, -3.0), min_length=1)
+    suppress: Factors = Field(default=(0.0, -1.0, -3.0), min_length=1)
     """Scale factors c to try, as 0,-1,-3; the tuning prompts choose one for each method."""
-    induce: Numbers | None = Field(default=None, min_length=1)
+    induce: Positive | None = Field(default=None, min_length=1)
     """Activations v to try, the same for all features (default: multiples of each feature's own maximum instead)."""
-    induce_multiples: Numbers = Field(default=(0.5, 0.75, 1.0, 1.5), min_length=1)
+    induce_multiples: Positive = Field(default=(0.5, 0.75, 1.0, 1.5), min_length=1)
     """Multiples to try of each feature's mean maximum activation on harmful prompts."""
     induce_where: Literal["all", "prompt"] = "prompt"
     """Tokens on which features are set. The paper sets them on the answer's tokens too (all), which small models answer
@@ -214,9 +236,9 @@ class CompareOptions(Options):
     """How ActDiff reduces a feature's activations over a prompt's tokens."""
     harm_judges: tuple[str, ...] = ()
     """Judges of harm, besides the outcome judge, each with an attack success of its own; repeatable."""
-    ce_levels: Numbers = (0.01, 0.05, 0.2)
+    ce_levels: Positive = (0.01, 0.05, 0.2)
     """ΔCE on own answers (nats per token) at which the methods' curves are compared."""
-    sizes: Integers = ()
+    sizes: SetSizes = ()
     """Sizes of F* whose effect is measured, as 1,2,5,10 (as far as the pool goes)."""
 
     @field_validator("methods")
@@ -225,27 +247,6 @@ class CompareOptions(Options):
         # F* is what the others are compared with, named or not; local sets take their strength from the global one.
         needed = (MAIN, "ap") if "ap-local" in methods else (MAIN,)
         return tuple(dict.fromkeys((MAIN, *methods, *needed)))
-
-    @field_validator("suppress")
-    @classmethod
-    def _changes_something(cls, factors: tuple[float, ...]) -> tuple[float, ...]:
-        if 1.0 in factors:
-            raise ValueError("c = 1 changes nothing; leave it out")
-        return tuple(dict.fromkeys(factors))
-
-    @field_validator("induce", "induce_multiples", "ce_levels")
-    @classmethod
-    def _positive(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if values is not None and any(value <= 0 for value in values):
-            raise ValueError("every value must be above 0")
-        return None if values is None else tuple(dict.fromkeys(values))
-
-    @field_validator("sizes")
-    @classmethod
-    def _sizes_positive(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        if any(size < 1 for size in sizes):
-            raise ValueError("sizes of F* begin at 1")
-        return tuple(sorted(set(sizes)))
 
 
 class SideEffectOptions(Options):
@@ -297,28 +298,17 @@ class StudyConfig(ModelOptions, PromptOptions, AnswerOptions):
         if self.model is not None and not (self.harmful and self.harmless):
             missing = "harmful" if not self.harmful else "harmless"
             raise ValueError(f"no {missing} prompts given; name a file or a set with --{missing}")
-        if self.model is None:
-            given = [name for name in _ONLY_WITH_A_MODEL if getattr(self, name, None)]
-            if given:
-                names = ", ".join("--" + name.replace("_", "-") for name in given)
-                raise ValueError(
-                    f"{names} given without a model: the bundled model has its own SAEs and prompts. Name a MODEL, or "
-                    "leave them out"
-                )
+        given = [name for name in _ONLY_WITH_A_MODEL.split() if getattr(self, name, None)]
+        if self.model is None and given:
+            names = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise ValueError(
+                f"{names} given without a model: the bundled model has its own SAEs and prompts. Name a MODEL, or "
+                "leave them out"
+            )
         return self
 
 
-_ONLY_WITH_A_MODEL = (
-    "revision",
-    "saes",
-    "saes_revision",
-    "sae_width",
-    "paper_settings",
-    "harmful",
-    "harmless",
-    "test_harmful",
-    "test_harmless",
-)
+_ONLY_WITH_A_MODEL = "revision saes saes_revision sae_width paper_settings harmful harmless test_harmful test_harmless"
 
 
 class FindConfig(StudyConfig, FindOptions):

@@ -7,23 +7,79 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from demur.errors import InputError
 from demur.judges import CachedJudge, CoherentJudge
-from demur.method.interventions import Compiled, intervention_id
-from demur.model import Budgets, ChatModel, TokenizedPrompt, answer_batches, fitting_threads, model_identity
+from demur.method.interventions import Compiled, Intervention, intervention_id
+from demur.model import Budgets, ChatModel, answer_batches, fitting_threads, model_identity
 from demur.runs import KindOf, Run
 from demur.saes import Suite
-from demur.studies.answers import Change, JudgedAnswers
+from demur.stats import Estimate, rate_of
 from demur.studies.base import ConfigT, ResultT, Study
 from demur.studies.inputs import Inputs, load_inputs, with_paper_settings
-from demur.types import PURPOSES, Answer, Prompt, PromptSet, Splits, Value
+from demur.types import PURPOSES, REFUSALS, Answer, Outcome, PromptSet, Splits, Value, Verdict
 
 KindT = TypeVar("KindT")
 Progress = Callable[[str, int, int], None]
 """`(what is done, done, total)`."""
+Change = tuple[Intervention, ...]
+"""What is done to the model: interventions that apply together."""
+
+
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """Answers to one prompt set under one change, with a verdict on each, in the set's order."""
+
+    answers: tuple[Answer, ...]
+    verdicts: tuple[Verdict, ...]
+
+    def has(self, *outcomes: Outcome) -> tuple[bool | None, ...]:
+        """Per prompt: the answer has one of these outcomes; None when unscored."""
+        return tuple(None if v.outcome is None else v.outcome in outcomes for v in self.verdicts)
+
+    @property
+    def refused(self) -> tuple[bool | None, ...]:
+        """Per prompt: refused, partly or wholly."""
+        return self.has(*REFUSALS)
+
+    @property
+    def complied(self) -> tuple[bool | None, ...]:
+        """Per prompt: complied, whatever a judge of harm says besides."""
+        return self.has(Outcome.COMPLIANCE)
+
+    @property
+    def incoherent(self) -> tuple[bool | None, ...]:
+        """Per prompt: neither refused nor complied, because the answer makes no sense."""
+        return self.has(Outcome.INCOHERENT)
+
+    @property
+    def refusal(self) -> Estimate:
+        return Estimate.of(rate_of(self.verdicts, REFUSALS))
+
+    @property
+    def compliance(self) -> Estimate:
+        return Estimate.of(rate_of(self.verdicts, Outcome.COMPLIANCE))
+
+    def matches(self, other: JudgedAnswers) -> tuple[bool, ...]:
+        """Per prompt: exact match with the other's answer."""
+        return tuple(a.text == b.text for a, b in zip(self.answers, other.answers, strict=True))
+
+    def where(self, *outcomes: Outcome) -> tuple[Answer, ...]:
+        """The answers with one of these outcomes."""
+        return tuple(a for a, verdict in zip(self.answers, self.verdicts, strict=True) if verdict.outcome in outcomes)
+
+    def only(self, *outcomes: Outcome) -> PromptSet:
+        """The prompts whose answer has one of these outcomes."""
+        return PromptSet(name="kept", prompts=tuple(answer.prompt for answer in self.where(*outcomes)))
+
+    @classmethod
+    def joined(cls, parts: Iterable[JudgedAnswers]) -> JudgedAnswers:
+        """Answers to several prompt sets as one."""
+        answers, verdicts = zip(*((part.answers, part.verdicts) for part in parts), strict=True)
+        return cls(tuple(chain(*answers)), tuple(chain(*verdicts)))
 
 
 class _Row(Value):
@@ -70,11 +126,8 @@ class Workspace(Generic[ConfigT]):
         return CachedJudge(self.run, self.inputs.judge, self.progress)
 
     def watch_coherence(self, clean: Sequence[Answer]) -> None:
-        """From here on, an answer that the clean model would not write is incoherent, whatever else the judge says.
-
-        Args:
-            clean: the clean model's answers to prompts that no result is measured on; they set the limit.
-        """
+        """From here on, an answer that the clean model would not write is incoherent, whatever else the judge says. Its
+        answers `clean`, to prompts that no result is measured on, set the limit."""
         if self.inputs.judge.knows_incoherence or self.inputs.judge.costly:
             return  # A judge that is a model reads broken text itself, and must not be paid twice for one answer.
         try:
@@ -87,7 +140,6 @@ class Workspace(Generic[ConfigT]):
     @cached_property
     def _fixed_batches(self) -> ChatModel:
         """The model, with the batch sizes with which the run folder began, whatever memory is free on resuming it."""
-
         depends = {"model": self.identity, "limit": self.config.max_batch_tokens}
         budgets = self.model.budgets
         kept = self.run.cached("budget", depends, tuple[int, int], lambda: (budgets.plain, budgets.gradients))
@@ -95,13 +147,8 @@ class Workspace(Generic[ConfigT]):
         return self.model
 
     def answer(self, label: str, prompts: PromptSet, change: Change = ()) -> JudgedAnswers:
-        """The model's answers to `prompts` under a change, judged; each written once per run folder.
-
-        Args:
-            label: of the progress bar.
-            prompts: in whose order the answers come.
-            change: what is done to the model meanwhile.
-        """
+        """The model's answers to `prompts` under a change, judged; each written once per run folder. `label` is that of
+        the progress bar."""
         limit, model = self.config.max_new_tokens, self._fixed_batches
 
         def compute(done: frozenset[str]) -> Iterator[list[_Row]]:
@@ -110,25 +157,14 @@ class Workspace(Generic[ConfigT]):
             for batch in answer_batches(model, prompts.prompts, compiled, max_new_tokens=limit, done=done):
                 yield [_Row(prompt_id=each.prompt.id, text=each.text, finished=each.finished) for each in batch]
 
-        rows = self.run.mapped(
-            "answers",
-            self.under(change) | {"prompts": prompts.digest, "max_new_tokens": limit},
-            _Row,
-            prompts.ids,
-            compute,
-            key=lambda row: row.prompt_id,
-            progress=partial(self.progress, label),
-        )
+        depends = self.under(change) | {"prompts": prompts.digest, "max_new_tokens": limit}
+        rows = self.run.mapped("answers", depends, _Row, prompts.ids, compute, progress=partial(self.progress, label))
         name = intervention_id(change)
         answers = tuple(
             Answer(prompt=prompt, text=row.text, intervention=name, finished=row.finished)
             for prompt, row in zip(prompts.prompts, rows, strict=True)
         )
         return JudgedAnswers(answers, self.judging.judge(answers).verdicts)
-
-    def tokenize(self, prompts: Iterable[Prompt]) -> list[TokenizedPrompt]:
-        """Prompts as tokens of the model's chat format."""
-        return self.model.tokenize(prompts)
 
     def cached(
         self,
@@ -147,7 +183,6 @@ class Workspace(Generic[ConfigT]):
             compute: gives it; not called when the run folder holds it.
             label: of the progress bar (default: none).
         """
-
         progress = partial(self.progress, label) if label else None
         return self.run.cached(name, self.depends | dict(depends), kind, compute, progress=progress)
 
@@ -169,20 +204,21 @@ class Workspace(Generic[ConfigT]):
             self.warnings.append(text)
 
     def trying(self, **changes: object) -> Workspace[ConfigT]:
-        """This workspace with another configuration, its warnings kept apart: for settings that are only tried."""
-        return replace(self, config=self.config.model_copy(update=changes), warnings=[])
+        """This workspace with another configuration, its warnings and seconds kept apart: for settings that are only
+        tried."""
+        return replace(self, config=self.config.model_copy(update=changes), warnings=[], seconds={})
 
 
 @dataclass
 class Context(Workspace[ConfigT]):
     """What a study's `run` receives: the workspace, and the prompts in their four splits."""
 
+    study: str = ""
+    """Name of the study."""
+
     @property
     def splits(self) -> Splits:
         return self.inputs.splits
-
-    study: str = ""
-    """Name of the study."""
 
     @property
     def _coherence(self) -> str:
@@ -200,15 +236,9 @@ class Context(Workspace[ConfigT]):
         """A result with what every result says: model, facts, warnings, seconds."""
         if warning := self.judging.warning:
             self.warn(warning)
-        return result.model_copy(
-            update={
-                "study": self.study,
-                "model": self.inputs.title,
-                "facts": self.facts | result.facts,
-                "warnings": tuple(dict.fromkeys((*result.warnings, *self.warnings))),
-                "seconds": dict(self.seconds),
-            }
-        )
+        known = {"study": self.study, "model": self.inputs.title, "seconds": dict(self.seconds)}
+        warnings = tuple(dict.fromkeys((*result.warnings, *self.warnings)))
+        return result.model_copy(update={**known, "facts": self.facts | result.facts, "warnings": warnings})
 
     @property
     def facts(self) -> dict[str, str]:
@@ -217,18 +247,14 @@ class Context(Workspace[ConfigT]):
         levels = [spec.average_l0 for spec in suite.specs if spec.average_l0 is not None]
         level = f", average L0 {sum(levels) / len(levels):.0f}" if levels else ""
         dtype = str(model.dtype).removeprefix("torch.")
-        sizes = ", ".join(
-            f"{name} {len(split.harmful)} + {len(split.harmless)}"
-            for name in PURPOSES
-            for split in (getattr(self.splits, name),)
-        )
+        sizes = (f"{name} {len(each.harmful)} + {len(each.harmless)}" for name, each in self.splits if name in PURPOSES)
         return {
             "model": f"{self.inputs.title}: {type(model.hf).__name__}, {model.n_layers} layers of {model.d_model}, "
             f"{model.n_parameters / 1e6:,.1f} M parameters, {dtype} on {model.device}",
             "SAEs": f"{self.inputs.saes_title}: {len(suite.layers)} layers of {suite.specs[0].d_sae:,} features, "
             f"{suite.specs[0].activation}{level}",
             "judge": self.judging.reader.name + self._coherence,
-            "prompts (harmful + harmless)": sizes,
+            "prompts (harmful + harmless)": ", ".join(sizes),
         }
 
 
@@ -237,7 +263,6 @@ def open_context(
     study: Study[ConfigT, Any],
     config: ConfigT,
     out: Path,
-    *,
     inputs: Inputs | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Context[ConfigT]]:
@@ -256,9 +281,10 @@ def open_context(
         context = Context(config, inputs, run, report, warnings=list(inputs.warnings), study=study.name)
         run.record(
             inputs={
-                f"{purpose}/{label}": getattr(getattr(inputs.splits, purpose), label).digest
-                for purpose in PURPOSES
-                for label in ("harmful", "harmless")
+                f"{purpose}/{label}": prompts.digest
+                for purpose, split in inputs.splits
+                if purpose in PURPOSES
+                for label, prompts in split
             },
             identities={"model": context.identity, "saes": {s.source: s.identity for s in inputs.suite.specs}},
         )
@@ -286,7 +312,7 @@ def run_study(
     Raises:
         DemurError: inputs that do not fit; nothing computed before is lost.
     """
-    with open_context(study, config, out, inputs=inputs, progress=progress) as context:
+    with open_context(study, config, out, inputs, progress) as context:
         try:
             result = context.completed(study.run(context))
         finally:

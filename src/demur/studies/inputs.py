@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from demur import data
 from demur.errors import InputError, ModelError
@@ -16,17 +17,14 @@ from demur.types import Splits
 
 @dataclass(frozen=True)
 class Inputs:
-    """A study's inputs, loaded."""
+    """A study's inputs, loaded: titles are names for people, `judge` is the outcome judge."""
 
     title: str
-    """The model's name, for people."""
     saes_title: str
-    """The SAEs' name, for people."""
     model: ChatModel
     suite: Suite
     splits: Splits
     judge: Judge
-    """The outcome judge."""
     warnings: tuple[str, ...] = ()
 
 
@@ -53,14 +51,8 @@ def configured_suite(config: StudyConfig) -> Suite:
     Raises:
         InputError, SaeError: there is no preset, or no such SAEs.
     """
-    return load_saes(
-        str(config.model),
-        config.saes,
-        layers=config.layers,
-        average_l0=config.average_l0,
-        width=config.sae_width,
-        revision=config.saes_revision,
-    )
+    asked: dict[str, Any] = {"width": config.sae_width, "revision": config.saes_revision}
+    return load_saes(str(config.model), config.saes, layers=config.layers, average_l0=config.average_l0, **asked)
 
 
 def check_fit(config: StudyConfig, suite: Suite) -> None:
@@ -100,14 +92,8 @@ def outcome_judge(name: str) -> Judge:
 
 
 def _model(config: StudyConfig, source: str | Path) -> ChatModel:
-    return ChatModel.load(
-        source,
-        revision=config.revision,
-        dtype=config.dtype,
-        device=config.device,
-        system_prompt=config.system_prompt,
-        max_batch_tokens=config.max_batch_tokens,
-    )
+    options = ("revision", "dtype", "device", "system_prompt", "max_batch_tokens")
+    return ChatModel.load(source, **{name: getattr(config, name) for name in options})
 
 
 def read_splits(config: StudyConfig) -> Splits:
@@ -120,22 +106,10 @@ def read_splits(config: StudyConfig) -> Splits:
         from demur.bundled import bundled_prompts
 
         prompts = bundled_prompts()
-        return data.make_splits(
-            prompts.harmful,
-            prompts.harmless,
-            sizes=config.n,
-            seed=config.seed,
-            test_harmful=prompts.test_harmful,
-            test_harmless=prompts.test_harmless,
-        )
-    return data.load_prompts(
-        config.harmful,
-        config.harmless,
-        test_harmful=config.test_harmful or None,
-        test_harmless=config.test_harmless or None,
-        n=config.n,
-        seed=config.seed,
-    )
+        tests = {"test_harmful": prompts.test_harmful, "test_harmless": prompts.test_harmless}
+        return data.make_splits(prompts.harmful, prompts.harmless, sizes=config.n, seed=config.seed, **tests)
+    tests = {"test_harmful": config.test_harmful or None, "test_harmless": config.test_harmless or None}
+    return data.load_prompts(config.harmful, config.harmless, n=config.n, seed=config.seed, **tests)
 
 
 def load_inputs(config: StudyConfig) -> Inputs:

@@ -6,34 +6,25 @@ with `METHODS.register`, or from another package through the entry-point group `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from demur.method import selection
 from demur.method.interventions import PerPrompt, ScaleFeatures, SetFeatures
-from demur.method.selection import (
-    actdiff_set,
-    cossim_set,
-    firing_rates,
-    local_sets,
-    mean_activations,
-    mean_max_activations,
-    random_set,
-)
 from demur.registry import Registry
-from demur.studies.answers import Change
 from demur.studies.config import MAIN, CompareConfig
-from demur.studies.pipeline import Finding, Found, attribute_everything, attribute_pool
+from demur.studies.context import Change
+from demur.studies.pipeline import Attributor, Finding, Found
 from demur.studies.results import Kind
 from demur.types import FeatureId, FeatureSet, Form, PromptSet
 
 if TYPE_CHECKING:
-    from demur.model import TokenizedPrompt
+    from demur.model import Items
 
 
 @dataclass(frozen=True)
@@ -46,19 +37,23 @@ class Selection:
     """Features to choose: the size of F*."""
 
     @property
-    def harmful(self) -> list[TokenizedPrompt]:
+    def harmful(self) -> Items:
         """Harmful selection prompts that the clean model refuses."""
-        return self.work.tokenize(self.found.clean.used("selection").harmful)
+        return self.work.model.tokenize(self.found.clean.used("selection").harmful)
 
     @property
-    def harmless(self) -> list[TokenizedPrompt]:
+    def harmless(self) -> Items:
         """Harmless selection prompts that the clean model answers."""
-        return self.work.tokenize(self.found.clean.used("selection").harmless)
+        return self.work.model.tokenize(self.found.clean.used("selection").harmless)
 
     @property
     def direction(self) -> Float[Tensor, " d_model"]:
         """The refusal direction, unit norm."""
         return self.found.direction.vector
+
+    @property
+    def attributor(self) -> Attributor:
+        return Attributor(self.work, self.found.clean, self.found.direction)
 
 
 class Method:
@@ -79,6 +74,11 @@ class Method:
     follows: ClassVar[str | None] = None
     local: ClassVar[bool] = False
     has_set: ClassVar[bool] = False
+
+    @property
+    def leader(self) -> str | None:
+        """The method whose strengths this one takes: the one that it follows, or of a control F*."""
+        return self.follows or (MAIN if self.control else None)
 
     def strengths(self, config: CompareConfig, kind: Kind) -> tuple[float, ...]:
         """Strengths to try: scale factors c, or values (multiples of maximum activations, unless values are given)."""
@@ -115,14 +115,12 @@ class FeatureMethod(Method):
 
     def induce(self, sets: Sets, strength: float) -> tuple[Change, ...]:
         config = sets.config
-        changes: list[Change] = []
-        for each in sets[self.name]:
-            values: float | tuple[float, ...] = strength
-            if config.induce is None:
-                # Each feature, a random one too, is set to a multiple of its own maximum activation.
-                values = tuple(strength * value for value in sets.maxima(each))
-            changes.append((SetFeatures(each.features, values, config.induce_where),))
-        return tuple(changes)
+
+        def values(each: FeatureSet) -> float | tuple[float, ...]:
+            # Each feature, a random one too, is set to a multiple of its own maximum activation.
+            return strength if config.induce else tuple(strength * value for value in sets.maxima(each))
+
+        return tuple((SetFeatures(each.features, values(each), config.induce_where),) for each in sets[self.name])
 
 
 class Attributed(FeatureMethod):
@@ -141,10 +139,8 @@ class WholeDictionary(FeatureMethod):
     falling: ClassVar[bool] = False
 
     def select(self, given: Selection) -> FeatureSet:
-        found = given.found
-        harmful = found.clean.used("selection").harmful
-        scored = attribute_everything(given.work, found.clean, found.direction, harmful, falling=self.falling)
-        return scored.overall.head(given.k)
+        harmful = given.found.clean.used("selection").harmful
+        return given.attributor.dictionary(harmful, falling=self.falling).overall.head(given.k)
 
 
 class FallingOnly(WholeDictionary):
@@ -161,7 +157,7 @@ class ActivationDifference(FeatureMethod):
     def select(self, given: Selection) -> FeatureSet:
         work = given.work
         reduce = work.config.actdiff_tokens if isinstance(work.config, CompareConfig) else "max"
-        return actdiff_set(work.model, work.suite, given.harmful, given.harmless, given.k, reduce=reduce)
+        return selection.actdiff_set(work.model, work.suite, given.harmful, given.harmless, given.k, reduce=reduce)
 
 
 class Cosine(FeatureMethod):
@@ -170,7 +166,7 @@ class Cosine(FeatureMethod):
     name, label = "cossim", "CosSim"
 
     def select(self, given: Selection) -> FeatureSet:
-        return cossim_set(given.work.suite, given.direction, given.k)
+        return selection.cossim_set(given.work.suite, given.direction, given.k)
 
 
 class RandomMatched(FeatureMethod):
@@ -186,15 +182,15 @@ class RandomMatched(FeatureMethod):
         rates: dict[int, Tensor] = {}
         sizes: dict[int, Tensor] = {}
         for prompts in (given.harmful, given.harmless):
-            fires = firing_rates(work.model, work.suite, prompts, layers=layers)
-            moves = mean_activations(work.model, work.suite, prompts, layers=layers)
+            fires = selection.firing_rates(work.model, work.suite, prompts, layers=layers)
+            moves = selection.mean_activations(work.model, work.suite, prompts, layers=layers)
             for layer in layers:
                 # Both classes count alike.
                 rates[layer] = rates.get(layer, 0.0) + fires[layer] / 2
                 norms = torch.cat([rows.norm(dim=-1) for _, rows in work.suite[layer].decoder_blocks(8192)])
                 sizes[layer] = sizes.get(layer, 0.0) + moves[layer] * norms / 2
         exclude = given.found.pool.features
-        return tuple(random_set(main, (rates, sizes), exclude=exclude, seed=seed) for seed in seeds)
+        return tuple(selection.random_set(main, (rates, sizes), exclude=exclude, seed=seed) for seed in seeds)
 
 
 class RandomPool(RandomMatched):
@@ -214,12 +210,13 @@ class RandomPool(RandomMatched):
                 f"the pool holds {len(rest)} features outside F*, so the control from the pool has sets of {size} "
                 f"instead of {given.k}; raise --k0"
             )
-        sets: list[FeatureSet] = []
-        for seed in seeds:
+
+        def one(seed: int) -> FeatureSet:
             order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[:size].tolist()
             features = tuple(rest[place] for place in order)
-            sets.append(FeatureSet(features=features, scores=(0.0,) * size, scope="global", method=f"pool-{seed}"))
-        return tuple(sets)
+            return FeatureSet(features=features, scores=(0.0,) * size, scope="global", method=f"pool-{seed}")
+
+        return tuple(map(one, seeds))
 
 
 class LocalAttributed(Method):
@@ -229,14 +226,13 @@ class LocalAttributed(Method):
 
     def per_prompt(self, sets: Sets, prompts: PromptSet) -> Sequence[FeatureSet]:
         """One set for each prompt, attributed on the prompt itself: that is what makes it local."""
-        work, found = sets.given.work, sets.given.found
-        attribution = attribute_pool(work, found.clean, found.direction, found.pool, work.config.estimator, prompts)
-        return local_sets(attribution, sets.given.k)
+        given = sets.given
+        attribution = given.attributor.pool(given.found.pool, given.work.config.estimator, prompts)
+        return selection.local_sets(attribution, given.k)
 
     def suppress(self, sets: Sets, strength: float, prompts: PromptSet) -> tuple[Change, ...]:
-        own = {
-            str(each.prompt_id): (ScaleFeatures(each.features, strength),) for each in self.per_prompt(sets, prompts)
-        }
+        found = self.per_prompt(sets, prompts)
+        own = {str(each.prompt_id): (ScaleFeatures(each.features, strength),) for each in found}
         return ((PerPrompt(own, self.name),),)
 
     def induce(self, sets: Sets, strength: float) -> tuple[Change, ...]:
@@ -250,9 +246,7 @@ class LocalWholeDictionary(LocalAttributed):
     name, label, follows = "ap-local", "AP per prompt", "ap"
 
     def per_prompt(self, sets: Sets, prompts: PromptSet) -> Sequence[FeatureSet]:
-        work, found = sets.given.work, sets.given.found
-        scored = attribute_everything(work, found.clean, found.direction, prompts)
-        return [each.head(sets.given.k) for each in scored.local]
+        return [each.head(sets.given.k) for each in sets.given.attributor.dictionary(prompts).local]
 
 
 class DirectionAblated(Method):
@@ -288,19 +282,9 @@ class DirectionAffine(DirectionAblated):
 
 
 _BUILTIN: tuple[type[Method], ...] = (
-    Attributed,
-    LocalAttributed,
-    WholeDictionary,
-    FallingOnly,
-    LocalWholeDictionary,
-    ActivationDifference,
-    Cosine,
-    RandomMatched,
-    RandomPool,
-    DirectionAblated,
-    DirectionAffine,
-)
-
+    Attributed, LocalAttributed, WholeDictionary, FallingOnly, LocalWholeDictionary, ActivationDifference, Cosine,
+    RandomMatched, RandomPool, DirectionAblated, DirectionAffine,
+)  # fmt: skip
 METHODS: Registry[Method] = Registry(
     "demur.methods", "selection method", {each.name: f"{__name__}:{each.__name__}" for each in _BUILTIN}
 )
@@ -331,45 +315,40 @@ class Sets:
             self._sets[name] = self._choose(name)
         return self._sets[name]
 
-    @cached_property
-    def _depends(self) -> Mapping[str, object]:
-        found, config = self.given.found, self.config
+    def _choose(self, name: str) -> tuple[FeatureSet, ...]:
+        method, given, config, found = get_method(name), self.given, self.config, self.given.found
+        assert isinstance(method, FeatureMethod)
+        if name == MAIN:
+            return (found.chosen,)
         used = found.clean.used("selection")
-        return {
+        depends: dict[str, object] = {
+            "method": name,
             "prompts": [used.harmful.digest, used.harmless.digest],
             "direction": found.direction.difference.tolist(),
             "pool": found.pool.features,
             "features": found.chosen.features,
-            "k": self.given.k,
-            "layers": self.given.work.suite.layers,
+            "k": given.k,
+            "layers": given.work.suite.layers,
             "actdiff_tokens": config.actdiff_tokens,
         }
-
-    def _choose(self, name: str) -> tuple[FeatureSet, ...]:
-        method, given, config = get_method(name), self.given, self.config
-        assert isinstance(method, FeatureMethod)
-        if name == MAIN:
-            return (given.found.chosen,)
-        depends: dict[str, object] = {"method": name, **self._depends}
+        if method.control:
+            depends["seeds"] = [config.seed, config.random_sets]
 
         def compute() -> tuple[FeatureSet, ...]:
             if isinstance(method, RandomMatched):
                 return method.draw(given, range(config.seed, config.seed + config.random_sets))
             return (method.select(given),)
 
-        if method.control:
-            depends |= {"seeds": [config.seed, config.random_sets]}
         return given.work.cached("feature_sets", depends, tuple[FeatureSet, ...], compute, f"features: {name}")
 
     def maxima(self, features: FeatureSet) -> tuple[float, ...]:
         """Mean maximum activation of each feature on harmful selection prompts, in the set's order."""
-        key, work = features.features, self.given.work
+        key, given, work = features.features, self.given, self.given.work
         if key not in self._maxima:
-            harmful = self.given.found.clean.used("selection").harmful
 
             def compute() -> tuple[float, ...]:
-                return tuple(mean_max_activations(work.model, work.suite, work.tokenize(harmful), key).tolist())
+                return tuple(selection.mean_max_activations(work.model, work.suite, given.harmful, key).tolist())
 
-            depends = {"prompts": harmful.digest, "features": key}
+            depends = {"prompts": given.found.clean.used("selection").harmful.digest, "features": key}
             self._maxima[key] = work.cached("maxima", depends, tuple[float, ...], compute)
         return self._maxima[key]

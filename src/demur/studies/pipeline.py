@@ -9,41 +9,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from demur.errors import ModelError
+from demur.method import selection
 from demur.method.attribution import (
+    SCORED,
     Attribution,
     AttributionSpec,
     PromptAttribution,
-    ScoredTokens,
     attribute_batches,
     pool_features,
 )
 from demur.method.direction import FORMS, Direction, DirectionSearch, find_direction, find_refusal_tokens
 from demur.method.interventions import Compiled
 from demur.method.path import Method, Metric
-from demur.method.selection import (
-    DictionaryAttribution,
-    Pool,
-    attribute_dictionary,
-    cosine_pool,
-    firing_rates,
-    global_set,
-    local_sets,
-    mean_max_activations,
-    pool_of,
-)
+from demur.method.selection import DictionaryAttribution, Pool
 from demur.stats import spearman, spearman_over_prompts
-from demur.studies.answers import JudgedAnswers
 from demur.studies.config import FindConfig, StudyConfig
-from demur.studies.context import Workspace
-from demur.studies.results import EstimatorRow, SplitUse
+from demur.studies.context import JudgedAnswers, Workspace
+from demur.studies.results import Activity, DirectionInfo, EstimatorRow, FeatureRow, SplitUse
 from demur.types import (
+    REFUSALS,
     Candidate,
     ChoosingSplits,
-    FeatureField,
     FeatureId,
     FeatureSet,
     Label,
@@ -51,13 +42,11 @@ from demur.types import (
     PromptSet,
     RefusalToken,
     Split,
-    Value,
 )
 
 ESTIMATORS: tuple[Method, ...] = ("gradient", "ig", "paper")
 MIN_REFUSAL = 0.05
 """Below this share of refused harmful prompts there is no refusal to explain."""
-
 
 Finding = Workspace[FindConfig]
 
@@ -81,28 +70,25 @@ class CleanAnswers:
 
 def split_used(harmful: JudgedAnswers, harmless: JudgedAnswers) -> Split:
     """The harmful prompts that were refused and the harmless ones that were not."""
-    return Split(
-        harmful=harmful.only(lambda outcome: outcome in (Outcome.REFUSAL, Outcome.PARTIAL_REFUSAL)),
-        harmless=harmless.only(lambda outcome: outcome in (Outcome.COMPLIANCE, Outcome.INCOHERENT)),
-    )
+    return Split(harmful=harmful.only(*REFUSALS), harmless=harmless.only(Outcome.COMPLIANCE, Outcome.INCOHERENT))
 
 
-def split_use(name: str, harmful: JudgedAnswers, harmless: JudgedAnswers) -> tuple[SplitUse, SplitUse]:
+def split_use(name: str, harmful: JudgedAnswers, harmless: JudgedAnswers) -> tuple[SplitUse, ...]:
     """How the clean model answered one split, class by class."""
     used = split_used(harmful, harmless)
-    chooses_features = name in ("direction", "selection")
-
-    def row(label: Label, answers: JudgedAnswers, kept: PromptSet) -> SplitUse:
-        return SplitUse(
+    classes: tuple[tuple[Label, JudgedAnswers, PromptSet], ...]
+    classes = (("harmful", harmful, used.harmful), ("harmless", harmless, used.harmless))
+    return tuple(
+        SplitUse(
             split=name,
             label=label,
-            n=len(answers.answers),
-            refused=sum(each is True for each in answers.refused),
-            complied=sum(each is True for each in answers.complied),
-            used=len(kept) if chooses_features else len(answers.answers),
+            n=len(judged.answers),
+            refused=judged.refused.count(True),
+            complied=judged.complied.count(True),
+            used=len(kept if name in ("direction", "selection") else judged.answers),
         )
-
-    return row("harmful", harmful, used.harmful), row("harmless", harmless, used.harmless)
+        for label, judged, kept in classes
+    )
 
 
 @dataclass(frozen=True)
@@ -118,9 +104,11 @@ class Found:
     """F*."""
 
     @property
-    def local(self) -> tuple[FeatureSet, ...]:
-        """Each selection prompt's own set, of the size of F*."""
-        return local_sets(self.attribution, len(self.chosen))
+    def local_overlap(self) -> float:
+        """Mean share of F* that a selection prompt's own set of that size holds."""
+        size, own = len(self.chosen), selection.local_sets(self.attribution, len(self.chosen))
+        shares = [len({*each.features} & {*self.chosen.features}) / max(1, size) for each in own]
+        return sum(shares) / max(1, len(shares))
 
 
 def find(work: Finding, prompts: ChoosingSplits) -> Found:
@@ -131,39 +119,44 @@ def find(work: Finding, prompts: ChoosingSplits) -> Found:
     """
     with work.timed("clean answers"):
         clean = answer_clean(work, prompts)
+    found = find_from(work, clean)
+    if (share := found.attribution.share_without_signal) > 0:
+        work.warn(
+            f"{share:.0%} of the {len(found.attribution.rows)} selection prompts carry no attribution "
+            "signal: ablating the direction does not change their metric"
+        )
+    if (size := len(found.chosen)) < work.config.k:
+        work.warn(f"the pool holds {size} features, so F* has that size instead of {work.config.k}; raise --k0")
+    return found
+
+
+def find_from(work: Finding, clean: CleanAnswers) -> Found:
+    """The steps from the clean answers to F*."""
     with work.timed("direction"):
         direction = choose_direction(work, clean)
     with work.timed("pool"):
         pool = make_pool(work, clean, direction)
     with work.timed("attribution"):
-        scored = clean.used("selection").harmful
-        attribution = attribute_pool(work, clean, direction, pool, work.config.estimator, scored)
-        chosen = global_set(attribution, work.config.k)
-    if attribution.share_without_signal > 0:
-        work.warn(
-            f"{attribution.share_without_signal:.0%} of the {len(scored)} selection prompts carry no attribution "
-            "signal: ablating the direction does not change their metric"
-        )
-    if len(chosen) < work.config.k:
-        work.warn(f"the pool holds {len(chosen)} features, so F* has that size instead of {work.config.k}; raise --k0")
+        asked = Attributor(work, clean, direction)
+        attribution = asked.pool(pool, work.config.estimator, clean.used("selection").harmful)
+        chosen = selection.global_set(attribution, work.config.k)
     return Found(clean, direction, pool, attribution, chosen)
 
 
 def answer_clean(work: Finding, prompts: ChoosingSplits) -> CleanAnswers:
     """The clean model's answers to all prompts that choose, and the first tokens of its refusals."""
-    answers: dict[str, tuple[JudgedAnswers, JudgedAnswers]] = {}
-    for purpose in ("direction", "selection", "tuning"):
-        split: Split = getattr(prompts, purpose)
-        answers[purpose] = (
+    answers = {
+        purpose: (
             work.answer(f"clean: {purpose}, harmful", split.harmful),
             work.answer(f"clean: {purpose}, harmless", split.harmless),
         )
-    harmful = JudgedAnswers.joined([each for each, _ in answers.values()])
-    harmless = JudgedAnswers.joined([each for _, each in answers.values()])
+        for purpose, split in prompts
+    }
+    harmful, harmless = (JudgedAnswers.joined(parts) for parts in zip(*answers.values(), strict=True))
     _require_refusals(work, harmful, harmless)
-    refusals = [a.text for a, v in zip(harmful.answers, harmful.verdicts, strict=True) if v.outcome is Outcome.REFUSAL]
-    others = [a.text for a, refused in zip(harmless.answers, harmless.refused, strict=True) if refused is False]
-    found = CleanAnswers(answers, find_refusal_tokens(work.model, refusals, others))
+    refusals, others = harmful.where(Outcome.REFUSAL), harmless.where(Outcome.COMPLIANCE, Outcome.INCOHERENT)
+    tokens = find_refusal_tokens(work.model, [each.text for each in refusals], [each.text for each in others])
+    found = CleanAnswers(answers, tokens)
     for purpose in ("direction", "selection"):
         used = found.used(purpose)
         if min(len(used.harmful), len(used.harmless)) < 2:
@@ -175,8 +168,7 @@ def answer_clean(work: Finding, prompts: ChoosingSplits) -> CleanAnswers:
 
 
 def _require_refusals(work: Finding, harmful: JudgedAnswers, harmless: JudgedAnswers) -> None:
-    rate = harmful.refusal
-    refused = sum(each is True for each in harmful.refused)
+    rate, refused = harmful.refusal, harmful.refused.count(True)
     if refused < 2 or rate.value < MIN_REFUSAL:
         shown = "\n".join(
             f"  {answer.prompt.text[:70]!r} -> {answer.text[:70]!r} ({verdict.outcome or 'unscored'})"
@@ -192,8 +184,7 @@ def _require_refusals(work: Finding, harmful: JudgedAnswers, harmless: JudgedAns
 
 def warn_of_over_refusal(work: Workspace[StudyConfig] | Finding, where: str, harmless: JudgedAnswers) -> None:
     """Warn where the clean model refuses more than a fifth of a set of harmless prompts."""
-    over = harmless.refusal
-    if over.n and over.value > 0.2:
+    if (over := harmless.refusal).n and over.value > 0.2:
         work.warn(
             f"the clean model refuses {over.value:.0%} of {over.n} harmless prompts ({where}): the contrast between "
             "the classes is weak there, and side effects rest on the prompts that it answers"
@@ -227,8 +218,8 @@ def choose_direction(work: Finding, clean: CleanAnswers) -> Direction:
         # A search of many candidates resumes in the middle, so it keeps its own rows.
         direction = find_direction(
             work.model,
-            (work.tokenize(train.harmful), work.tokenize(train.harmless)),
-            (work.tokenize(validation.harmful), work.tokenize(validation.harmless)),
+            (work.model.tokenize(train.harmful), work.model.tokenize(train.harmless)),
+            (work.model.tokenize(validation.harmful), work.model.tokenize(validation.harmless)),
             clean.refusal_ids,
             search,
             known=stage.rows("candidates", Candidate),
@@ -247,9 +238,8 @@ def make_pool(work: Finding, clean: CleanAnswers, direction: Direction) -> Pool:
     config, suite = work.config, work.suite
     best: tuple[FeatureId, ...] = ()
     if config.pool != "cosine":
-        harmful = clean.used("selection").harmful
         # Features are kept to be scaled down, so those that rise when refusal goes are not wanted.
-        scored = attribute_everything(work, clean, direction, harmful, falling=True)
+        scored = Attributor(work, clean, direction).dictionary(clean.used("selection").harmful, falling=True)
         best = scored.overall.head(config.k0 * len(suite.layers)).features
     depends = {
         "direction": direction.difference.tolist(),
@@ -261,139 +251,105 @@ def make_pool(work: Finding, clean: CleanAnswers, direction: Direction) -> Pool:
 
     def compute() -> Pool:
         if config.pool == "attribution":
-            return pool_of(suite, direction.vector, best)
-        pool = cosine_pool(suite, direction.vector, config.k0)
+            return selection.pool_of(suite, direction.vector, best)
+        pool = selection.cosine_pool(suite, direction.vector, config.k0)
         if config.pool == "cosine":
             return pool
-        return pool_of(suite, direction.vector, tuple(dict.fromkeys((*pool.features, *best))))
+        return selection.pool_of(suite, direction.vector, tuple(dict.fromkeys((*pool.features, *best))))
 
     return work.cached("pool", depends, Pool, compute, "pool")
 
 
-def _asked(
-    work: Finding, clean: CleanAnswers, direction: Direction, method: Method
-) -> tuple[Metric, ScoredTokens, Compiled, AttributionSpec]:
-    """What attribution by a method asks: the metric, the tokens, the patched run, and all of it as a value.
+@dataclass(frozen=True)
+class Attributor:
+    """Attribution towards the run with the direction ablated. Every method is asked the same: one metric, on the same
+    tokens, whose target token follows the rule of the study's own estimator."""
 
-    The target token follows one rule, that of the study's own estimator, so that all methods are asked the same.
-    """
-    metric = Metric(clean.refusal_ids, allow_refusal_target=work.config.estimator == "paper")
-    tokens = ScoredTokens()
-    patch = Compiled(work.model, None, [direction.ablate()])
-    return metric, tokens, patch, AttributionSpec.of(method, work.config.steps, metric, tokens, patch.id)
+    work: Finding
+    clean: CleanAnswers
+    direction: Direction
 
+    def _asked(self, method: Method) -> tuple[AttributionSpec, dict[str, Any]]:
+        """What is asked, as a value and as arguments."""
+        config = self.work.config
+        metric = Metric(self.clean.refusal_ids, allow_refusal_target=config.estimator == "paper")
+        patch = Compiled(self.work.model, None, [self.direction.ablate()])
+        spec = AttributionSpec.of(method, config.steps, metric, SCORED, patch.id)
+        return spec, {"patch": patch, "metric": metric, "method": method, "steps": config.steps}
 
-def attribute_everything(
-    work: Finding, clean: CleanAnswers, direction: Direction, harmful: PromptSet, *, falling: bool = False
-) -> DictionaryAttribution:
-    """Attribution over whole dictionaries (the AP baseline), the best of each prompt and over all of them.
+    def dictionary(self, harmful: PromptSet, *, falling: bool = False) -> DictionaryAttribution:
+        """Attribution over whole dictionaries (the AP baseline), the best of each prompt and over all of them: as many
+        features as a pool or F* can ask for. `falling` as in `attribute_dictionary`."""
+        work, config, suite = self.work, self.work.config, self.work.suite
+        top = max(config.k, config.k0 * len(suite.layers))
+        spec, asked = self._asked(config.estimator)
+        depends = {"prompts": harmful.digest, "top": top, "spec": spec, "layers": suite.layers, "falling": falling}
 
-    As many features are kept as a pool or F* can ask for.
+        def compute() -> DictionaryAttribution:
+            items, progress = work.model.tokenize(harmful), partial(work.progress, "attribution: all features")
+            asks: dict[str, Any] = {**asked, "top": top, "falling": falling, "progress": progress}
+            return selection.attribute_dictionary(work.model, suite, items, **asks)
 
-    Args:
-        work: the workspace.
-        clean: gives the refusal tokens.
-        direction: ablated in the patched run.
-        harmful: prompts to attribute on.
-        falling: see `attribute_dictionary`.
-    """
-    config, suite = work.config, work.suite
-    top = max(config.k, config.k0 * len(suite.layers))
-    metric, tokens, patch, spec = _asked(work, clean, direction, config.estimator)
-    depends = {"prompts": harmful.digest, "top": top, "spec": spec, "layers": suite.layers, "falling": falling}
+        return work.cached("dictionary", depends, DictionaryAttribution, compute)
 
-    def compute() -> DictionaryAttribution:
-        return attribute_dictionary(
-            work.model,
-            suite,
-            work.tokenize(harmful),
-            patch=patch,
-            metric=metric,
-            top=top,
-            method=config.estimator,
-            steps=config.steps,
-            scoring=tokens,
-            falling=falling,
-            progress=partial(work.progress, "attribution: all features"),
-        )
+    def pool(self, pool: Pool, method: Method, harmful: PromptSet) -> Attribution:
+        """Attribution of a pool on harmful prompts, resumed where it was left; `method` may be "exact"."""
+        work, (spec, asked) = self.work, self._asked(method)
 
-    return work.cached("dictionary", depends, DictionaryAttribution, compute)
+        def compute(done: frozenset[str]) -> Iterator[Sequence[PromptAttribution]]:
+            items = work.model.tokenize(harmful)
+            for part in attribute_batches(work.model, work.suite, items, pool, done=done, **asked):
+                yield part.rows
+
+        depends = work.depends | {"prompts": harmful.digest, "pool": pool.features, "spec": spec}
+        progress = partial(work.progress, f"attribution: {method}")
+        rows = work.run.mapped("attribution", depends, PromptAttribution, harmful.ids, compute, progress=progress)
+        return Attribution(pool_features(pool), spec, tuple(rows))
 
 
-def attribute_pool(
-    work: Finding, clean: CleanAnswers, direction: Direction, pool: Pool, method: Method, harmful: PromptSet
-) -> Attribution:
-    """Attribution of the pool on these prompts, resumed where it was left.
-
-    Args:
-        work: the workspace.
-        clean: gives the refusal tokens.
-        direction: ablated in the patched run.
-        pool: features to attribute.
-        method: "gradient", "ig", "paper" or "exact".
-        harmful: prompts to attribute on.
-    """
-    metric, tokens, patch, spec = _asked(work, clean, direction, method)
-
-    def compute(done: frozenset[str]) -> Iterator[Sequence[PromptAttribution]]:
-        parts = attribute_batches(
-            work.model,
-            work.suite,
-            work.tokenize(harmful),
-            pool.by_layer,
-            patch=patch,
-            metric=metric,
-            method=method,
-            steps=work.config.steps,
-            scoring=tokens,
-            done=done,
-        )
-        for part in parts:
-            yield part.rows
-
-    rows = work.run.mapped(
-        "attribution",
-        work.depends | {"prompts": harmful.digest, "pool": pool.features, "spec": spec},
-        PromptAttribution,
-        harmful.ids,
-        compute,
-        key=lambda row: row.prompt_id,
-        progress=partial(work.progress, f"attribution: {method}"),
-    )
-    return Attribution(pool_features(pool.by_layer), spec, tuple(rows))
-
-
-class Activity(Value):
-    """How often and how strongly each feature of a set fires: means over prompts, on scored tokens.
-
-    `rate_*` are shares of tokens on which a feature is active, `max_harmful` its maximum activation in a harmful
-    prompt, in the SAE's own units.
-    """
-
-    features: tuple[FeatureField, ...]
-    rate_harmful: tuple[float, ...]
-    rate_harmless: tuple[float, ...]
-    max_harmful: tuple[float, ...]
-
-
-def measure_activity(work: Finding, clean: CleanAnswers, features: tuple[FeatureId, ...]) -> Activity:
-    """Firing rates and maximum activations of given features on the selection prompts."""
-    used = clean.used("selection")
-    depends = {"prompts": [used.harmful.digest, used.harmless.digest], "features": features}
+def feature_rows(work: Finding, found: Found, exact: Attribution | None) -> tuple[FeatureRow, ...]:
+    """The features of F*: their scores, and how often and how strongly they fire on the selection prompts."""
+    used, features, suite = found.clean.used("selection"), found.chosen.features, work.suite
 
     def compute() -> Activity:
-        model, suite = work.model, work.suite
-        layers = tuple(dict.fromkeys(layer for layer, _ in features))
-        harmful, harmless = work.tokenize(used.harmful), work.tokenize(used.harmless)
-        often, seldom = (firing_rates(model, suite, prompts, layers=layers) for prompts in (harmful, harmless))
+        layers = tuple(found.chosen.by_layer())
+        harmful, harmless = work.model.tokenize(used.harmful), work.model.tokenize(used.harmless)
+        often, seldom = (selection.firing_rates(work.model, suite, each, layers=layers) for each in (harmful, harmless))
         return Activity(
             features=features,
             rate_harmful=tuple(float(often[layer][index]) for layer, index in features),
             rate_harmless=tuple(float(seldom[layer][index]) for layer, index in features),
-            max_harmful=tuple(mean_max_activations(model, suite, harmful, features).tolist()),
+            max_harmful=tuple(selection.mean_max_activations(work.model, suite, harmful, features).tolist()),
         )
 
-    return work.cached("activity", depends, Activity, compute, "activations")
+    depends = {"prompts": [used.harmful.digest, used.harmless.digest], "features": features}
+    activity = work.cached("activity", depends, Activity, compute, "activations")
+    return tuple(
+        FeatureRow(
+            feature=feature,
+            score=found.chosen.scores[n],
+            cosine=found.pool.cosine(feature),
+            exact=None if exact is None else float(exact.means.mean(0)[exact.features.index(feature)]),
+            rate_harmful=activity.rate_harmful[n],
+            rate_harmless=activity.rate_harmless[n],
+            max_harmful=activity.max_harmful[n],
+        )
+        for n, feature in enumerate(features)
+    )
+
+
+def direction_info(work: Finding, found: Found) -> DirectionInfo:
+    """The chosen direction, its token and all candidates."""
+    direction = found.direction
+    place = (direction.layer, direction.position, direction.form)
+    last = work.model.tokenize([found.clean.answers["direction"][0].answers[0].prompt])[0]
+    return DirectionInfo(
+        chosen=next(row for row in direction.candidates if (row.layer, row.position, row.form) == place),
+        token=str(work.model.tokenizer.decode([last.ids[direction.position]])),
+        norm=float(direction.difference.norm()),
+        candidates=direction.candidates,
+        note=direction.note,
+    )
 
 
 def compare_estimators(
@@ -405,12 +361,10 @@ def compare_estimators(
             work.warn("the model refuses no harmful test prompt, so nothing could be patched exactly")
         return (), None
 
-    def of(method: Method) -> Attribution:
-        return attribute_pool(work, found.clean, found.direction, found.pool, method, refused)
-
-    exact = of("exact")
-    rows = [_estimator_row(of(method), exact, used=method == work.config.estimator) for method in ESTIMATORS]
-    return tuple(rows), exact
+    asked = Attributor(work, found.clean, found.direction)
+    exact = asked.pool(found.pool, "exact", refused)
+    estimates = (asked.pool(found.pool, method, refused) for method in ESTIMATORS)
+    return tuple(_estimator_row(each, exact, used=each.method == work.config.estimator) for each in estimates), exact
 
 
 def _estimator_row(estimate: Attribution, exact: Attribution, *, used: bool) -> EstimatorRow:

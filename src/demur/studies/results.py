@@ -37,13 +37,25 @@ class DirectionInfo(Value):
     note: str = ""
 
 
+class Activity(Value):
+    """How often and how strongly each feature of a set fires: means over prompts, on scored tokens.
+
+    `rate_*` are shares of tokens on which a feature is active, `max_harmful` its maximum activation in a harmful
+    prompt, in the SAE's own units.
+    """
+
+    features: tuple[FeatureField, ...]
+    rate_harmful: tuple[float, ...]
+    rate_harmless: tuple[float, ...]
+    max_harmful: tuple[float, ...]
+
+
 class FeatureRow(Value):
-    """One feature of F*.
+    """One feature of F*, its activity as in `Activity`.
 
     `score` is its estimated effect on the metric over the selection prompts that chose it, `exact` its exactly patched
     effect over the first harmful test prompts that the clean model refuses; both in logits per scored token, mean over
-    prompts. `rate_*` are shares of scored tokens on which it fires, `max_harmful` its maximum activation in a prompt,
-    means over prompts.
+    prompts.
     """
 
     feature: FeatureField
@@ -275,14 +287,8 @@ class CompareResult(StudyResult):
     """Bytes: of the GPUs' allocators, or of the process on a CPU (libraries included)."""
 
     def effect(self, prompts: Prompts, kind: Kind, method: str, strength: float | None = None) -> EffectRow | None:
-        """The row of a method on a set of prompts: at a strength, or at the chosen one.
-
-        Args:
-            prompts: which test prompts.
-            kind: "none" for the clean model.
-            method: its name ("none" for the clean model).
-            strength: None for the chosen one.
-        """
+        """The row of a method on a set of prompts: at a strength, or at the chosen one. Kind and method of the clean
+        model are "none"."""
         for row in self.effects:
             same = (row.prompts, row.kind, row.method) == (prompts, kind, method)
             if same and (kind == "none" or (row.chosen if strength is None else row.strength == strength)):

@@ -14,13 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from demur.errors import DemurError, ModelError
-from demur.method.selection import global_set
 from demur.stats import Estimate
-from demur.studies.answers import JudgedAnswers
 from demur.studies.config import CompareConfig, SideEffectOptions, TuneOptions
-from demur.studies.context import Workspace
+from demur.studies.context import JudgedAnswers, Workspace
 from demur.studies.methods import Method, Selection, Sets
-from demur.studies.pipeline import CleanAnswers, Found, answer_clean, attribute_pool, choose_direction, make_pool
+from demur.studies.pipeline import CleanAnswers, answer_clean, choose_direction, find_from
 from demur.studies.results import Trial
 from demur.studies.side_effects import SideEffectMeter
 from demur.types import ChoosingSplits
@@ -41,8 +39,7 @@ class Setting(NamedTuple):
     strength: float
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """A trial: its setting, per-prompt outcomes on harmful tuning prompts, and what it costs."""
 
     setting: Setting
@@ -50,13 +47,17 @@ class Measured:
     ce: Estimate
 
     @property
+    def gain(self) -> float:
+        """Share of the prompts complied with; nan where nothing is scored."""
+        return self.answers.compliance.value
+
+    @property
     def cost(self) -> float:
         """ΔCE, nats per token; 0 where its interval holds 0: noise is not a saving."""
         return 0.0 if self.ce.low <= 0 else self.ce.value
 
 
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(NamedTuple):
     """What the search gives: all trials, and for each method the sets and the strength that it takes."""
 
     trials: tuple[Trial, ...]
@@ -65,13 +66,8 @@ class Chosen:
 
 
 def search(work: Workspace[Any], prompts: ChoosingSplits, config: CompareConfig, methods: Sequence[Method]) -> Chosen:
-    """Run the trials that are missing, for every method that is neither a control nor follows another.
-
-    Args:
-        work: the workspace.
-        prompts: all that the search may see.
-        config: a `TuneOptions` too.
-        methods: those to be compared.
+    """Run the trials that are missing, for each of `methods` that takes no other one's strengths. `prompts` are all
+    that the search may see, `config` is a `TuneOptions` too.
 
     Raises:
         DemurError: optuna is not installed.
@@ -83,11 +79,9 @@ def search(work: Workspace[Any], prompts: ChoosingSplits, config: CompareConfig,
     candidates = choose_direction(trying, clean).candidates
     kept = [each for each in candidates if each.kept] or list(candidates)
     places = tuple(sorted({(each.layer, each.position) for each in kept}))
-    trials: list[Trial] = []
-    sets: dict[str, Sets] = {}
-    strengths: dict[str, float] = {}
+    found = Chosen((), {}, {})
     for method in methods:
-        if method.control or method.follows:
+        if method.leader:
             continue
         one = MethodSearch(work, prompts, config, method, clean, places)
         measured = one.run(config.tune)
@@ -97,36 +91,32 @@ def search(work: Workspace[Any], prompts: ChoosingSplits, config: CompareConfig,
                 f"no trial of the search for {method.label} could be scored, so no setting can be chosen; run without "
                 "--tune"
             )
-        front = pareto_front(measured)
+        front, setting = pareto_front(measured), measured[best].setting
         share = stability(measured, best, config.tune_unit, seed=config.seed)
-        for number, each in enumerate(measured):
-            trials.append(
-                Trial(
-                    method=method.name,
-                    number=number,
-                    **each.setting._asdict(),
-                    compliance=each.answers.compliance,
-                    ce_answers=each.ce,
-                    front=number in front,
-                    chosen=number == best,
-                    stability=share if number == best else None,
-                )
+        trials = tuple(
+            Trial(
+                method=method.name,
+                number=number,
+                **each.setting._asdict(),
+                compliance=each.answers.compliance,
+                ce_answers=each.ce,
+                front=number in front,
+                chosen=number == best,
+                stability=share if number == best else None,
             )
-        strengths[method.name] = measured[best].setting.strength
-        sets[method.name] = one.sets(measured[best].setting)
-    return Chosen(tuple(trials), sets, strengths)
+            for number, each in enumerate(measured)
+        )
+        sets, strengths = (
+            found.sets | {method.name: one.sets(setting)},
+            found.strengths | {method.name: setting.strength},
+        )
+        found = Chosen(found.trials + trials, sets, strengths)
+    return found
 
 
 @dataclass
 class MethodSearch:
-    """The search for one method's settings.
-
-    Attributes:
-        work, prompts, config: as of `search`.
-        method: whose settings.
-        clean: the clean model's answers.
-        places: layers and positions that a direction may come from.
-    """
+    """The search for one method's settings; `places` are layers and positions that a direction may come from."""
 
     work: Workspace[Any]
     prompts: ChoosingSplits
@@ -147,16 +137,16 @@ class MethodSearch:
             directions=["maximize", "minimize"], sampler=optuna.samplers.TPESampler(seed=self.config.seed)
         )
         found: dict[Setting, Measured] = {}
+        name = f"search: {self.method.name}"
         for _ in range(trials * _DRAWS_PER_TRIAL):
             if len(found) == trials:
                 break
             trial = study.ask()
             setting = self._draw(trial)
             if setting not in found:
-                title = f"search: {self.method.name}, trial {len(found) + 1}"
-                found[setting] = self.measure(setting, title)
-                self.work.progress(f"search: {self.method.name}", len(found), trials)
-            values = (found[setting].answers.compliance.value, found[setting].cost)
+                found[setting] = self.measure(setting, f"{name}, trial {len(found) + 1}")
+                self.work.progress(name, len(found), trials)
+            values = (found[setting].gain, found[setting].cost)
             if any(map(math.isnan, values)):
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
             else:
@@ -179,11 +169,7 @@ class MethodSearch:
         work = self.work.trying(
             direction_layer=setting.layer, direction_position=setting.position, k0=setting.k0, k=setting.k
         )
-        direction = choose_direction(work, self.clean)
-        pool = make_pool(work, self.clean, direction)
-        scored = self.clean.used("selection").harmful
-        attribution = attribute_pool(work, self.clean, direction, pool, work.config.estimator, scored)
-        found = Found(self.clean, direction, pool, attribution, global_set(attribution, setting.k))
+        found = find_from(work, self.clean)
         return Sets(Selection(work, found, len(found.chosen)), self.config)
 
     def measure(self, setting: Setting, title: str) -> Measured:
@@ -193,40 +179,28 @@ class MethodSearch:
         return Measured(setting, self.work.answer(title, harmful, change), self._meter.ce_answers(change))
 
 
-def _gain(measured: Measured) -> float:
-    return measured.answers.compliance.value
-
-
 def pareto_front(points: Sequence[Measured]) -> tuple[int, ...]:
     """Which trials no other one beats: as much compliance for less cost, or more for as much. Costs within noise of 0
     are 0; of equals the first is on the front."""
-    known = [n for n, point in enumerate(points) if not math.isnan(_gain(point))]
+    known = [(n, each.gain, each.cost) for n, each in enumerate(points) if not math.isnan(each.gain)]
 
-    def beaten(n: int) -> bool:
-        mine = (_gain(points[n]), points[n].cost)
-        for m in known:
-            other = (_gain(points[m]), points[m].cost)
-            if m != n and other[0] >= mine[0] and other[1] <= mine[1] and (other != mine or m < n):
-                return True
-        return False
+    def beats(other: tuple[int, float, float], mine: tuple[int, float, float]) -> bool:
+        as_good = other[1] >= mine[1] and other[2] <= mine[2]
+        return as_good and (other[1:] != mine[1:] or other[0] < mine[0])
 
-    return tuple(n for n in known if not beaten(n))
+    return tuple(mine[0] for mine in known if not any(beats(other, mine) for other in known))
 
 
 def choose(points: Sequence[Measured], unit: float, rows: np.ndarray | None = None) -> int | None:
     """The selected trade-off: most compliance left after paying for ΔCE, a ΔCE of `unit` (nats per token) costing as
     much as all compliance is worth. Trials that are within one standard error of the best count as equal, and of equals
     the one with the fewest features, then the mildest strength, is taken.
-
-    Args:
-        points: the trials.
-        unit: ΔCE worth as much as complying with every prompt.
-        rows: prompts to count, with repeats (default: each once).
+    `rows` are the prompts to count, with repeats (default: each once).
     """
     scores: list[float] = []
     errors: list[float] = []
     for point in points:
-        outcomes = np.array([math.nan if each is None else float(each) for each in point.answers.complied])
+        outcomes = np.array(point.answers.complied, dtype=np.float64)
         counted = outcomes if rows is None else outcomes[rows]
         counted = counted[~np.isnan(counted)]
         n = len(counted)
@@ -243,15 +217,7 @@ def choose(points: Sequence[Measured], unit: float, rows: np.ndarray | None = No
 
 
 def stability(points: Sequence[Measured], best: int, unit: float, *, resamples: int = 200, seed: int = 0) -> float:
-    """Share of resamples of the tuning prompts in which the same trial would be chosen.
-
-    Args:
-        points: the trials.
-        best: the chosen one.
-        unit: as of `choose`.
-        resamples: how many.
-        seed: of the resampling.
-    """
+    """Share of resamples of the tuning prompts in which the same trial, `best`, would be chosen."""
     n = len(points[best].answers.answers)
     draws = np.random.default_rng(seed).integers(n, size=(resamples, n))
     return float(np.mean([choose(points, unit, rows) == best for rows in draws]))
