@@ -16,7 +16,7 @@ from demur.method.selection import mean_max_activations
 from demur.model import ChatModel
 from demur.saes import Suite
 from demur.studies import STUDIES
-from demur.studies.base import Study, StudyResult
+from demur.studies.base import Study, StudyResult, data_frame
 from demur.studies.compare import run_comparison
 from demur.studies.config import CompareConfig, load_config
 from demur.studies.context import Context, open_context, run_study
@@ -32,11 +32,8 @@ if TYPE_CHECKING:
 
 
 def load_model(source: str | Path | None = None, **options: Any) -> ChatModel:
-    """Load a chat model: from a folder, from the hub, or the bundled one.
-
-    Args:
-        source: folder or hub id (default: the bundled model).
-        options: of `ChatModel.load`: `revision`, `dtype`, `device`, `system_prompt`, `max_batch_tokens`.
+    """Load a chat model from `source`, a folder or hub id (default: the bundled model). `options` are those of
+    `ChatModel.load`: `revision`, `dtype`, `device`, `system_prompt`, `max_batch_tokens`.
 
     Raises:
         ModelError: the model or its tokenizer cannot be loaded.
@@ -45,12 +42,8 @@ def load_model(source: str | Path | None = None, **options: Any) -> ChatModel:
 
 
 def load_saes(model: ChatModel, source: str | Path | None = None, **options: Any) -> Suite:
-    """Load the SAEs of a model.
-
-    Args:
-        model: whose SAEs.
-        source: folder or hub id (default: the preset of the model, or the bundled model's own).
-        options: of `demur.saes.load_saes`: `layers`, `average_l0`, `width`, `revision`.
+    """Load the SAEs of a model from `source`, a folder or hub id (default: the preset of the model, or the bundled
+    model's own). `options` are those of `demur.saes.load_saes`: `layers`, `average_l0`, `width`, `revision`.
 
     Raises:
         InputError: the model has no preset; name a source.
@@ -74,13 +67,8 @@ def _bundled() -> Any:
 
 @dataclass(frozen=True)
 class FoundFeatures:
-    """F*, bound to the model and the SAEs in which it was found.
-
-    Attributes:
-        model, saes: where it was found.
-        steps: clean answers, direction, pool and attribution on the way to it.
-        features: F*, best first.
-    """
+    """F*, bound to the model and the SAEs in which it was found. `steps` are the clean answers, the direction, the pool
+    and the attribution on the way to it."""
 
     model: ChatModel
     saes: Suite
@@ -88,6 +76,7 @@ class FoundFeatures:
 
     @property
     def features(self) -> FeatureSet:
+        """F*, best first."""
         return self.steps.chosen
 
     @property
@@ -99,22 +88,18 @@ class FoundFeatures:
 
     def scale(self, factor: float, where: Where = "all") -> Compiled:
         """`f ← factor·f` on F*: 0 removes the features, negative factors reverse them. For `model.intervene`."""
-        return self._bound(ScaleFeatures(self.features.features, factor, where))
+        return Compiled(self.model, self.saes, [ScaleFeatures(self.features.features, factor, where)])
 
     def set(self, multiple: float, where: Where = "prompt") -> Compiled:
         """`f ← multiple · its mean maximum activation on harmful prompts`, for each feature of F*. For
         `model.intervene`."""
-        harmful = self.model.tokenize(self.steps.clean.used("selection").harmful)
-        maxima = mean_max_activations(self.model, self.saes, harmful, self.features.features)
-        values = tuple((multiple * maxima).tolist())
-        return self._bound(SetFeatures(self.features.features, values, where))
+        harmful, features = self.model.tokenize(self.steps.clean.used("selection").harmful), self.features.features
+        values = multiple * mean_max_activations(self.model, self.saes, harmful, features)
+        return Compiled(self.model, self.saes, [SetFeatures(features, tuple(values.tolist()), where)])
 
     def ablate_direction(self) -> Compiled:
         """The refusal direction projected out of every layer. For `model.intervene`."""
         return Compiled(self.model, None, [self.direction.ablate()])
-
-    def _bound(self, intervention: ScaleFeatures | SetFeatures) -> Compiled:
-        return Compiled(self.model, self.saes, [intervention])
 
     def to_frame(self) -> pandas.DataFrame:
         """Layer, index, score and cosine of each feature, best first.
@@ -122,8 +107,6 @@ class FoundFeatures:
         Raises:
             DemurError: pandas is not installed.
         """
-        from demur.studies.base import data_frame
-
         pool = self.steps.pool
         return data_frame(
             {"layer": f.layer, "index": f.index, "score": score, "cosine": pool.cosine(f)}
@@ -177,16 +160,11 @@ def compare(
     **options: Any,
 ) -> CompareResult:
     """What suppressing and inducing F* does on held-out prompts, beside random controls and other methods (paper,
-    section 4.1).
+    section 4.1). Arguments are as for `find_features`, and:
 
     Args:
-        model: the chat model.
-        saes: SAEs of its residual stream.
-        prompts: harmful and harmless prompts in four splits, of `load_prompts`.
         found: F*, of `find_features` (default: found first).
         methods: methods beside F* (default: those of `demur study`: controls and the direction).
-        judge: outcome judge, or its name (default: "patterns"; the bundled model has its own).
-        out: run folder in which answers are kept and found again (default: none is kept).
         options: further options of `demur study`, or of `demur benchmark` where `study="benchmark"` is given.
 
     Raises:
@@ -198,8 +176,7 @@ def compare(
     if methods is not None:
         given["methods"] = tuple(methods)
     with _context(model, saes, prompts, judge, out, given) as context:
-        result = run_comparison(context, None if found is None else found.steps)
-        return context.completed(result)
+        return context.completed(run_comparison(context, None if found is None else found.steps))
 
 
 def run(
@@ -239,12 +216,7 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
 
 @contextmanager
 def _context(
-    model: ChatModel,
-    saes: Suite,
-    prompts: Splits,
-    judge: str | Judge | None,
-    out: str | Path | None,
-    options: dict[str, Any],
+    model: ChatModel, saes: Suite, prompts: Splits, judge: str | Judge | None, out: str | Path | None, options: Any
 ) -> Iterator[Context[Any]]:
     """A context on objects in memory."""
     study: Study[Any, Any] = STUDIES[options.pop("study", "study")]

@@ -34,12 +34,11 @@ class StudyResult(Value):
     """Base of every study's result: what was studied, the doubts, and what it took.
 
     In a notebook a result shows its page. Its fields that are tuples of rows become data frames with `to_frame`.
+    `study` and `model` are names for people.
     """
 
     study: str = ""
-    """Name of the study."""
     model: str = ""
-    """The model's name, for people."""
     facts: dict[str, str] = Field(default_factory=dict)
     """What was studied and with what, for people: model, SAEs, judge, prompts in each split."""
     warnings: tuple[str, ...] = ()
@@ -68,17 +67,13 @@ class StudyResult(Value):
             InputError: there is no such chart; names those that exist.
         """
         charts = [b for section in self.page().sections for b in section.blocks if isinstance(b, Chart)]
-        for chart in charts:
-            if title in (None, chart.title):
-                return chart.draw()
+        if found := [chart for chart in charts if title in (None, chart.title)]:
+            return found[0].draw()
         raise InputError(f"there is no chart {title!r}; there are {', '.join(repr(c.title) for c in charts) or 'none'}")
 
     def to_frame(self, table: str | None = None) -> pandas.DataFrame:
-        """One of the result's tables as a pandas data frame; an estimate becomes `NAME`, `NAME_low`, `NAME_high`,
-        `NAME_n`.
-
-        Args:
-            table: name of the field (default: `effects`, or the first field of rows).
+        """One of the result's tables, the field `table` (default: `effects`, or the first field of rows), as a pandas
+        data frame; an estimate becomes `NAME`, `NAME_low`, `NAME_high`, `NAME_n`.
 
         Raises:
             InputError: there is no such table; names those that exist.
@@ -136,21 +131,17 @@ def _flat(value: Value, prefix: str = "") -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Study(Generic[ConfigT, ResultT]):
-    """One study.
-
-    Attributes:
-        name: the command, the name of the function in `demur`, and of the file of results (`NAME.json`).
-        config: pydantic model whose fields, with the docstring under each, are the options.
-        result: pydantic model of what `run` gives.
-        run: does the work; everything slow goes through the context's stages, so that a run resumes.
-        sections: what is shown of a result, the verdict first.
-    """
+    """One study."""
 
     name: str
+    """The command, the name of the function in `demur`, and of the file of results (`NAME.json`)."""
     config: type[ConfigT]
+    """Its fields, with the docstring under each, are the options."""
     result: type[ResultT]
     run: Callable[[Context[ConfigT]], ResultT]
+    """Does the work; everything slow goes through the context's stages, so that a run resumes."""
     sections: Callable[[ResultT], Sequence[Section]]
+    """What is shown of a result, the verdict first."""
 
     @property
     def file(self) -> str:

@@ -21,7 +21,7 @@ from demur.studies.config import MAIN, CompareConfig
 from demur.studies.context import Change
 from demur.studies.pipeline import Attributor, Finding, Found
 from demur.studies.results import Kind
-from demur.types import FeatureId, FeatureSet, Form, PromptSet
+from demur.types import FeatureSet, Form, PromptSet
 
 if TYPE_CHECKING:
     from demur.model import Items
@@ -89,8 +89,9 @@ class Method:
         raise NotImplementedError
 
     def induce(self, sets: Sets, strength: float) -> tuple[Change, ...]:
-        """What induces refusal; empty where the method cannot."""
-        raise NotImplementedError
+        """What induces refusal; nothing where the method cannot."""
+        del sets, strength
+        return ()
 
     def strength_text(self, config: CompareConfig, kind: Kind, strength: float) -> str:
         """A strength with its unit."""
@@ -220,7 +221,8 @@ class RandomPool(RandomMatched):
 
 
 class LocalAttributed(Method):
-    """F* of each prompt: the pool's features with the highest attribution on that prompt."""
+    """F* of each prompt: the pool's features with the highest attribution on that prompt. A local set is chosen for a
+    refusal, so it induces none."""
 
     name, label, follows, local = "cossim+ap-local", "F* per prompt", MAIN, True
 
@@ -234,10 +236,6 @@ class LocalAttributed(Method):
         found = self.per_prompt(sets, prompts)
         own = {str(each.prompt_id): (ScaleFeatures(each.features, strength),) for each in found}
         return ((PerPrompt(own, self.name),),)
-
-    def induce(self, sets: Sets, strength: float) -> tuple[Change, ...]:
-        del sets, strength
-        return ()  # A local set is chosen for a refusal.
 
 
 class LocalWholeDictionary(LocalAttributed):
@@ -307,7 +305,6 @@ class Sets:
         self.given = given
         self.config = config
         self._sets: dict[str, tuple[FeatureSet, ...]] = {}
-        self._maxima: dict[tuple[FeatureId, ...], tuple[float, ...]] = {}
 
     def __getitem__(self, name: str) -> tuple[FeatureSet, ...]:
         """One set, or several of a control."""
@@ -343,12 +340,11 @@ class Sets:
 
     def maxima(self, features: FeatureSet) -> tuple[float, ...]:
         """Mean maximum activation of each feature on harmful selection prompts, in the set's order."""
-        key, given, work = features.features, self.given, self.given.work
-        if key not in self._maxima:
+        given, work = self.given, self.given.work
 
-            def compute() -> tuple[float, ...]:
-                return tuple(selection.mean_max_activations(work.model, work.suite, given.harmful, key).tolist())
+        def compute() -> tuple[float, ...]:
+            found = selection.mean_max_activations(work.model, work.suite, given.harmful, features.features)
+            return tuple(found.tolist())
 
-            depends = {"prompts": given.found.clean.used("selection").harmful.digest, "features": key}
-            self._maxima[key] = work.cached("maxima", depends, tuple[float, ...], compute)
-        return self._maxima[key]
+        depends = {"prompts": given.found.clean.used("selection").harmful.digest, "features": features.features}
+        return work.cached("maxima", depends, tuple[float, ...], compute)
