@@ -94,7 +94,7 @@ class Experiment:
         self.prompts = {"tuning": tuning, "test": test}
         self.methods = tuple(map(get_method, self.config.methods))
         self.harm = self._judges_of_harm()
-        for judging in (context.judging, *self.harm.values()):
+        for judging in self._judging:
             judging.reader.check()
         self.strengths: dict[str, Strengths] = {}
         self.conditions: list[Condition] = []
@@ -448,15 +448,17 @@ class Experiment:
 
     def _counters(self) -> dict[str, tuple[int, int]]:
         counted = {name: (count.made, count.found) for name, count in self.context.run.counters.items()}
-        judging = (self.context.judging, *self.harm.values())
-        return counted | {"verdicts": (sum(j.new for j in judging), sum(j.cached for j in judging))}
+        return counted | {"verdicts": (sum(j.new for j in self._judging), sum(j.cached for j in self._judging))}
 
     def _close_judges(self) -> dict[str, str]:
         """Free the judges of harm; what was asked of endpoints."""
         for judging in self.harm.values():
             judging.close()
-        everyone = (self.context.judging, *self.harm.values())
-        return {judging.reader.name: str(judging.usage) for judging in everyone if judging.usage}
+        return {judging.reader.name: str(judging.usage) for judging in self._judging if judging.usage}
+
+    @property
+    def _judging(self) -> tuple[CachedJudge, ...]:
+        return (self.context.judging, *self.harm.values())
 
     def _warn(self, extras: tuple[MethodExtras, ...]) -> None:
         context = self.context

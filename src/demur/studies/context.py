@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -167,24 +167,12 @@ class Workspace(Generic[ConfigT]):
         return JudgedAnswers(answers, self.judging.judge(answers).verdicts)
 
     def cached(
-        self,
-        name: str,
-        depends: Mapping[str, object],
-        kind: KindOf[KindT],
-        compute: Callable[[], KindT],
-        label: str = "",
+        self, name: str, depends: dict[str, Any], kind: KindOf[KindT], compute: Callable[[], KindT], label: str = ""
     ) -> KindT:
-        """A value that is computed once per run folder; its key holds model, SAEs and `depends`.
-
-        Args:
-            name: of the stage.
-            depends: whatever else the value depends on.
-            kind: type of the value.
-            compute: gives it; not called when the run folder holds it.
-            label: of the progress bar (default: none).
-        """
+        """A value of a type `kind` that is computed once per run folder, in the stage `name`; its key holds model, SAEs
+        and `depends`, `label` is that of the progress bar (default: none)."""
         progress = partial(self.progress, label) if label else None
-        return self.run.cached(name, self.depends | dict(depends), kind, compute, progress=progress)
+        return self.run.cached(name, self.depends | depends, kind, compute, progress=progress)
 
     def under(self, change: Change) -> dict[str, Any]:
         """The part of a stage's key that names a change."""
@@ -303,8 +291,7 @@ def run_study(
     """Run a study, or resume it, in the folder `out`, and write its result there as `NAME.json`.
 
     Args:
-        study: which one.
-        config: its options; without a model, on the bundled one.
+        config: the study's options; without a model, on the bundled one.
         out: run folder, made if missing. Studies of one model may share it, and then share what they compute.
         inputs: model, SAEs, prompts and judge, where they are at hand (default: loaded as `config` says).
         progress: called with (what is done, done, total).

@@ -31,18 +31,7 @@ from demur.stats import spearman, spearman_over_prompts
 from demur.studies.config import FindConfig, StudyConfig
 from demur.studies.context import JudgedAnswers, Workspace
 from demur.studies.results import Activity, DirectionInfo, EstimatorRow, FeatureRow, SplitUse
-from demur.types import (
-    REFUSALS,
-    Candidate,
-    ChoosingSplits,
-    FeatureId,
-    FeatureSet,
-    Label,
-    Outcome,
-    PromptSet,
-    RefusalToken,
-    Split,
-)
+from demur.types import REFUSALS, Candidate, ChoosingSplits, FeatureSet, Label, Outcome, PromptSet, RefusalToken, Split
 
 ESTIMATORS: tuple[Method, ...] = ("gradient", "ig", "paper")
 MIN_REFUSAL = 0.05
@@ -236,7 +225,7 @@ def choose_direction(work: Finding, clean: CleanAnswers) -> Direction:
 def make_pool(work: Finding, clean: CleanAnswers, direction: Direction) -> Pool:
     """The features that are attributed one by one (`F0`)."""
     config, suite = work.config, work.suite
-    best: tuple[FeatureId, ...] = ()
+    best = ()
     if config.pool != "cosine":
         # Features are kept to be scaled down, so those that rise when refusal goes are not wanted.
         scored = Attributor(work, clean, direction).dictionary(clean.used("selection").harmful, falling=True)

@@ -38,11 +38,8 @@ class DirectionInfo(Value):
 
 
 class Activity(Value):
-    """How often and how strongly each feature of a set fires: means over prompts, on scored tokens.
-
-    `rate_*` are shares of tokens on which a feature is active, `max_harmful` its maximum activation in a harmful
-    prompt, in the SAE's own units.
-    """
+    """How often and how strongly each feature of a set fires, means over prompts: shares of scored tokens on which it
+    is active, and its maximum activation in a harmful prompt, in the SAE's own units."""
 
     features: tuple[FeatureField, ...]
     rate_harmful: tuple[float, ...]
@@ -68,10 +65,8 @@ class FeatureRow(Value):
 
 
 class EstimatorRow(Value):
-    """How well an attribution method ranks the pool against exact patching of one feature at a time.
-
-    All estimators are asked the same: one metric, one rule for its target token, the same prompts.
-    """
+    """How well an attribution method ranks the pool against exact patching of one feature at a time. All are asked the
+    same: one metric, one rule for its target token, the same prompts."""
 
     method: str
     steps: int
@@ -104,10 +99,8 @@ class SideEffects(Value):
 
 
 class Knowledge(Value):
-    """Does the model still say that a harmful request is harmful?
-
-    It is asked to answer yes or no; the log-odds of the two as first token are read.
-    """
+    """Does the model still say that a harmful request is harmful? It is asked to answer yes or no; the log-odds of the
+    two as first token are read."""
 
     says_harmful: Estimate
     """Share of harmful test prompts that it calls harmful."""
@@ -117,10 +110,8 @@ class Knowledge(Value):
 
 
 class EffectRow(Value):
-    """What one method at one strength does to a set of test prompts.
-
-    Rates are over all prompts and, for a control, over all sets drawn. A row of kind "none" is the clean model.
-    """
+    """What one method at one strength does to a set of test prompts. Rates are over all prompts and, for a control,
+    over all sets drawn. A row of kind "none" is the clean model."""
 
     prompts: Prompts
     kind: Kind

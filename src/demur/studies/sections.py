@@ -25,7 +25,6 @@ _CE: Final = "ΔCE on own answers, nats per token"
 _WORDS: Final = tomllib.loads((files("demur.studies") / "sections.toml").read_text("utf-8"))
 """Titles, headings, captions and introductions."""
 _INTROS: Final[dict[str, str]] = _WORDS["intros"]
-_REPAIRED: Final = "> repaired: of the prompts that the clean model refuses, now answered"
 
 
 def _table(
@@ -36,7 +35,7 @@ def _table(
     fill: Mapping[str, Sequence[str]] | None = None,
     **words: str,
 ) -> Table:
-    """A table in the words of `sections.toml`, or with a title or caption of its own; `fill` gives columns for marks."""
+    """A table in the words of `sections.toml`, or with a title or caption of its own. `fill`: mark → its columns."""
     found: dict[str, Any] = {"title": "", **_WORDS[key], **words}
     columns = [column for each in found.pop("columns") for column in (fill or {}).get(each, (each,))]
     return Table.of(columns=columns, rows=rows, strong=strong, **found)
@@ -209,7 +208,8 @@ def _effects(result: CompareResult, prompts: Prompts, kind: Kind, title: str) ->
     ]
     strong = [n for n, row in enumerate(rows) if row.method == MAIN and row.chosen]
     attack = [f"> {judge}: attack success by this judge of harm" for judge in judges]
-    table = _table("effects", cells, strong=strong, fill={"<attack>": attack, "<repaired>": [_REPAIRED] * harmless})
+    repaired = ["> repaired: of the prompts that the clean model refuses, now answered"] * harmless
+    table = _table("effects", cells, strong=strong, fill={"<attack>": attack, "<repaired>": repaired})
     return Section(title, (*_strength_chart(result, rows, kind), table))
 
 

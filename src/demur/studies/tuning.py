@@ -106,11 +106,8 @@ def search(work: Workspace[Any], prompts: ChoosingSplits, config: CompareConfig,
             )
             for number, each in enumerate(measured)
         )
-        sets, strengths = (
-            found.sets | {method.name: one.sets(setting)},
-            found.strengths | {method.name: setting.strength},
-        )
-        found = Chosen(found.trials + trials, sets, strengths)
+        sets, strengths = {method.name: one.sets(setting)}, {method.name: setting.strength}
+        found = Chosen(found.trials + trials, found.sets | sets, found.strengths | strengths)
     return found
 
 
