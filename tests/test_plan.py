@@ -85,7 +85,7 @@ def test_answers_are_counted_in_batches_by_stage() -> None:
 
 def test_passes_and_gradients_are_counted() -> None:
     def work(context: Context[Config]) -> None:
-        model, items = context.model, context.tokenize(context.splits.test.harmful.head(2))
+        model, items = context.model, context.model.tokenize(context.splits.test.harmful.head(2))
         batch = model.batch(items)
         assert tuple(batch.input_ids.shape) == (2, 12)
         with context.timed("plain"), torch.inference_mode():

@@ -22,7 +22,7 @@ from demur.studies.comparisons import Curve, Point, compare_at_level, compare_ch
 from demur.studies.config import COMPLIANCE, MAIN, CompareConfig, SideEffectOptions, TuneOptions
 from demur.studies.context import Change, Context, JudgedAnswers
 from demur.studies.methods import Method, Selection, Sets, get_method
-from demur.studies.pipeline import Found
+from demur.studies.pipeline import Found, split_used
 from demur.studies.results import CompareResult, EffectRow, Kind, Prompts, SideEffects
 from demur.studies.side_effects import SideEffectMeter, SideInputs, mean_side_effects
 from demur.types import REFUSALS, Outcome, PromptSet, Value
@@ -74,8 +74,6 @@ class Experiment:
 
     found: Found
     """F*; a search for settings may choose another one."""
-    clean: dict[Prompts, JudgedAnswers]
-    """The clean model's answers to the test prompts."""
     sets: dict[str, Sets]
     """Method → where its sets come from: F*'s own workspace, or the settings that a search chose for the method."""
 
@@ -96,6 +94,7 @@ class Experiment:
         self.harm = self._judges_of_harm()
         for judging in self._judging:
             judging.reader.check()
+        self._clean: dict[Prompts, JudgedAnswers] = {}
         self.strengths: dict[str, Strengths] = {}
         self.conditions: list[Condition] = []
         self.trials: tuple[results.Trial, ...] = ()
@@ -106,8 +105,7 @@ class Experiment:
         names = [judge.name for judge in judges]
         if len(set(names)) < len(names):
             raise InputError(f"two of the judges have one name ({', '.join(names)}); give each once")
-        context = self.context
-        return {judge.name: CachedJudge(context.run, judge, context.progress, keep=True) for judge in judges}
+        return {judge.name: CachedJudge(self.context.run, judge, self.context.progress, keep=True) for judge in judges}
 
     def run(self, found: Found | None) -> CompareResult:
         """Compare the methods with F*: `found`, or else found as the configuration says."""
@@ -115,22 +113,19 @@ class Experiment:
         self.found = found or pipeline.find(context, context.splits.choosing)
         context.watch_coherence([answer for each in self.found.clean.answers["tuning"] for answer in each.answers])
         with context.timed("clean answers"):
-            test = self.prompts["test"]
-            self.clean = {name: context.answer(f"clean: test, {name}", prompts) for name, prompts in test.items()}
-            pipeline.warn_of_over_refusal(context, "test prompts", self.clean["harmless"])
+            pipeline.warn_of_over_refusal(context, "test prompts", self.clean("harmless"))
         with context.timed("features of the methods"):
             self._prepare()
         with context.timed("exact patching"):
-            refused = pipeline.split_used(self.clean["harmful"], self.clean["harmless"]).harmful
-            asked = refused.head(self.config.n_exact)
-            estimators, exact = pipeline.compare_estimators(context, self.found, asked)
+            refused = split_used(self.clean("harmful"), self.clean("harmless")).harmful.head(self.config.n_exact)
+            estimators, exact = pipeline.compare_estimators(context, self.found, refused)
         with context.timed("tuning"):
             self._tune()
         with context.timed("suppression"):
             self._suppress()
         with context.timed("induction"):
             self._induce()
-        meter = SideEffectMeter(context, self.side, self.clean["harmless"], self.texts)
+        meter = SideEffectMeter(context, self.side, self.clean("harmless"), self.texts)
         with context.timed("side effects"):
             measured = self._measure(meter)
             extras = self._extras(meter)
@@ -171,10 +166,8 @@ class Experiment:
     def _prepare(self) -> None:
         """Each method's sets: at the configured settings, or at those that a search chose for that very method."""
         context, config = self.context, self.config
-        self.sets = dict.fromkeys(
-            (method.name for method in self.methods),
-            Sets(Selection(context, self.found, len(self.found.chosen)), config),
-        )
+        shared = Sets(Selection(context, self.found, len(self.found.chosen)), config)
+        self.sets = {method.name: shared for method in self.methods}
         if isinstance(config, TuneOptions) and config.tune:
             from demur.studies.tuning import search
 
@@ -237,6 +230,12 @@ class Experiment:
 
     # -- answers on the test prompts -----------------------------------------------------------------------------------
 
+    def clean(self, prompts: Prompts) -> JudgedAnswers:
+        """The clean model's answers to a set of test prompts."""
+        if prompts not in self._clean:
+            self._clean[prompts] = self.context.answer(f"clean: test, {prompts}", self.prompts["test"][prompts])
+        return self._clean[prompts]
+
     def _answer(
         self, split: Literal["tuning", "test"], kind: Kind, method: Method, strength: float, prompts: Prompts
     ) -> Condition:
@@ -280,12 +279,12 @@ class Experiment:
 
     @property
     def _untouched(self) -> list[Condition]:
-        return [Condition(_Clean(), "none", 1.0, "", name, ((),), (run,)) for name, run in self.clean.items()]
+        return [Condition(_Clean(), "none", 1.0, "", each, ((),), (self.clean(each),)) for each in self.prompts["test"]]
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 
     def _splits(self) -> tuple[results.SplitUse, ...]:
-        answers = self.found.clean.answers | {"test": (self.clean["harmful"], self.clean["harmless"])}
+        answers = self.found.clean.answers | {"test": (self.clean("harmful"), self.clean("harmless"))}
         return tuple(row for name, pair in answers.items() for row in pipeline.split_use(name, *pair))
 
     def _measure(self, meter: SideEffectMeter) -> dict[tuple[str, float], SideEffects]:
@@ -303,7 +302,7 @@ class Experiment:
         return tuple(row for group in kinds for row in _adjusted(group, "p_clean", "p_clean"))
 
     def _row(self, each: Condition, measured: dict[tuple[str, float], SideEffects]) -> EffectRow:
-        runs, clean = each.runs, self.clean[each.prompts]
+        runs, clean = each.runs, self.clean(each.prompts)
         touched, harmful = each.kind != "none", each.prompts == "harmful"
         changes: dict[str, Estimate] = {}
         if touched:
@@ -380,7 +379,7 @@ class Experiment:
                 points.append(Point(each.setting, self._successes(each.runs, measure), ce))
                 if each.chosen and self.strengths[method.name].scored:
                     chosen = points[-1]
-        clean = self._successes([self.clean["harmful"]], measure)
+        clean = self._successes([self.clean("harmful")], measure)
         return Curve(method.name, tuple(points), chosen, clean, method.local)
 
     def _sizes(self, meter: SideEffectMeter) -> tuple[results.SizeRow, ...]:
