@@ -6,8 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRA := $(VENV)/.installed-extra
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
-# One process a core, one thread each: small models gain nothing from threads.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: study test test-extra test-docs mutants check install clean
 study: $(STAMP)
