@@ -45,25 +45,10 @@ _PLACES: Final = {
 """Name → module that holds it."""
 
 __all__ = [
-    "AblateDirection",
-    "AddDirection",
-    "DemurError",
-    "FeatureId",
-    "FeatureSet",
-    "FoundFeatures",
-    "Prompt",
-    "PromptSet",
-    "ScaleFeatures",
-    "SetFeatures",
-    "__version__",
-    "compare",
-    "find_features",
-    "judge",
-    "load_model",
-    "load_prompts",
-    "load_saes",
-    "run",
-]
+    "AblateDirection", "AddDirection", "DemurError", "FeatureId", "FeatureSet", "FoundFeatures", "Prompt", "PromptSet",
+    "ScaleFeatures", "SetFeatures", "__version__", "compare", "find_features", "judge", "load_model", "load_prompts",
+    "load_saes", "run",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -26,11 +26,8 @@ Config = dict[str, Any]
 
 
 def local_path(task: str | Path) -> Path | None:
-    """The file or folder that `task` means, `~` expanded; None for a name that the harness should know.
-
-    Raises:
-        InputError: there is no such file or folder.
-    """
+    """The file or folder that `task` means, `~` expanded; None for a name that the harness should know. Raises
+    InputError: there is no such file or folder."""
     if isinstance(task, str) and "/" not in task and not task.endswith(_YAML):
         return None
     path = Path(task).expanduser().resolve()
@@ -40,7 +37,8 @@ def local_path(task: str | Path) -> Path | None:
 
 
 def task_identity(task: str | Path) -> dict[str, object]:
-    """What the numbers of a task depend on beside the model, as JSON data. No code of a task is run.
+    """What the numbers of a task depend on beside the model, as JSON data. No code of a task is run. Raises InputError:
+    there is no such file or folder.
 
     Args:
         task: as for `measure_capability`: a name that the harness knows, or a YAML file or a folder of them.
@@ -51,9 +49,6 @@ def task_identity(task: str | Path) -> dict[str, object]:
         without caches of data; and `elsewhere`, [name, content] of the files in other places that the YAML names:
         included files, modules, data. Content is the SHA-256 (hex), or size (bytes) and time of change (ns) of files
         that are larger than 200 MiB or cannot be read.
-
-    Raises:
-        InputError: there is no such file or folder.
     """
     try:
         harness = metadata.version("lm_eval")
@@ -119,10 +114,8 @@ def _content(file: Path) -> object:
 
 
 def _named(config: Config, base: Path) -> Iterator[tuple[str, Path]]:
-    """(name, file) of every file that a YAML file names and that is there.
-
-    Included files and modules are found from `base`, the YAML file's folder; data from the working directory.
-    """
+    """(name, file) of every file that a YAML file names and that is there. Included files and modules are found from
+    `base`, the YAML file's folder; data from the working directory."""
     folders = {*_texts(config.get("dataset_path")), *_option(config, "data_dir")} - _READERS
     patterns = {*filter(has_magic, _option(config, "data_files"))}
     for text in _texts(config):

@@ -80,10 +80,8 @@ def capability_change(before: CapabilityRow, after: CapabilityRow) -> Estimate:
     """Mean of `after − before` over documents, paired, with a 95 % interval (normal, from the differences' spread).
 
     Both rows answer the same questions, so this interval is mostly much narrower than the rows' own standard errors
-    suggest.
-
-    Raises:
-        InputError: the rows are of different tasks, metrics, filters or questions, or hold no scores per document.
+    suggest. Raises InputError: the rows are of different tasks, metrics, filters or questions, or hold no scores per
+    document.
     """
     names = [f"{row.task} {row.metric} ({row.filter})" for row in (before, after)]
     if names[0] != names[1]:
@@ -171,10 +169,8 @@ def check_tasks(tasks: Sequence[str | Path]) -> None:
     """Refuse tasks that `measure_capability` could not find, before anything is computed; nothing is downloaded.
 
     Of local tasks the YAML is read, and the data files that it names are looked for. Tasks of the harness are known by
-    name only: whether their data and the packages that they need are there shows when they are loaded.
-
-    Raises:
-        InputError: the extra is not installed, a task is unknown, a file is not there or no task.
+    name only: whether their data and the packages that they need are there shows when they are loaded. Raises
+    InputError: the extra is not installed, a task is unknown, a file is not there or no task.
     """
     if tasks:
         _harness()
@@ -325,10 +321,8 @@ def _built_in() -> Mapping[str, Any]:
 
 
 def _find(task: str | Path, model: str | None = None) -> tuple[Any, list[str], Path | None]:
-    """A manager that knows a task, or the tasks of a file or folder; their names; and the path of local ones.
-
-    A few tasks ask for the name of the model.
-    """
+    """A manager that knows a task, or the tasks of a file or folder; their names; and the path of local ones. A few
+    tasks ask for the name of the model."""
     path = local_path(task)
     # The harness finds a task by its file alone, but a group by its name among the files beside it.
     folder = path if path is None or path.is_dir() else path.parent if is_group(path) else None
@@ -409,10 +403,8 @@ class _Warnings(logging.Handler):
 
 @contextmanager
 def _contained(model: ChatModel) -> Iterator[_Warnings]:
-    """Hold back what the harness prints, its progress bars and its log lines; its warnings are collected.
-
-    What it changes is put back: random states, the environment, and the model's kind of cache.
-    """
+    """Hold back what the harness prints, its progress bars and its log lines; its warnings are collected. What it
+    changes is put back: random states, the environment, and the model's kind of cache."""
     import torch
 
     found, log, settings = _Warnings(), logging.getLogger("lm_eval"), cast("Any", model.hf.generation_config)

@@ -62,10 +62,8 @@ def text_key(text: str) -> str:
 
 
 class Prompt(Value):
-    """One user message. `id` is unique within its set and stable over runs (source and row).
-
-    `label` is None where nobody has said whether the message is harmful.
-    """
+    """One user message. `id` is unique within its set and stable over runs (source and row). `label` is None where
+    nobody has said whether the message is harmful."""
 
     id: str
     text: str
@@ -75,11 +73,8 @@ class Prompt(Value):
 
 
 def as_prompts(prompts: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
-    """Prompts as they are; plain texts become unlabelled prompts with their place, counted from 0, as id.
-
-    Raises:
-        InputError: two prompts have one id.
-    """
+    """Prompts as they are; plain texts become unlabelled prompts with their place, counted from 0, as id. Raises
+    InputError: two prompts have one id."""
     found = tuple(
         prompt if isinstance(prompt, Prompt) else Prompt(id=str(place), text=prompt)
         for place, prompt in enumerate([prompts] if isinstance(prompts, str) else prompts)
@@ -235,11 +230,8 @@ class Answers(tuple[Answer, ...]):
         return tuple(answer.text for answer in self)
 
     def to_frame(self) -> Any:
-        """A pandas frame with one row per answer: id, prompt, label, intervention, answer, finished.
-
-        Raises:
-            InputError: pandas is not installed.
-        """
+        """A pandas frame with one row per answer: id, prompt, label, intervention, answer, finished. Raises InputError:
+        pandas is not installed."""
         try:
             from pandas import DataFrame
         except ImportError as error:
@@ -261,11 +253,8 @@ class Answers(tuple[Answer, ...]):
 
 
 class Verdict(Value):
-    """A judge's reading of one answer.
-
-    Judges of outcomes give `outcome`, judges of harm give `harmful` and perhaps a `score`; a judge that knows both
-    gives both. What a judge cannot tell is None: unscored, counted, never guessed.
-    """
+    """A judge's reading of one answer. Judges of outcomes give `outcome`, judges of harm give `harmful` and perhaps a
+    `score`; a judge that knows both gives both. What a judge cannot tell is None: unscored, counted, never guessed."""
 
     outcome: Outcome | None
     judge: str
@@ -300,11 +289,8 @@ class Rate(Value):
 
 
 class FeatureSet(Value):
-    """Features in order of importance, with the scores that ordered them.
-
-    `scope` is `"local"` for a set chosen for one prompt (`prompt_id` names it), `"global"` over prompts. `method` says
-    how it was chosen.
-    """
+    """Features in order of importance, with the scores that ordered them. `scope` is `"local"` for a set chosen for one
+    prompt (`prompt_id` names it), `"global"` over prompts. `method` says how it was chosen."""
 
     features: tuple[FeatureField, ...]
     scores: tuple[float, ...]

@@ -11,7 +11,7 @@ from demur.bundled._files import (
     bundled_prompts,
     bundled_texts,
     framed,
-)
+)  # fmt: skip
 from demur.bundled._judge import FIRST_STEPS, OPENERS, PLAIN_STEP, SECOND_STEPS, BundledJudge
 
 __all__ = [

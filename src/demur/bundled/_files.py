@@ -45,11 +45,8 @@ def _lines(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class BundledPrompts:
-    """Requests about the bundled model's world.
-
-    `harmful` and `harmless` use topics and phrasings of its safety training. The other sets use topics and phrasings
-    held out of it, so they share no prompt with the first two.
-    """
+    """Requests about the bundled model's world. `harmful` and `harmless` use topics and phrasings of its safety
+    training. The other sets use topics and phrasings held out of it, so they share no prompt with the first two."""
 
     harmful: PromptSet
     harmless: PromptSet
@@ -78,10 +75,7 @@ def _texts() -> tuple[str, ...]:
 
 def bundled_texts(count: int = 100) -> tuple[str, ...]:
     """The first `count` plain texts of the bundled model's world: what topics are, and whether they hurt or help.
-
-    Raises:
-        InputError: fewer texts are installed.
-    """
+    Raises InputError: fewer texts are installed."""
     texts = _texts()
     if count > len(texts):
         raise InputError(f"{count} plain texts were asked for, and the bundled model has {len(texts)}; ask for fewer")

@@ -22,10 +22,8 @@ _WORDS: Final[dict[Any, str]] = {int: "INTEGER", float: "NUMBER", str: "TEXT", S
 
 
 class Option(click.Option):
-    """One field of a configuration. What is given goes to the configuration as text.
-
-    `meaning` is the docstring under the field, `written` its default as one would write it, empty where there is none.
-    """
+    """One field of a configuration. What is given goes to the configuration as text. `meaning` is the docstring under
+    the field, `written` its default as one would write it, empty where there is none."""
 
     def __init__(self, field: str, info: FieldInfo) -> None:
         self.field = field

@@ -41,11 +41,8 @@ def study_command(name: str, told: str) -> ConfigCommand:
 def configured(
     name: str, file: Path | None, given: dict[str, Any], complete: Callable[[dict[str, Any]], dict[str, Any]] = dict
 ) -> StudyConfig:
-    """A study's configuration from a TOML file and options; `complete` as in `read_config`.
-
-    Raises:
-        InputError: a value does not fit, or the model's folder is not there.
-    """
+    """A study's configuration from a TOML file and options; `complete` as in `read_config`. Raises InputError: a value
+    does not fit, or the model's folder is not there."""
     config: StudyConfig = read_config(STUDIES[name].config, file, given, complete=complete)
     check_model(config.model)
     return config
@@ -86,11 +83,7 @@ def run_folder(name: str, config: StudyConfig) -> Path:
 
 
 def check_model(model: str | None) -> None:
-    """Refuse what is neither a model folder nor shaped like a hub id.
-
-    Raises:
-        InputError: names what is missing and the nearest folder.
-    """
+    """Refuse what is neither a model folder nor shaped like a hub id; the InputError names the nearest folder."""
     if model is None:
         return
     folder = Path(model).expanduser()

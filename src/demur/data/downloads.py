@@ -37,10 +37,8 @@ def fetch(named: NamedSet) -> Path:
 
     Files of the Hugging Face hub come through huggingface_hub (the user's token is sent for gated sets alone), others
     through pooch. What comes is checked against the set's hash, or, where that is not known, for its columns, before it
-    takes its place. `HF_HUB_OFFLINE=1` and `DEMUR_OFFLINE=1` forbid the download.
-
-    Raises:
-        InputError: it cannot be downloaded, or its bytes are not those that are expected.
+    takes its place. `HF_HUB_OFFLINE=1` and `DEMUR_OFFLINE=1` forbid the download. Raises InputError: it cannot be
+    downloaded, or its bytes are not those that are expected.
     """
     target = cache_path(named)
     damaged = target.is_file() and not is_intact(named, target)
@@ -59,10 +57,7 @@ def store(named: NamedSet, path: str | Path) -> Path:
     """Put a copy of a file of this machine into the cache, as the set's file.
 
     Its hash is compared, or, where that is not known, its columns; then another number of rows than the set's is a
-    warning on the `demur.data` logger.
-
-    Raises:
-        InputError: it is another file, or cannot be read or copied.
+    warning on the `demur.data` logger. Raises InputError: it is another file, or cannot be read or copied.
     """
     path, target = Path(path).expanduser(), cache_path(named)
     if not named.url:
@@ -83,10 +78,8 @@ def store(named: NamedSet, path: str | Path) -> Path:
 
 
 def _put(target: Path, get: Callable[[Path], Path]) -> Path:
-    """Let `get` put a file into a folder beside `target`, in one process at a time, and move it to its place.
-
-    The folder goes afterwards, unless it holds a download of huggingface_hub that the next call can go on with.
-    """
+    """Let `get` put a file into a folder beside `target`, in one process at a time, and move it to its place. The
+    folder goes afterwards, unless it holds a download of huggingface_hub that the next call can go on with."""
     from filelock import FileLock
 
     folder = target.parent / f".{target.name}.part"

@@ -104,11 +104,8 @@ PROMPT_SETS: Registry[NamedSet] = Registry("demur.prompt_sets", "prompt set")
 
 
 def read_set_file(path: str | Path) -> tuple[NamedSet, ...]:
-    """The sets of a TOML file in the form of `named_sets.toml`.
-
-    Raises:
-        InputError: the file cannot be read, or a key is unknown, missing or of the wrong kind; names file, set and key.
-    """
+    """The sets of a TOML file in the form of `named_sets.toml`. Raises InputError: the file cannot be read, or a key is
+    unknown, missing or of the wrong kind; names file, set and key."""
     path = Path(path).expanduser()
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -127,20 +124,16 @@ def add_prompt_sets(path: str | Path) -> None:
 
 def prompt_sets() -> dict[str, NamedSet]:
     """All sets by name: demur's own, those of the files in `DEMUR_PROMPT_SETS`, and those that were added (last wins).
-
-    Raises:
-        DemurError: a file of `DEMUR_PROMPT_SETS` cannot be used, or a set of an installed package cannot be loaded.
-    """
+    Raises DemurError: a file of `DEMUR_PROMPT_SETS` cannot be used, or a set of an installed package cannot be
+    loaded."""
     files = [_BUILT_IN, *filter(None, os.environ.get(_ADDED, "").split(os.pathsep))]
     found = {named.name: named for path in files for named in read_set_file(path)}
     return found | {name: PROMPT_SETS[name] for name in PROMPT_SETS}
 
 
 def split_source(source: str | Path) -> tuple[str, str | None]:
-    """What a source names, and its column: `"a.csv::goal"` is file `a.csv`, column `goal`.
-
-    A file whose own name holds "::" wins.
-    """
+    """What a source names, and its column: `"a.csv::goal"` is file `a.csv`, column `goal`. A file whose own name holds
+    "::" wins."""
     name, _, column = str(source).rpartition("::")
     return (name, column) if name and not Path(source).expanduser().is_file() else (str(source), None)
 

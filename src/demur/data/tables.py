@@ -67,12 +67,10 @@ def read_table(path: str | Path, *, later_columns: bool = True) -> Table:
     """Open a csv, tsv, json, jsonl, txt or parquet file; all but parquet may be zipped (`.jsonl.gz`).
 
     JSON may be a list of strings, a list of objects, an object of lists of strings by category (the names of nested
-    categories are joined with " / "), an object of columns, an object with one list of records among other entries,
-    or one value a line, which is read whole with `later_columns`, for columns that first appear in a later row. A txt
-    file has one row per line. An empty csv or tsv cell counts as absent.
-
-    Raises:
-        InputError: the file is missing, empty, of an unknown kind, not UTF-8 or malformed; or a row is, when asked for.
+    categories are joined with " / "), an object of columns, an object with one list of records among other entries, or
+    one value a line, which is read whole with `later_columns`, for columns that first appear in a later row. A txt file
+    has one row per line. An empty csv or tsv cell counts as absent. Raises InputError: the file is missing, empty, of
+    an unknown kind, not UTF-8 or malformed; or a row is, when asked for.
     """
     path = Path(path)
     kind = _checked_kind(path)

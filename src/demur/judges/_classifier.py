@@ -76,11 +76,8 @@ class ClassifierJudge(StreamingJudge):
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]  # a property, kept
-        """Kind, model with commit or content, number format, prompt format and parser.
-
-        Raises:
-            ModelError: the model's configuration cannot be read.
-        """
+        """Kind, model with commit or content, number format, prompt format and parser. Raises ModelError: the model's
+        configuration cannot be read."""
         commit, folder = getattr(self.config, "_commit_hash", None), Path(self.source)
         model = {"name": self.source, "commit": str(commit or self.placement.revision or "main")}
         if folder.is_dir():
@@ -183,11 +180,8 @@ class ClassifierJudge(StreamingJudge):
         return self._model is not None
 
     def load(self) -> Any:
-        """The Hugging Face model, loaded if it is not there yet.
-
-        Raises:
-            ModelError: it cannot be loaded, or its device is unknown.
-        """
+        """The Hugging Face model, loaded if it is not there yet. Raises ModelError: it cannot be loaded, or its device
+        is unknown."""
         if self._model is not None:
             return self._model
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
@@ -212,11 +206,8 @@ class ClassifierJudge(StreamingJudge):
         return self._model
 
     def check(self) -> None:
-        """Find configuration, tokenizer and weights (downloading what is missing) and read the weights' headers.
-
-        Raises:
-            ModelError: one of them is missing or damaged, or the device is unknown.
-        """
+        """Find configuration, tokenizer and weights (downloading what is missing) and read the weights' headers. Raises
+        ModelError: one of them is missing or damaged, or the device is unknown."""
         from huggingface_hub import snapshot_download
         from safetensors import safe_open
 

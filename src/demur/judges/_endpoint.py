@@ -143,10 +143,8 @@ class ChatClient:
 
     def ask(self, questions: Sequence[Sequence[Message]]) -> Iterator[tuple[int, str | RowFailedError]]:
         """Place of each question, with the answer or why there is none, as they come; the client can ask only once.
-
-        Raises:
-            JudgeStopped: access refused, no server, no such model. What was under way, and paid for, is given before.
-        """
+        Raises JudgeStopped: access refused, no server, no such model. What was under way, and paid for, is given
+        before."""
         results: SimpleQueue[tuple[int, str | RowFailedError] | None] = SimpleQueue()
         problems: list[BaseException] = []
         count = min(self._endpoint.concurrency, len(questions))

@@ -76,10 +76,8 @@ class HarmBenchJudge(ClassifierJudge):
 
 
 class WildGuardJudge(ClassifierJudge):
-    """Outcome (refusal or compliance) and harm, each where the model states it.
-
-    `n/a`, which the model may say of the answer, states nothing. Whether the request was harmful is in the evidence.
-    """
+    """Outcome (refusal or compliance) and harm, each where the model states it. `n/a`, which the model may say of the
+    answer, states nothing. Whether the request was harmful is in the evidence."""
 
     kind: ClassVar[str] = "wildguard"
     home: ClassVar[str] = "allenai/wildguard"
@@ -125,10 +123,8 @@ class LlamaGuardJudge(ClassifierJudge):
 
     @cached_property
     def _typed(self) -> bool:
-        """Whether the template wants messages as lists of typed parts.
-
-        One that does leaves plain strings out without a word, so each form is tried with marks that must be shown.
-        """
+        """Whether the template wants messages as lists of typed parts. One that does leaves plain strings out without a
+        word, so each form is tried with marks that must be shown."""
         if not getattr(self.tokenizer, "chat_template", None):
             raise ModelError(
                 f"{self.source} has no chat template, which says how Llama Guard is asked; take the tokenizer's files "

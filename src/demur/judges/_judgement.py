@@ -25,10 +25,8 @@ Progress = Callable[[str, int, int], None]
 
 
 class Judgement(Value):
-    """Answers with one verdict each, and the rates that they make.
-
-    Every rate has its Wilson 95 % interval; answers without a verdict are its `unscored`, outside `n`.
-    """
+    """Answers with one verdict each, and the rates that they make. Every rate has its Wilson 95 % interval; answers
+    without a verdict are its `unscored`, outside `n`."""
 
     judge: str
     """The judge's name."""
@@ -71,11 +69,8 @@ class Judgement(Value):
         return wilson(sum(scored), len(scored), unscored=len(self.verdicts) - len(scored))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per answer: prompt id, prompt, label, intervention, answer, outcome, harmful, score, evidence.
-
-        Raises:
-            InputError: pandas is not installed.
-        """
+        """One row per answer: prompt id, prompt, label, intervention, answer, outcome, harmful, score, evidence. Raises
+        InputError: pandas is not installed."""
         try:
             import pandas as pd
         except ImportError as error:
@@ -159,11 +154,8 @@ class CachedJudge:
         self._problem: str | None = None
 
     def judge(self, answers: Sequence[Answer]) -> Judgement:
-        """Verdicts on the answers; equal pairs of prompt and answer are judged once.
-
-        Raises:
-            RunError: the run folder cannot be read or written.
-        """
+        """Verdicts on the answers; equal pairs of prompt and answer are judged once. Raises RunError: the run folder
+        cannot be read or written."""
         keys, before = [_key(answer) for answer in answers], self.new
         if self._problem is None:
             try:

@@ -74,11 +74,8 @@ class LLMJudge(StreamingJudge):
         """The verdict that the model's words state, or none."""
 
     def check(self) -> None:
-        """Ask the model for one word.
-
-        Raises:
-            JudgeStopped: the endpoint cannot be reached, refuses the key, or does not know the model.
-        """
+        """Ask the model for one word. Raises JudgeStopped: the endpoint cannot be reached, refuses the key, or does not
+        know the model."""
         for _, said in self._client().ask([[{"role": "user", "content": "Answer with the one word: ready"}]]):
             if isinstance(said, RowFailedError) and not said.answered:
                 where = f"the judge {self.name} at {self.endpoint.public}"

@@ -30,11 +30,9 @@ def get_judge(name: str, *, placement: Placement | None = None, endpoint: Endpoi
     """The judge called `name`: a kind, or KIND=MODEL (a hub id or folder, or a model's name at an endpoint).
 
     Nothing is loaded or asked yet; `Judge.check` tries it. `placement` is for judges whose model runs here, `endpoint`
-    for those that ask an endpoint (default: from the environment).
-
-    Raises:
-        InputError: there is no such kind (names those there are, and the nearest), a model is missing or named where
-            none is taken, or `placement` or `endpoint` is of no use to it.
+    for those that ask an endpoint (default: from the environment). Raises InputError: there is no such kind (names
+    those there are, and the nearest), a model is missing or named where none is taken, or `placement` or `endpoint` is
+    of no use to it.
     """
     kind, equals, model = name.partition("=")
     make: Any = JUDGES[kind]

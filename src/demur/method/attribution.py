@@ -30,8 +30,7 @@ _NO_CHANGE = 1e-6
 @dataclass(frozen=True)
 class ScoredTokens:
     """Tokens over which attributions are summed: the user's words and the template tokens after them, or every token
-    but the first `header_tokens` (the paper skips 1 on Gemma, 26 on Llama).
-    """
+    but the first `header_tokens` (the paper skips 1 on Gemma, 26 on Llama)."""
 
     header_tokens: int | None = None
 
@@ -70,8 +69,7 @@ class PromptAttribution(Value):
 
 class AttributionSpec(Value):
     """What an attribution was asked, enough to ask it again: `refusal_ids` and `allow_refusal_target` are the metric's,
-    `header_tokens` the scoring's, `patch` the id of the patched run's interventions.
-    """
+    `header_tokens` the scoring's, `patch` the id of the patched run's interventions."""
 
     method: Method
     steps: int
@@ -136,8 +134,7 @@ class Attribution:
     @property
     def signal(self) -> Bool[Tensor, " prompt"]:
         """Prompts whose scores say something about refusal: not those on which the metric aims at a refusal token,
-        patching leaves the metric as it was, or every score is 0, as their order of features is an accident.
-        """
+        patching leaves the metric as it was, or every score is 0, as their order of features is an accident."""
         refusal = self.spec.refusal_ids
         rows = [r.target not in refusal and abs(r.change) > _NO_CHANGE and any(r.totals) for r in self.rows]
         return torch.tensor(rows, dtype=torch.bool)
@@ -231,8 +228,7 @@ def attribute(
     model: ChatModel, suite: Suite, items: Items, pool: PoolIndices | Pool, *, progress: Progress = None, **asked: Any
 ) -> Attribution:
     """What moving each feature of a pool to its patched value does to the metric (paper, section 3): the attributions
-    of `attribute_batches`, which has the other arguments, in the order of `items`.
-    """
+    of `attribute_batches`, which has the other arguments, in the order of `items`."""
     parts: list[Attribution] = []
     for part in attribute_batches(model, suite, items, pool, **asked):
         parts.append(part)

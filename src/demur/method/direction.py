@@ -77,10 +77,7 @@ def find_refusal_tokens(
     """First tokens of the model's own refusals, most frequent first.
 
     A token counts when at least `min_share` of the refusals begin with it, and `lift` times the share of other answers
-    that do (a model may begin everything with the same word).
-
-    Raises:
-        ModelError: no first token tells refusals apart.
+    that do (a model may begin everything with the same word). Raises ModelError: no first token tells refusals apart.
     """
     first, other = _first_tokens(model, refusals), _first_tokens(model, others)
     n, m = max(1, first.total()), max(1, other.total())
@@ -143,8 +140,7 @@ def first_token(
     reference: Mapping[str, Float[Tensor, " vocab"]] | None = None,
 ) -> FirstToken:
     """Refusal log-odds of the first answer token, and its KL from `reference`, under interventions on directions.
-    Reduced to two numbers a prompt where the model runs, so nothing of the vocabulary's size is kept.
-    """
+    Reduced to two numbers a prompt where the model runs, so nothing of the vocabulary's size is kept."""
     compiled = Compiled(model, None, interventions)
 
     def run(batch: Batch) -> list[list[float]]:
@@ -195,7 +191,8 @@ def find_direction(
     known: Sequence[Candidate] = (),
     scored: Callable[[Candidate, int, int], None] | None = None,
 ) -> Direction:
-    """Choose the refusal direction.
+    """Choose the refusal direction. Raises ModelError: the given layer or position does not exist, or harmful and
+    harmless means coincide.
 
     Args:
         model: the chat model.
@@ -205,9 +202,6 @@ def find_direction(
         search: what to try and what to keep.
         known: candidates that an interrupted search had scored already.
         scored: called with each newly scored candidate, how many are scored, and how many there are.
-
-    Raises:
-        ModelError: the given layer or position does not exist, or harmful and harmless means coincide.
     """
     search = search or DirectionSearch()
     positions = _positions(search, train)
@@ -291,10 +285,7 @@ def _score(
 
 def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
     """The candidate with the best bypass among those that meet all conditions, and what was relaxed if none does.
-
-    Raises:
-        ModelError: no candidate's scores are finite.
-    """
+    Raises ModelError: no candidate's scores are finite."""
     relaxations: tuple[tuple[Callable[[Candidate], bool], str], ...] = (
         (lambda c: c.kept, ""),
         (lambda c: c.induce > 0, "no candidate met the KL threshold; the best that induces refusal was taken"),

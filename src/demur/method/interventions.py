@@ -181,8 +181,7 @@ class PerPrompt(Intervention):
 @dataclass(frozen=True, eq=False)
 class AblateDirection(Intervention):
     """`x ← x − (x·r)r` after each layer; with `reference`, to the reference's own projection instead of to zero
-    (affine). `vector` is normalised here. `layers=None` means every layer.
-    """
+    (affine). `vector` is normalised here. `layers=None` means every layer."""
 
     vector: Float[Tensor, " d_model"]
     layers: tuple[int, ...] | None = None
@@ -297,8 +296,7 @@ class Compiled:
 
     def edits(self, batch: Batch | None) -> dict[int, list[Edit]]:
         """Layer → edits, in order, for the rows of `batch` (None: for passes of any shape, which raises an `InputError`
-        where an intervention differs by prompt or stops where the prompt ends).
-        """
+        where an intervention differs by prompt or stops where the prompt ends)."""
         if batch is None:
             self._refuse_unannounced()
         return {
@@ -432,8 +430,7 @@ class _FeatureGroup:
 
     def _affine(self, layer: int, batch: Batch | None) -> tuple[Tensor, Tensor, Tensor]:
         """`s − 1`, `t`, and whether a feature is changed on the answer too, `[row, slot, k]`: one row, or one for each
-        of the batch; one slot, or one for each of the prompt.
-        """
+        of the batch; one slot, or one for each of the prompt."""
         places, device = self._columns[layer], self._rows[layer].w_dec.device
         by_row = [self._shared]
         if self._local and batch is not None:

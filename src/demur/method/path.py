@@ -51,13 +51,10 @@ class Estimator:
 def estimator(method: Method, steps: int = 10) -> Estimator:
     """The estimator of that name.
 
-    `gradient`: attribution patching, one gradient at the clean run. `paper`: integrated gradients as the paper's
-    code computes them (α = k/N, straight-through). `ig`: the path-complete form (midpoints α = (k + ½)/N, true
-    gradients, differences along the path), whose features and error terms over all layers add up to the metric's
-    whole change.
-
-    Raises:
-        InputError: the name is none of these, or `steps` is below 1.
+    `gradient`: attribution patching, one gradient at the clean run. `paper`: integrated gradients as the paper's code
+    computes them (α = k/N, straight-through). `ig`: the path-complete form (midpoints α = (k + ½)/N, true gradients,
+    differences along the path), whose features and error terms over all layers add up to the metric's whole change.
+    Raises InputError: the name is none of these, or `steps` is below 1.
     """
     if steps < 1:
         raise InputError(f"integrated gradients need at least 1 step; {steps} were asked for")
@@ -102,10 +99,8 @@ Visit = Callable[[int, Float[Tensor, "alpha batch pos d_model"], Float[Tensor, "
 
 @dataclass(frozen=True)
 class Ends:
-    """Both ends of the path for one batch. Residuals are after each layer; metrics in logits.
-
-    `clean` and `clean_metric` are filled in by the path's own first pass where that is the clean run (α = 0).
-    """
+    """Both ends of the path for one batch. Residuals are after each layer; metrics in logits. `clean` and
+    `clean_metric` are filled in by the path's own first pass where that is the clean run (α = 0)."""
 
     clean: Residuals
     patched: Residuals

@@ -36,8 +36,7 @@ def cosine_pool(
     suite: Suite, direction: Float[Tensor, " d_model"], k0: int, layers: Sequence[int] | None = None
 ) -> Pool:
     """The `k0` features of each layer whose decoder rows have the highest signed cosine with `direction`, of any norm.
-    Decoders are streamed. Rows of zero norm count as cosine 0.
-    """
+    Decoders are streamed. Rows of zero norm count as cosine 0."""
     features: list[FeatureId] = []
     cosines: list[float] = []
     for layer in suite.layers if layers is None else layers:
@@ -86,11 +85,8 @@ def _scores(attribution: Attribution, score: Score) -> Float[Tensor, "prompt fea
 
 def global_set(attribution: Attribution, k: int, *, score: Score = "mean") -> FeatureSet:
     """F*: the `k` features of highest attribution ("mean" over scored tokens, the paper's, or "total"), averaged over
-    the prompts that carry signal; with the method "paper" over all, as the paper does.
-
-    Raises:
-        ModelError: no prompt carries signal, so there is nothing to rank by; says what to do.
-    """
+    the prompts that carry signal; with the method "paper" over all, as the paper does. Raises ModelError: no prompt
+    carries signal, so there is nothing to rank by; says what to do."""
     scores = _scores(attribution, score)
     if attribution.method != "paper":
         scores = scores[attribution.signal]
@@ -120,8 +116,7 @@ def mean_activations(
     scoring: ScoredTokens = SCORED,
 ) -> dict[int, Float[Tensor, " d_sae"]]:
     """Mean over prompts of each feature's mean, maximum or last activation over the scored tokens, by layer (default:
-    every layer of the suite). Whole dictionaries are encoded, in blocks; nothing dense over positions is kept.
-    """
+    every layer of the suite). Whole dictionaries are encoded, in blocks; nothing dense over positions is kept."""
 
     def read(layer: int, residual: Tensor, batch: Batch) -> Tensor:
         blocks = dictionary_blocks(suite[layer])
@@ -141,8 +136,7 @@ def mean_max_activations(
     model: ChatModel, suite: Suite, items: Items, features: Sequence[FeatureId], *, scoring: ScoredTokens = SCORED
 ) -> Float[Tensor, " feature"]:
     """Mean over prompts of each feature's maximum activation over the scored tokens, in the order of `features`; only
-    their rows are read.
-    """
+    their rows are read."""
     wanted = by_layer(features)
     rows = {layer: suite[layer].rows(indices) for layer, indices in wanted.items()}
 
@@ -186,8 +180,7 @@ def actdiff_set(
     scoring: ScoredTokens = SCORED,
 ) -> FeatureSet:
     """ActDiff baseline: the `k` features whose activation (the maximum, mean or last over a prompt's scored tokens)
-    differs most between harmful and harmless prompts.
-    """
+    differs most between harmful and harmless prompts."""
     high, low = (mean_activations(model, suite, items, reduce=reduce, scoring=scoring) for items in (harmful, harmless))
     found: list[tuple[float, FeatureId]] = []
     for layer in high:
@@ -339,7 +332,7 @@ def random_set(
     """Random features matched to `like` one by one: same layer, and among the `neighbours` nearest by some measures.
 
     One measure is compared by its value. Several, which have units of their own, are compared by rank within the layer
-    (ties share their mean rank), and their differences add up.
+    (ties share their mean rank), and their differences add up. Raises InputError: a layer has too few features left.
 
     Args:
         like: the set to be matched.
@@ -347,9 +340,6 @@ def random_set(
         exclude: features that may not be drawn (the pool); those of `like` never are.
         neighbours: each draw is uniform over this many unused features that are nearest.
         seed: of the draw.
-
-    Raises:
-        InputError: a layer has too few features left.
     """
     measures: Sequence[Measure] = [matched] if isinstance(matched, Mapping) else matched
     scales = {

@@ -140,11 +140,8 @@ def refuse_unfit(hf: PreTrainedModel, name: str) -> None:
 
 
 def find_layers(model: nn.Module, n_layers: int) -> nn.ModuleList:
-    """The text decoder's layers: the outermost `ModuleList` of `n_layers` outside vision and audio towers.
-
-    Raises:
-        ModelError: there is no such list, or more than one.
-    """
+    """The text decoder's layers: the outermost `ModuleList` of `n_layers` outside vision and audio towers. Raises
+    ModelError: there is no such list, or more than one."""
     found: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == n_layers:

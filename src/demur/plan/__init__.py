@@ -30,9 +30,7 @@ def plan_study(study: Study[Any, Any], config: StudyConfig, *, prompt_tokens: in
 
     The prompts that the configuration names need not exist. `prompt_tokens` are the mean tokens of a prompt with its
     template (default: counted, or assumed). Gives a page: time in all, sizes, time by stage, and what is assumed.
-
-    Raises:
-        DemurError: model or SAEs have no configuration that can be read, or do not fit each other.
+    Raises DemurError: model or SAEs have no configuration that can be read, or do not fit each other.
     """
     from demur.studies.inputs import configured_suite, with_paper_settings
 

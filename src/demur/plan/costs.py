@@ -67,11 +67,8 @@ class ModelSizes:
 
 
 def model_sizes(config: Any, dtype: torch.dtype, tokens: int) -> ModelSizes:
-    """Sizes of the text decoder of a Hugging Face configuration, with costs as in a pass over `tokens`.
-
-    Raises:
-        ModelError: the configuration is not of a causal language model.
-    """
+    """Sizes of the text decoder of a Hugging Face configuration, with costs as in a pass over `tokens`. Raises
+    ModelError: the configuration is not of a causal language model."""
     from transformers import AutoModelForCausalLM
 
     text = config.get_text_config(decoder=True)
@@ -151,11 +148,7 @@ class Machine:
 
 
 def planned_device(name: str) -> torch.device:
-    """The device on which a study with `--device name` would run.
-
-    Raises:
-        InputError: it cannot be used here.
-    """
+    """The device on which a study with `--device name` would run. Raises InputError: it cannot be used here."""
     if name in ("auto", "balanced", "balanced_low_0", "sequential"):
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

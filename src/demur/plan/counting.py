@@ -194,16 +194,14 @@ def _thin(suite: Suite) -> Suite:
 def count_work(
     study: Study[Any, Any], config: StudyConfig, model: ModelSizes, suite: Suite, lengths: PromptLengths
 ) -> dict[str, Work]:
-    """Run a study on stand-ins and count what it does, by timed stage.
+    """Run a study on stand-ins and count what it does, by timed stage. Raises DemurError: the study stops on the
+    stand-ins.
 
     Args:
         study: which one.
         config: its options; the sizes of splits, the grids and the limits count, files and names do not.
         model, suite: the real ones, of which only sizes count.
         lengths: tokens of a prompt.
-
-    Raises:
-        DemurError: the study stops on the stand-ins.
     """
     from demur.studies.context import open_context
     from demur.studies.inputs import Inputs

@@ -38,10 +38,8 @@ class _Cell(NamedTuple):
 def render_html(pages: Sequence[Page]) -> str:
     """One HTML page for the results of one or more studies; it needs no network and runs no script.
 
-    Verdicts and warnings come first, answers to harmful prompts are collapsed behind a notice.
-
-    Raises:
-        ValueError: no page is given.
+    Verdicts and warnings come first, answers to harmful prompts are collapsed behind a notice. Raises ValueError: no
+    page is given.
     """
     return _render(pages, fragment=False)
 
@@ -52,11 +50,8 @@ def notebook_html(page: Page) -> str:
 
 
 def render_markdown(pages: Sequence[Page]) -> str:
-    """The results of one or more studies as Markdown; charts are named, not drawn.
-
-    Raises:
-        ValueError: no page is given.
-    """
+    """The results of one or more studies as Markdown; charts are named, not drawn. Raises ValueError: no page is
+    given."""
     filters = {"line": _line, "paragraphs": _paragraphs, "fenced": _fenced, "kind": lambda block: type(block).__name__}
     return _filled("report.md.j2", pages, filters).rstrip("\n") + "\n"
 

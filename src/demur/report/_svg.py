@@ -30,10 +30,8 @@ def colour_rules() -> str:
 
 
 def to_svg(chart: Any, name: str) -> str:
-    """An altair chart as an `<svg>` element, in the page's colours, without script.
-
-    `name` keeps its ids apart from those of other charts on the page.
-    """
+    """An altair chart as an `<svg>` element, in the page's colours, without script. `name` keeps its ids apart from
+    those of other charts on the page."""
     import vl_convert
 
     styled = chart.configure(view={"stroke": None}, **THEME["config"])

@@ -102,10 +102,8 @@ def _widths(table: Table, place: int) -> tuple[int, int]:
 
 
 def _pieces(widths: Sequence[tuple[int, int]], room: int) -> list[list[int]]:
-    """The columns of each piece: one if they fit with words wrapped, else as many as fit without.
-
-    Each piece after the first begins with the first column again.
-    """
+    """The columns of each piece: one if they fit with words wrapped, else as many as fit without. Each piece after the
+    first begins with the first column again."""
     every = list(range(len(widths)))
     if sum(least + 1 for least, _ in widths) - 1 <= room:
         return [every]

@@ -31,11 +31,8 @@ _SECRET_TEXT = re.compile(
 
 
 def to_json(value: object, where: str = "value") -> JSON:
-    """Plain JSON data of mappings, sequences, strings, finite numbers and pydantic values.
-
-    Raises:
-        RunError: something in it has no JSON form; `where` names the whole.
-    """
+    """Plain JSON data of mappings, sequences, strings, finite numbers and pydantic values. Raises RunError: something
+    in it has no JSON form; `where` names the whole."""
     try:
         return json.loads(json.dumps(value, allow_nan=False, default=_plain))
     except (TypeError, ValueError) as error:

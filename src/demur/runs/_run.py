@@ -84,11 +84,8 @@ class RunView:
 
 
 def read_run(folder: str | Path) -> RunView:
-    """Open a run folder for reading, also while another process writes it.
-
-    Raises:
-        RunError: it holds no run, or its manifest is damaged.
-    """
+    """Open a run folder for reading, also while another process writes it. Raises RunError: it holds no run, or its
+    manifest is damaged."""
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
@@ -137,17 +134,15 @@ class Run:
     ) -> Run:
         """Take hold of a run folder, made if it is new, and record this session in its manifest.
 
-        A folder that holds a run is resumed: stages whose key is the same are found as they were left, others
-        get folders of their own beside them.
+        A folder that holds a run is resumed: stages whose key is the same are found as they were left, others get
+        folders of their own beside them. Raises RunError: the folder cannot be written, holds something else, or is in
+        use by another process.
 
         Args:
             folder: of the run.
             config: what was asked, as JSON data; tokens, keys and passwords in it are not written.
             command: of `demur`, that asks it; a folder may hold several studies.
             seeds: purpose → seed.
-
-        Raises:
-            RunError: the folder cannot be written, holds something else, or is in use by another process.
         """
         folder = Path(folder)
         plain = cast("dict[str, Any]", without_secrets(to_json(config, "config")))
@@ -188,6 +183,7 @@ class Run:
         """A value that is computed once for each set of dependencies, then read from the run folder.
 
         What is returned was read back from disk, so that a resumed run goes on with exactly what the first one had.
+        Raises RunError: a dependency has no JSON form, the folder cannot be written, or what it holds is damaged.
 
         Args:
             name: of the stage: lower-case letters, digits, `_`, `-`.
@@ -195,9 +191,6 @@ class Run:
             kind: a `Codec` (tensors), or what pydantic writes as JSON: a `Value`, `list[Value]`, `tuple[float, ...]`.
             compute: gives the value; called only where there is none.
             progress: called with 0 of 1 before, and 1 of 1 after computing.
-
-        Raises:
-            RunError: a dependency has no JSON form, the folder cannot be written, or what it holds is damaged.
         """
         stage = self.stage(name, depends)
         found, tell = stage.done, progress or _silent
@@ -267,10 +260,8 @@ class Run:
     def stage(self, name: str, depends: Mapping[str, object]) -> Stage:
         """The stage `name` for exactly these dependencies, new or as an earlier session left it.
 
-        For what `cached` and `mapped` do not cover: a journal that is read while it is written.
-
-        Raises:
-            RunError: a dependency has no JSON form, or the folder cannot be written.
+        For what `cached` and `mapped` do not cover: a journal that is read while it is written. Raises RunError: a
+        dependency has no JSON form, or the folder cannot be written.
         """
         stage = Stage.open(self.folder / "stages", name, depends)
         if stage.key in self._stages:

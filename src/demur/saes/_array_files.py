@@ -103,9 +103,7 @@ def _part(values: Any, which: Which, axis: int) -> Any:
 
 def open_arrays(path: Path) -> Arrays:
     """The arrays of an npz or safetensors file: headers are compared with the size of the file, no number is read.
-
-    SaeError where the file is missing, truncated, of another format, or holds something other than numbers.
-    """
+    SaeError where the file is missing, truncated, of another format, or holds something other than numbers."""
     kinds = {".npz": ("an npz", _npz), ".safetensors": ("a safetensors", _safetensors)}
     if path.suffix not in kinds:
         raise SaeError(f"{path} is no file of arrays; expected {' or '.join(kinds)}")

@@ -39,9 +39,7 @@ class Convention:
 @dataclass(frozen=True)
 class SaeWeights:
     """One SAE's arrays, features first, and their convention; SaeError where shapes or `k` do not fit each other.
-
-    Biases that are None are zeros.
-    """
+    Biases that are None are zeros."""
 
     file: str
     encoder: NamedArray

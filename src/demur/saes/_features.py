@@ -86,10 +86,8 @@ class FeatureRows(Features):
 
 @dataclass(frozen=True)
 class TopKRows(FeatureRows):
-    """Features of a TopK dictionary, with its whole encoder: whether one is active depends on all the others.
-
-    `encode` costs `d_sae / k` times that of `FeatureRows`.
-    """
+    """Features of a TopK dictionary, with its whole encoder: whether one is active depends on all the others. `encode`
+    costs `d_sae / k` times that of `FeatureRows`."""
 
     top: int
     """Features kept per token."""

@@ -63,10 +63,8 @@ _NAMES = {form.casefold(): name for name in PRESETS for form in (name, name.spli
 
 
 def find_preset(saes: str) -> Preset | None:
-    """The preset meant by a model's name given in place of SAEs, as for a fine-tune of that model.
-
-    None where `saes` is a folder or names no model of a preset: then it names SAEs.
-    """
+    """The preset meant by a model's name given in place of SAEs, as for a fine-tune of that model. None where `saes` is
+    a folder or names no model of a preset: then it names SAEs."""
     known = not Path(saes).expanduser().is_dir() and saes.casefold() in _NAMES
     return PRESETS[_NAMES[saes.casefold()]] if known else None
 

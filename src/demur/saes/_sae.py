@@ -171,10 +171,8 @@ class DenseSae(Features):
         return state.hexdigest()
 
     def save_gemma_scope(self, folder: Path | str, *, average_l0: float) -> Path:
-        """Write `folder/layer_L/width_W/average_l0_N/params.npz`, as Gemma Scope does, and return its path.
-
-        `folder` is the suite's, shared by all layers. The same weights give the same bytes. SaeError for TopK.
-        """
+        """Write `folder/layer_L/width_W/average_l0_N/params.npz`, as Gemma Scope does, and return its path. `folder` is
+        the suite's, shared by all layers. The same weights give the same bytes. SaeError for TopK."""
         if self.activation == "topk":
             raise SaeError("Gemma Scope's layout holds JumpReLU dictionaries; save a TopK dictionary with save_saelens")
         place = f"layer_{self.layer}/width_{width_name(len(self.b_enc))}/average_l0_{round(average_l0)}"

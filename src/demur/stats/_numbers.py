@@ -29,10 +29,8 @@ def bootstrap_mean(
 ) -> Estimate:
     """Weighted mean over prompts, `Σ w v / Σ w`, with a percentile-bootstrap 95 % interval: prompts are resampled.
 
-    A value of nan and a weight of 0 are unscored. Weights are numbers of tokens, say.
-
-    Raises:
-        ValueError: values and weights of different lengths.
+    A value of nan and a weight of 0 are unscored. Weights are numbers of tokens, say. Raises ValueError: values and
+    weights of different lengths.
     """
     numbers = np.asarray(values, dtype=np.float64)
     given = np.ones_like(numbers) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -59,10 +57,8 @@ def mean_of_runs(values: Sequence[float], *, n: int) -> Estimate:
 def spearman(a: Numbers, b: Numbers) -> float:
     """Spearman's rank correlation, ties at their average rank; pairs in which either value is nan are left out.
 
-    The result is nan where fewer than two pairs are left, or where one side is constant.
-
-    Raises:
-        ValueError: the two are not one-dimensional and of one length.
+    The result is nan where fewer than two pairs are left, or where one side is constant. Raises ValueError: the two are
+    not one-dimensional and of one length.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape:
@@ -81,13 +77,8 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def spearman_over_prompts(a: np.ndarray, b: np.ndarray, *, resamples: int = 1000) -> Estimate:
-    """Rank correlation over features of two tables' means over prompts, with a 95 % interval.
-
-    Each table holds the finite scores by one method, shape (prompt, feature).
-
-    Raises:
-        ValueError: the two are not tables of one shape.
-    """
+    """Rank correlation over features of two tables' means over prompts, with a 95 % interval. Each table holds the
+    finite scores by one method, shape (prompt, feature). Raises ValueError: the two are not tables of one shape."""
     if a.ndim != 2 or a.shape != b.shape:
         raise ValueError(f"cannot correlate shapes {a.shape} and {b.shape}")
     n = len(a)
@@ -152,10 +143,8 @@ class TradeOff(NamedTuple):
 
 
 class CurveGap(Value):
-    """Two curves read in the same way, and how far they are apart: `difference` is the first less the second.
-
-    `p` is two-sided: twice the share of bootstrap samples on the other side of 0, the observed one among them.
-    """
+    """Two curves read in the same way, and how far they are apart: `difference` is the first less the second. `p` is
+    two-sided: twice the share of bootstrap samples on the other side of 0, the observed one among them."""
 
     first: Estimate
     second: Estimate
@@ -181,8 +170,7 @@ def value_at(cost: np.ndarray, success: np.ndarray, at: float) -> np.ndarray:
 
 def area_under(cost: np.ndarray, success: np.ndarray, upto: float) -> np.ndarray:
     """Mean success, shape (...), from the least cost to `upto`, on the curve that `value_at` reads; nan without such a
-    range. `cost` has the shape (setting,), `success` (..., setting).
-    """
+    range. `cost` has the shape (setting,), `success` (..., setting)."""
     x, y = _best(cost, success)
     if not upto > x[0]:
         return np.full(y.shape[:-1], math.nan)
@@ -204,10 +192,8 @@ def compare_curves(
 ) -> CurveGap:
     """Two curves on the same prompts, in one order, both read at one cost. Prompts are resampled, costs are not.
 
-    `read` is `value_at`, success at that cost, or `area_under`, mean success up to it.
-
-    Raises:
-        ValueError: the curves are on different numbers of prompts.
+    `read` is `value_at`, success at that cost, or `area_under`, mean success up to it. Raises ValueError: the curves
+    are on different numbers of prompts.
     """
     n = first.outcomes.shape[1]
     if second.outcomes.shape[1] != n:

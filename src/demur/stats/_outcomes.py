@@ -38,11 +38,8 @@ class Estimate(Value):
 
 
 def wilson(k: int, n: int, unscored: int = 0) -> Rate:
-    """`k` of `n` with its Wilson 95 % score interval: 0 to 1 with `n = 0`, where the rate's value is nan.
-
-    Raises:
-        ValueError: not `0 <= k <= n`, or `unscored` is negative.
-    """
+    """`k` of `n` with its Wilson 95 % score interval: 0 to 1 with `n = 0`, where the rate's value is nan. Raises
+    ValueError: not `0 <= k <= n`, or `unscored` is negative."""
     if not 0 <= k <= n or unscored < 0:
         raise ValueError(f"k={k} of n={n} with {unscored} unscored is not a count of outcomes")
     low, high = _wilson_interval(k / n, n) if n else (0.0, 1.0)
@@ -74,10 +71,7 @@ def clustered_rate(outcomes: Sequence[Outcomes]) -> Estimate:
     the two-way variance of the share (Cameron, Gelbach and Miller 2011, never less than that of the runs or of the
     prompts alone), and it is at most the number of prompts: with few runs and rare events `v` often comes out too small
     (coverage fell to .87). The normal quantile is Student's, with Satterthwaite's degrees of freedom. One run has its
-    Wilson interval.
-
-    Raises:
-        ValueError: runs of different lengths.
+    Wilson interval. Raises ValueError: runs of different lengths.
     """
     table = _outcome_table(outcomes)
     known = ~np.isnan(table)
@@ -122,9 +116,8 @@ def _crossed_mean(table: np.ndarray) -> tuple[float, float, float]:
 
 
 def _cluster_variance(gaps: np.ndarray, known: np.ndarray, axis: int) -> tuple[float, int]:
-    """Variance of the mean when its clusters, summed along `axis`, are what was sampled; and how many there are.
-
-    `gaps` are distances from the mean, 0 where unscored."""
+    """Variance of the mean when its clusters, summed along `axis`, are what was sampled; and how many there are. `gaps`
+    are distances from the mean, 0 where unscored."""
     sums = gaps.sum(axis)[known.any(axis)]
     m = len(sums)
     return (float((sums @ sums) / known.sum() ** 2 * m / (m - 1)) if m > 1 else 0.0), m
@@ -151,11 +144,8 @@ class PairedTest(Value):
 
 
 def mcnemar(first: Outcomes, second: Outcomes) -> PairedTest:
-    """Exact McNemar test; a prompt that is unscored in either is left out.
-
-    Raises:
-        ValueError: the two have different lengths.
-    """
+    """Exact McNemar test; a prompt that is unscored in either is left out. Raises ValueError: the two have different
+    lengths."""
     from scipy.special import bdtr
 
     a, b = _outcome_table([first, second])
@@ -169,10 +159,8 @@ def paired_difference(first: Outcomes, second: Outcomes) -> Estimate:
 
     Method 10 of Newcombe (1998, Stat. Med. 17:2635): the Wilson limits of both shares, put together by their
     correlation over the pairs. It stays within -1 and 1, and keeps its width where the methods agree everywhere or
-    nowhere. A prompt that is unscored in either is unscored; with no pair left all three numbers are nan.
-
-    Raises:
-        ValueError: the two have different lengths.
+    nowhere. A prompt that is unscored in either is unscored; with no pair left all three numbers are nan. Raises
+    ValueError: the two have different lengths.
     """
     return crossed_difference(first, [second])[0]
 
@@ -185,11 +173,9 @@ def crossed_difference(first: Outcomes, runs: Sequence[Outcomes]) -> tuple[Estim
     interval is Newcombe's for pairs, as in `paired_difference`, with the limits of `clustered_rate` for the runs.
 
     p is the larger of two: the level at which that interval would end at 0, and that of flipping the sign of each
-    prompt's mean difference. The second alone takes the runs as given, and rejects far too often; the first alone
-    is too sure of a few prompts. With one scored run p is McNemar's. With nothing scored all is nan.
-
-    Raises:
-        ValueError: runs of different lengths.
+    prompt's mean difference. The second alone takes the runs as given, and rejects far too often; the first alone is
+    too sure of a few prompts. With one scored run p is McNemar's. With nothing scored all is nan. Raises ValueError:
+    runs of different lengths.
     """
     from scipy.optimize import brentq
 
@@ -267,10 +253,8 @@ def sign_flip_p(differences: Numbers, *, resamples: int = 10000) -> float:
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Holm's step-down adjustment: the chance of one false finding among all stays below the level.
-
-    nan (no test) is passed through and does not count.
-    """
+    """Holm's step-down adjustment: the chance of one false finding among all stays below the level. nan (no test) is
+    passed through and does not count."""
     p = np.array(p_values, dtype=np.float64)
     tests = int((~np.isnan(p)).sum())
     order = np.argsort(p)[:tests]  # nan comes last
@@ -297,10 +281,8 @@ def one_more_draw(value: float, draws: Sequence[float], *, n: int | None = None)
     p is exact where the value is exchangeable with the draws: `(1 + draws at least as extreme) / (1 + draws)`, so 19
     draws are needed for .05. The interval is Student's prediction interval, which takes the draws as normal. For rates,
     `n` is the number of prompts behind each: the interval then stays within 0 and 1, and is no narrower than chance
-    answers to that many prompts make it (draws that are all 0 do not show that the next one is).
-
-    Raises:
-        ValueError: there is no draw.
+    answers to that many prompts make it (draws that are all 0 do not show that the next one is). Raises ValueError:
+    there is no draw.
     """
     found = np.array(draws, dtype=np.float64)
     m = len(found)

@@ -19,16 +19,8 @@ if TYPE_CHECKING:
     from demur.testing._tiny_suite import tiny_suite
 
 __all__ = [
-    "FAMILIES",
-    "SLIDING_WINDOW",
-    "Family",
-    "Planted",
-    "Truth",
-    "planted",
-    "save_tiny",
-    "tiny_model",
-    "tiny_suite",
-]
+    "FAMILIES", "SLIDING_WINDOW", "Family", "Planted", "Truth", "planted", "save_tiny", "tiny_model", "tiny_suite",
+]  # fmt: skip
 
 _ELSEWHERE = {"Planted": "_planted", "Truth": "_planted", "planted": "_planted", "tiny_suite": "_tiny_suite"}
 

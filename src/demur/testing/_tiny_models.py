@@ -45,7 +45,8 @@ def tiny_model(
     """A random model of `family` and its tokenizer, in float32 on the CPU, in evaluation mode.
 
     Weights are scaled so that every block matters and different prompts get different next tokens. Equal arguments give
-    equal weights; the global random state is left alone.
+    equal weights; the global random state is left alone. Raises InputError: unknown family, or `d_model` is not a
+    multiple of 8.
 
     Args:
         family: the real family to imitate.
@@ -53,9 +54,6 @@ def tiny_model(
         n_layers: decoder layers.
         d_model: width of the residual stream, a multiple of 8.
         context: longest sequence that the configuration admits, tokens.
-
-    Raises:
-        InputError: unknown family, or `d_model` is not a multiple of 8.
     """
     if family not in FAMILIES:
         raise InputError(f"unknown family {family!r}; choose one of {', '.join(FAMILIES)}")

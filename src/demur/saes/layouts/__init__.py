@@ -133,9 +133,7 @@ _PRE = re.compile(r"blocks\.(\d+)\.hook_resid_pre")
 
 def residual_layer(hook: str, source: str) -> int:
     """The decoder layer whose output a hook name means; HookError where it is not the residual stream between layers.
-
-    `resid_pre` of layer `l` is the same tensor as `resid_post` of layer `l − 1` and is read as that.
-    """
+    `resid_pre` of layer `l` is the same tensor as `resid_post` of layer `l − 1` and is read as that."""
     if match := _POST.fullmatch(hook):
         return int(match[1] or match[2])
     if (match := _PRE.fullmatch(hook)) and int(match[1]) > 0:
