@@ -12,8 +12,7 @@ import torch
 from transformers import Gemma2Config
 
 from command_line import run
-from demur.plan.costs import EFFICIENCY, Machine, ModelSizes, Work, model_sizes
-from demur.plan.counting import PromptLengths, count_work
+from demur.plan.counting import EFFICIENCY, Machine, ModelSizes, PromptLengths, Work, count_work, model_sizes
 from demur.saes import Sae, SaeSpec, Suite
 from demur.studies import STUDIES
 from demur.studies.base import Study, StudyResult

@@ -10,8 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import cast
 
-from demur.data.downloads import cache_path, fetch
-from demur.data.named_sets import Kind, NamedSet, find_set, prompt_sets, split_source
+from demur.data.named_sets import Kind, NamedSet, cache_path, fetch, find_set, prompt_sets, split_source
 from demur.data.tables import COLUMNS, KINDS, PROMPT_COLUMNS, Row, Table, file_digest, kind_of, read_table
 from demur.errors import InputError, listed, nearest
 from demur.types import Label, Prompt, PromptSet, text_key

@@ -8,11 +8,10 @@ from demur.judges._classifier import ClassifierJudge, Placement
 from demur.judges._endpoint import Endpoint
 from demur.judges._file import JudgeCounts, judge_file
 from demur.judges._guards import HarmBenchJudge, LlamaGuard4Judge, LlamaGuardJudge, WildGuardJudge
-from demur.judges._judgement import CachedJudge, Judgement, judge
+from demur.judges._judgement import JUDGES, CachedJudge, Judgement, get_judge, judge
 from demur.judges._likelihood import Coherence, CoherentJudge
 from demur.judges._llm import LLMJudge, RefusalJudge, StrongRejectJudge
 from demur.judges._patterns import PatternJudge
-from demur.judges._registry import JUDGES, get_judge
 
 __all__ = [
     "JUDGES", "CachedJudge", "ClassifierJudge", "Coherence", "CoherentJudge", "Endpoint", "HarmBenchJudge", "Judge",

@@ -9,8 +9,16 @@ import torch
 
 from demur.errors import DemurError, ModelError
 from demur.model import ChatFormat, fitting_threads
-from demur.plan.costs import EFFICIENCY, Machine, ModelSizes, measure_machine, model_sizes, planned_device
-from demur.plan.counting import PromptLengths, count_work
+from demur.plan.counting import (
+    EFFICIENCY,
+    Machine,
+    ModelSizes,
+    PromptLengths,
+    count_work,
+    measure_machine,
+    model_sizes,
+    planned_device,
+)
 from demur.report.blocks import Page, Section, Table, Text
 from demur.report.format import bytes_text, duration
 from demur.saes import Suite

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from demur.errors import RunError
-from demur.report._svg import TEMPLATES, colour_rules, to_svg
 from demur.report.blocks import Block, Chart, Page, Table
+from demur.report.charts import TEMPLATES, colour_rules, to_svg
 
 HARMFUL_NOTICE: Final = (
     "Harmful prompts and what the model answered: click to read. They ask for harm, and some answers were written with "

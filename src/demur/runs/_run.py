@@ -12,8 +12,17 @@ from filelock import BaseFileLock
 from pydantic import BaseModel, Field, ValidationError
 
 from demur.errors import RunError
-from demur.runs._files import LOCK_FILES, TEMPORARY, lock_folder, remove_temporaries, write_text
-from demur.runs._json import JSON, hash_of, to_json, without_secrets
+from demur.runs._files import (
+    JSON,
+    LOCK_FILES,
+    TEMPORARY,
+    hash_of,
+    lock_folder,
+    remove_temporaries,
+    to_json,
+    without_secrets,
+    write_text,
+)
 from demur.runs._stage import Kind, KindOf, Stage, StageFolder, installed, now
 from demur.types import Value
 

@@ -21,8 +21,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from demur import __version__
 from demur.errors import RunError
-from demur.runs._files import cannot_write, complete_lines, open_lines, remove_temporaries, write_text, write_whole
-from demur.runs._json import JSON, hash_of, to_json, without_secrets
+from demur.runs._files import (
+    JSON,
+    cannot_write,
+    complete_lines,
+    hash_of,
+    open_lines,
+    remove_temporaries,
+    to_json,
+    without_secrets,
+    write_text,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,8 +17,18 @@ from torch import Tensor
 
 from demur.errors import SaeError
 from demur.saes._array_files import Arrays, Which, memory_array
-from demur.saes._canonical import Convention, SaeWeights
-from demur.saes._features import ActivationName, FeatureRows, Features, Rows, SaeSpec, TopKRows, keep_top, width_name
+from demur.saes._canonical import (
+    ActivationName,
+    Convention,
+    FeatureRows,
+    Features,
+    Rows,
+    SaeSpec,
+    SaeWeights,
+    TopKRows,
+    keep_top,
+    width_name,
+)
 
 _DENSE_BLOCK = 4096
 _CHECKED_BYTES = 1 << 26

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from demur.errors import SaeError
 from demur.registry import Registry
 from demur.saes._array_files import Arrays, NamedArray, memory_array, open_arrays
-from demur.saes._canonical import Convention, SaeWeights
-from demur.saes._features import SaeSpec, width_number
+from demur.saes._canonical import Convention, SaeSpec, SaeWeights, width_number
 from demur.saes._files import Config, SaeFiles
 from demur.saes._sae import Sae
 
@@ -120,7 +119,7 @@ LAYOUTS: Registry[Layout] = Registry(
         "gemma-scope-2": "demur.saes.layouts.gemma_scope:GEMMA_SCOPE_2",
         "llama-scope": "demur.saes.layouts.llama_scope:LLAMA_SCOPE",
         "saelens": "demur.saes.layouts.saelens:SAELENS",
-        "saelens-registry": "demur.saes.layouts.saelens_registry:SAELENS_REGISTRY",
+        "saelens-registry": "demur.saes.layouts.saelens:SAELENS_REGISTRY",
     },
 )
 """The known layouts, in the order in which a source is compared with them."""
