@@ -251,7 +251,7 @@ def test_a_local_model_needs_no_prompts_and_no_network(shared: Path) -> None:
     ("options", "message"),
     [
         ((), "there is no preset for"),
-        (("--saes", "google/gemma-2-2b-it", "--device", "toaster"), "--device toaster cannot be used here"),
+        (("--saes", "google/gemma-2-2b-it", "--device", "toaster"), "unknown device 'toaster'"),
         (("--paper-settings", "--saes", "google/gemma-3-1b-it"), "the paper has no settings for google/gemma-3-1b-it"),
     ],
 )

@@ -40,9 +40,6 @@ def task_identity(task: str | Path) -> dict[str, object]:
     """What the numbers of a task depend on beside the model, as JSON data. No code of a task is run. Raises InputError:
     there is no such file or folder.
 
-    Args:
-        task: as for `measure_capability`: a name that the harness knows, or a YAML file or a folder of them.
-
     Returns:
         `harness`: the installed version (None: not installed). `task`: the name, or the last part of the path. For a
         path also `files`, name → content of the files beside it (for a group or a folder, of those in subfolders too),

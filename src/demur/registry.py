@@ -20,10 +20,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Entries by name: built-in ones, those registered in this process, and those of installed packages.
 
-    Args:
-        group: entry-point group that other packages use, such as `demur.studies`.
-        noun: what an entry is, for error messages.
-        builtin: name → `"module:attribute"`.
+    `group` is the entry-point group that other packages use, such as `demur.studies`; `noun` what an entry is, for
+    error messages; `builtin` name → `"module:attribute"`.
     """
 
     def __init__(self, group: str, noun: str, builtin: Mapping[str, str] | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from demur.cli.console import PATH, complain, console, note, say
+from demur.cli.console import PATH, StageProgress, complain, console, note, say
 from demur.cli.options import ConfigCommand, read_config
 from demur.cli.show import FULL, pages, print_pages, write_pages
 from demur.errors import InputError
@@ -51,7 +51,6 @@ def configured(
 def _run(name: str, config: StudyConfig, out: Path | None, full: bool) -> None:
     folder = out or run_folder(name, config)
     note(f"run folder: {folder}")
-    from demur.cli.progress import StageProgress
     from demur.studies.context import run_study
 
     stderr = console(stderr=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from safetensors import SafetensorError
 
-from demur.data.tables import file_digest
 from demur.errors import ModelError
 from demur.judges._base import CHUNK, Reading, StreamingJudge, text_digest, unscored
 from demur.types import Answer, Value, Verdict
@@ -22,8 +20,6 @@ from demur.types import Answer, Value, Verdict
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt")
-"""What a local folder's verdicts depend on."""
 _CPU_TOKENS, _GPU_TOKENS = 2_048, 16_384
 
 
@@ -45,10 +41,7 @@ class ClassifierJudge(StreamingJudge):
 
     The model is loaded when the first answer is judged and kept until `close` (or the end of a `with` block). Batches
     are left-padded; one that runs out of memory is split in half, and a row that does not fit alone is unscored.
-
-    Args:
-        source: hub id or local folder (default: the published model).
-        placement: revision, number format, device.
+    `source` is a hub id or local folder (default: the published model).
     """
 
     needs: ClassVar[Literal["nothing", "model", "endpoint"]] = "model"
@@ -81,9 +74,9 @@ class ClassifierJudge(StreamingJudge):
         commit, folder = getattr(self.config, "_commit_hash", None), Path(self.source)
         model = {"name": self.source, "commit": str(commit or self.placement.revision or "main")}
         if folder.is_dir():
-            files = sorted({path for pattern in _FILES for path in folder.glob(pattern)})
-            content = "".join(f"{path.name}:{file_digest(path)}\n" for path in files)
-            model = {"name": folder.name, "content": hashlib.sha256(content.encode()).hexdigest()}
+            from demur.model import folder_digest
+
+            model = {"name": folder.name, "content": folder_digest(folder)}
         return {
             "kind": self.kind,
             "model": model,
@@ -184,18 +177,16 @@ class ClassifierJudge(StreamingJudge):
         is unknown."""
         if self._model is not None:
             return self._model
-        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
+        from transformers import GenerationConfig
+
+        from demur.model import end_tokens, find_device, model_class
 
         logger.info("loading the judge %s", self.source)
-        multimodal = type(self.config) in AutoModelForImageTextToText._model_mapping  # pyright: ignore
-        auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
         spread = {"device_map": self.placement.device} if self._spread else {}
-        model: Any = self._read(auto, dtype=self.placement.dtype, **spread)
+        model: Any = self._read(model_class(self.config), dtype=self.placement.dtype, **spread)
         if not spread:
-            model.to(_device(self.placement.device))
-        found: Any = getattr(model.generation_config, "eos_token_id", None)
-        found = self.tokenizer.eos_token_id if found is None else found
-        ends: list[int] = [] if found is None else [found] if isinstance(found, int) else list(found)
+            model.to(find_device(self.placement.device))
+        ends = list(end_tokens(model, self.tokenizer))
         pad = next((token for token in (self.tokenizer.pad_token_id, *ends) if token is not None), 0)
         # The checkpoint's own settings (sampling, temperature) would be filled in where these are not complete.
         model.generation_config = GenerationConfig(
@@ -211,10 +202,12 @@ class ClassifierJudge(StreamingJudge):
         from huggingface_hub import snapshot_download
         from safetensors import safe_open
 
+        from demur.model import MODEL_FILES, find_device
+
         def read_headers() -> None:
             folder, revision = self.source, self.placement.revision
             if not Path(folder).is_dir():
-                folder = snapshot_download(self.source, revision=revision, allow_patterns=list(_FILES))
+                folder = snapshot_download(self.source, revision=revision, allow_patterns=list(MODEL_FILES))
             weights = sorted(Path(folder).glob("*.safetensors"))
             if not weights and not any(Path(folder).glob("*.bin")):
                 raise OSError(f"no weights (*.safetensors or *.bin) in {folder}")
@@ -224,8 +217,7 @@ class ClassifierJudge(StreamingJudge):
 
         self.encode(self.render("prompt", "answer"))
         self._fetched(read_headers)
-        if not self._spread:
-            _device(self.placement.device)
+        find_device(self.placement.device)
 
     def close(self) -> None:
         """Free the model. Judging again loads it again, even if that failed before."""
@@ -280,17 +272,3 @@ class ClassifierJudge(StreamingJudge):
         page = f"https://huggingface.co/{self.source}"
         steps = "accept its licence on that page, then log in: hf auth login" if self.gated else "look it up there"
         return f"The model is at {page}: {steps}. Without a network give a local copy: {local}"
-
-
-def _device(device: str) -> Any:
-    import torch
-
-    if device == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f"unknown device {device!r}; expected auto, cpu, cuda, cuda:N, mps or balanced") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device {device!r}: there is no CUDA device; expected auto, cpu, mps or balanced")
-    return found

@@ -20,12 +20,7 @@ class HarmBenchJudge(ClassifierJudge):
 
     Which of the two formats is used follows from the model's architecture. As in HarmBench's own evaluation only the
     first 512 tokens of an answer are shown. The prompt given is the *behaviour*: the plain request, without the framing
-    or suffix of a jailbreak.
-
-    Args:
-        source: hub id or local folder (default: `cais/HarmBench-Llama-2-13b-cls`).
-        placement: revision, number format, device.
-        response_tokens: tokens of the answer that are shown; None for all.
+    or suffix of a jailbreak. `response_tokens` of the answer are shown; None for all.
     """
 
     kind: ClassVar[str] = "harmbench"

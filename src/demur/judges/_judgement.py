@@ -143,11 +143,7 @@ def opened(judge: str | Judge) -> AbstractContextManager[Judge]:
 
 
 def judge(answers: Iterable[Answer], judge: str | Judge = "patterns") -> Judgement:
-    """Judge answers.
-
-    Args:
-        answers: from `ChatModel.generate`, or made by hand.
-        judge: a judge, or the name of one (`get_judge`).
+    """Judge answers, from `ChatModel.generate` or made by hand; `judge` is a judge, or the name of one (`get_judge`).
 
     Raises:
         InputError: there is no judge of that name.

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from demur.errors import InputError, SaeError
 from demur.model import Batch, ChatModel, Cursor, Edit
-from demur.registry import Registry
 from demur.saes import Rows, Suite
 from demur.types import FeatureId
 
@@ -234,12 +233,6 @@ def _fitting(vector: Float[Tensor, " _"], model: ChatModel, layer: int) -> Float
     if vector.shape != (model.d_model,):
         raise InputError(f"the direction has {tuple(vector.shape)} entries; the model's width is {model.d_model}")
     return vector.detach().to(model.layer_device(layer), torch.float32)
-
-
-_BUILTIN = ("ScaleFeatures", "SetFeatures", "HoldFeatures", "AblateDirection", "AddDirection")
-INTERVENTIONS: Registry[type[Intervention]] = Registry(
-    "demur.interventions", "intervention", {name: f"{__name__}:{name}" for name in _BUILTIN}
-)
 
 
 def intervention_id(interventions: Iterable[Intervention]) -> str:

@@ -13,7 +13,16 @@ from demur.model._hooks import (
     hooked,
     track,
 )  # fmt: skip
-from demur.model._loading import find_layers, model_identity
+from demur.model._loading import (
+    MODEL_FILES,
+    end_tokens,
+    find_device,
+    find_layers,
+    folder_digest,
+    model_class,
+    model_identity,
+    read_config,
+)
 from demur.model._resources import (
     SMALL_MODEL,
     Budgets,
@@ -27,8 +36,9 @@ from demur.model._resources import (
 )  # fmt: skip
 
 __all__ = [
-    "PINNED_DATE", "SCORED_REGIONS", "SMALL_MODEL", "Batch", "BoundIntervention", "Budgets", "ChatFormat", "ChatModel",
-    "CompiledIntervention", "Cursor", "Edit", "Items", "Progress", "Region", "Residuals", "TokenizedPrompt",
-    "answer_batches", "by_length", "capture", "count_hooks", "find_layers", "fitting_threads", "halving", "hooked",
-    "is_out_of_memory", "load_model", "model_identity", "next_batch", "pad", "peak_memory", "track",
+    "MODEL_FILES", "PINNED_DATE", "SCORED_REGIONS", "SMALL_MODEL", "Batch", "BoundIntervention", "Budgets",
+    "ChatFormat", "ChatModel", "CompiledIntervention", "Cursor", "Edit", "Items", "Progress", "Region", "Residuals",
+    "TokenizedPrompt", "answer_batches", "by_length", "capture", "count_hooks", "end_tokens", "find_device",
+    "find_layers", "fitting_threads", "folder_digest", "halving", "hooked", "is_out_of_memory", "load_model",
+    "model_class", "model_identity", "next_batch", "pad", "peak_memory", "read_config", "track",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from demur.errors import InputError
 from demur.model._chat_format import Batch, ChatFormat, Items, TokenizedPrompt, pad
 from demur.model._hooks import BoundIntervention, CompiledIntervention, Cursor, Edit, Residuals, capture, hooked, track
-from demur.model._loading import find_layers, load_checkpoint, refuse_unfit
+from demur.model._loading import end_tokens, find_layers, load_checkpoint, refuse_unfit
 from demur.model._resources import Budgets, Progress, by_length, halving, next_batch, token_budget
 from demur.types import Answer, Answers, Prompt, as_prompts
 
@@ -128,10 +128,7 @@ class ChatModel:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Tokens that end the model's turn."""
-        eos: Any = getattr(self.hf.generation_config, "eos_token_id", None)
-        if eos is None:
-            eos = self.tokenizer.eos_token_id
-        return tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),)
+        return end_tokens(self.hf, self.tokenizer)
 
     def tokenize(self, prompts: Iterable[Prompt | str], *, new_tokens: int = 0) -> list[TokenizedPrompt]:
         """Tokens of each prompt in the chat format; plain texts have their place in the list as id. An `InputError`

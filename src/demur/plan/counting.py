@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from demur.errors import InputError, ModelError
+from demur.errors import ModelError
 from demur.judges import Judge
 from demur.model import ChatModel, find_layers
 from demur.saes import DenseSae, Suite
@@ -166,19 +166,6 @@ class Machine:
         calls = model.n_layers * (work.passes + 2 * work.backward_passes + work.steps)
         reading = self.flops_of(work, model) / speed - writing
         return reading + max(writing, moving) + calls * self.layer_call
-
-
-def planned_device(name: str) -> torch.device:
-    """The device on which a study with `--device name` would run. Raises InputError: it cannot be used here."""
-    if name in ("auto", "balanced", "balanced_low_0", "sequential"):
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"--device {name} cannot be used here ({reason}); expected auto, cpu, cuda, cuda:N, mps or balanced"
-        ) from None
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
