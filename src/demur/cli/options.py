@@ -83,7 +83,6 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _written(field: FieldInfo, form: Form) -> str:
-    """The default as one would write it."""
     value: Any = None if field.is_required() else field.get_default(call_default_factory=True)
     if value is None or form == "flag":
         return "" if value is None else "yes" if value else "no"

@@ -25,12 +25,12 @@ JUDGES: Registry[type[Judge]] = Registry(
     "judge",
     {
         "patterns": "demur.judges._patterns:PatternJudge",
-        "harmbench": "demur.judges._guards:HarmBenchJudge",
-        "wildguard": "demur.judges._guards:WildGuardJudge",
-        "llama-guard-3": "demur.judges._guards:LlamaGuardJudge",
-        "llama-guard-4": "demur.judges._guards:LlamaGuard4Judge",
-        "strongreject": "demur.judges._llm:StrongRejectJudge",
-        "refusal": "demur.judges._llm:RefusalJudge",
+        "harmbench": "demur.judges._classifier:HarmBenchJudge",
+        "wildguard": "demur.judges._classifier:WildGuardJudge",
+        "llama-guard-3": "demur.judges._classifier:LlamaGuardJudge",
+        "llama-guard-4": "demur.judges._classifier:LlamaGuard4Judge",
+        "strongreject": "demur.judges._endpoint:StrongRejectJudge",
+        "refusal": "demur.judges._endpoint:RefusalJudge",
     },
 )
 """Kind → class. `needs` says what a class is made with, `gives` what its verdicts state."""
@@ -257,5 +257,4 @@ class CachedJudge:
 
 
 def _key(answer: Answer) -> str:
-    """SHA-256 of prompt and answer, hex."""
     return hashlib.sha256(json.dumps([answer.prompt.text, answer.text]).encode()).hexdigest()

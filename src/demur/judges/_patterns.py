@@ -165,7 +165,6 @@ class PatternJudge(Judge):
 
 
 def _read(prompt: str, text: str) -> tuple[Outcome | None, str]:
-    """Outcome and evidence of a cleaned answer."""
     if why := incoherence(text):
         return Outcome.INCOHERENT, why
     if foreign(text):

@@ -402,7 +402,6 @@ class _FeatureGroup:
         return suite[layer].rows(indices).to(model.layer_device(layer))
 
     def _changes_of(self, prompt: str) -> list[FeatureIntervention]:
-        """All that acts on one prompt at once."""
         return [*self._shared, *(each for local in self._local for each in local.by_prompt.get(prompt, ()))]
 
     def edit(self, layer: int, batch: Batch | None) -> Edit:

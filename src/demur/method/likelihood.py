@@ -74,7 +74,6 @@ def answer_token_losses(
 def _over_responses(
     model: ChatModel, items: Items, reduction: Literal["sum", "none"], change: Compiled | None, progress: Progress
 ) -> list[Tensor]:
-    """Cross-entropy of each item's `RESPONSE` tokens."""
     keep = 1 + max((item.regions.count(Region.RESPONSE) for item in items), default=0)
 
     def run(batch: Batch) -> list[Tensor]:

@@ -309,7 +309,6 @@ def _block_scores(
 
 
 def _running_best(found: Best, scores: Float[Tensor, "batch block"], codes: Int[Tensor, " block"], top: int) -> Best:
-    """Running top-k of each row over blocks of features."""
     everything = torch.cat([found[0], scores], 1)
     names = torch.cat([found[1], codes.expand(len(scores), -1)], 1)
     values, places = everything.topk(min(top, everything.shape[1]), dim=1)

@@ -298,7 +298,6 @@ def heatmap(cells: Sequence[Cell], *, x_title: str, y_title: str, low_is_strong:
 
 
 def _chart(rows: list[dict[str, Any]]) -> Any:
-    """A chart of these rows, which are part of its specification."""
     import altair as alt
 
     return alt.Chart(alt.InlineData(values=rows))

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from demur.errors import SaeError
-from demur.saes._array_files import Arrays, NamedArray, Which
+from demur.saes._files import Arrays, NamedArray, Which
 from demur.types import Value
 
 ActivationName = Literal["relu", "jumprelu", "topk"]

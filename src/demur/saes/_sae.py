@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from demur.errors import SaeError
-from demur.saes._array_files import Arrays, Which, memory_array
 from demur.saes._canonical import (
     ActivationName,
     Convention,
@@ -29,6 +28,7 @@ from demur.saes._canonical import (
     keep_top,
     width_name,
 )
+from demur.saes._files import Arrays, Which, memory_array
 
 _DENSE_BLOCK = 4096
 _CHECKED_BYTES = 1 << 26

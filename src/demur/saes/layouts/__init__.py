@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 from demur.errors import SaeError
 from demur.registry import Registry
-from demur.saes._array_files import Arrays, NamedArray, memory_array, open_arrays
 from demur.saes._canonical import Convention, SaeSpec, SaeWeights, width_number
-from demur.saes._files import Config, SaeFiles
+from demur.saes._files import Arrays, Config, NamedArray, SaeFiles, memory_array, open_arrays
 from demur.saes._sae import Sae
 
 __all__ = [

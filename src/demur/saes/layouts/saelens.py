@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from demur.errors import SaeError
-from demur.saes._array_files import Arrays, memory_array
 from demur.saes._canonical import ActivationName, SaeWeights, width_number
-from demur.saes._files import first_line
+from demur.saes._files import Arrays, first_line, memory_array
 from demur.saes._sae import Sae
 from demur.saes.layouts import Config, Convention, FoundSae, Layout, SaeFiles, residual_layer
 
