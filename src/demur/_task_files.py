@@ -74,12 +74,8 @@ def task_identity(task: str | Path) -> dict[str, object]:
 
 
 def check_data(path: Path) -> None:
-    """Read a task's YAML file, and look whether the data files that it names are there.
-
-    Raises:
-        OSError: one of them, or a file that it includes, is not there or cannot be read.
-        ValueError: the text is not a YAML mapping.
-    """
+    """Read a task's YAML file, and look whether the data files that it names are there. Raises OSError: one of them, or
+    a file that it includes, is not there or cannot be read; ValueError: the text is not a YAML mapping."""
     config: Config = {}
     for _, each in _with_included(path):
         config |= each

@@ -46,11 +46,9 @@ _EXPECTED = ("`pretrained` model kwarg is not of type", "Passed an already-initi
 
 
 class CapabilityRow(Value):
-    """One number of lm-evaluation-harness, and what it was measured on.
-
-    `task`, `metric`, `filter` and `version` are the harness's own (`gsm8k`, `exact_match`, `strict-match`, 3). The
-    value is in the metric's unit: a fraction for accuracies. `stderr` is the harness's, None where it gives none.
-    """
+    """One number of lm-evaluation-harness, and what it was measured on. `task`, `metric`, `filter` and `version` are
+    the harness's own (`gsm8k`, `exact_match`, `strict-match`, 3). The value is in the metric's unit: a fraction for
+    accuracies. `stderr` is the harness's, None where it gives none."""
 
     task: str
     group: bool = False
@@ -111,7 +109,9 @@ def measure_capability(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[CapabilityRow, ...]:
-    """Run tasks of lm-evaluation-harness on `model`, with an intervention on every token of every pass.
+    """Run tasks of lm-evaluation-harness on `model`, with an intervention on every token of every pass. Raises
+    InputError: the extra is not installed, a task is unknown, unreadable or without data, or the intervention acts on
+    single prompts or on prompts' tokens only; ModelError: the memory does not hold a pass of `batch_size` rows.
 
     Args:
         model: the chat model, used as it is loaded.
@@ -127,11 +127,6 @@ def measure_capability(
 
     Returns:
         One row for each task, metric and filter, groups before their tasks, in the order of `tasks`.
-
-    Raises:
-        InputError: the extra is not installed, a task is unknown, unreadable or without data, or the intervention acts
-            on single prompts or on prompts' tokens only.
-        ModelError: the memory does not hold a pass of `batch_size` rows.
     """
     _harness()
     if (limit is not None and limit < 1) or batch_size < 1:

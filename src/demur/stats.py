@@ -83,7 +83,7 @@ def clustered_rate(outcomes: Sequence[Outcomes]) -> Estimate:
     if n == 0:
         return Estimate(value=math.nan, low=0.0, high=1.0, n=0, unscored=unscored)
     share, effective, freedom = _crossed_mean(table)
-    low, high = _wilson_interval(share, effective, student(freedom))
+    low, high = _wilson_interval(share, effective, _student(freedom))
     return Estimate(value=share, low=low, high=high, n=n, unscored=unscored)
 
 
@@ -127,7 +127,7 @@ def _cluster_variance(gaps: np.ndarray, known: np.ndarray, axis: int) -> tuple[f
     return (float((sums @ sums) / known.sum() ** 2 * m / (m - 1)) if m > 1 else 0.0), m
 
 
-def student(freedom: float, level: float = 0.05) -> float:
+def _student(freedom: float, level: float = 0.05) -> float:
     """The two-sided quantile of Student's t; with infinite degrees of freedom it is the normal one."""
     from scipy.special import stdtrit
 
@@ -135,11 +135,9 @@ def student(freedom: float, level: float = 0.05) -> float:
 
 
 class PairedTest(Value):
-    """Two methods on the same prompts, compared by the exact McNemar test.
-
-    `n` prompts are scored under both; on `only_first` the first method alone had the outcome. `p` is two-sided: a fair
-    coin on the discordant pairs (1 when there are none).
-    """
+    """Two methods on the same prompts, compared by the exact McNemar test. `n` prompts are scored under both; on
+    `only_first` the first method alone had the outcome. `p` is two-sided: a fair coin on the discordant pairs (1 when
+    there are none)."""
 
     n: int
     only_first: int
@@ -227,8 +225,8 @@ def _pair_limits(own: np.ndarray, table: np.ndarray) -> Callable[[float], tuple[
     phi = cross / math.sqrt(margins) * math.sqrt(effective / n) if margins > 0 else 0.0
 
     def limits(level: float) -> tuple[float, float]:
-        p_low, p_high = _wilson_interval(p, n, student(math.inf, level))
-        q_low, q_high = _wilson_interval(q, effective, student(freedom, level))
+        p_low, p_high = _wilson_interval(p, n, _student(math.inf, level))
+        q_low, q_high = _wilson_interval(q, effective, _student(freedom, level))
         below, above = (p - p_low, q_high - q), (p_high - p, q - q_low)
         low, high = (math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0)) for a, b in (below, above))
         return max(p - q - low, -1.0), min(p - q + high, 1.0)
@@ -237,11 +235,9 @@ def _pair_limits(own: np.ndarray, table: np.ndarray) -> Callable[[float], tuple[
 
 
 def sign_flip_p(differences: Numbers, *, resamples: int = 10000) -> float:
-    """Two-sided p value of a paired permutation test: the sign of each prompt's difference is a fair coin.
-
-    All sign patterns are gone through where there are no more of them than `resamples`; otherwise that many are drawn
-    and the observed one counts as one more, so that p is never 0. Zeros and nan say nothing and are left out.
-    """
+    """Two-sided p value of a paired permutation test: the sign of each prompt's difference is a fair coin. All sign
+    patterns are gone through where there are no more of them than `resamples`; otherwise that many are drawn and the
+    observed one counts as one more, so that p is never 0. Zeros and nan say nothing and are left out."""
     found = np.asarray(differences, dtype=np.float64)
     found = found[~np.isnan(found) & (found != 0)]
     if len(found) == 0:
@@ -267,11 +263,9 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
 
 class OneMoreDraw(Value):
-    """Whether a value could be one more of those drawn at random.
-
-    `p` is the share of all draws, the value among them, that lie at least as far from their mean; `low` and `high` are
-    the 95 % interval for one more draw, infinite for a single draw.
-    """
+    """Whether a value could be one more of those drawn at random. `p` is the share of all draws, the value among them,
+    that lie at least as far from their mean; `low` and `high` are the 95 % interval for one more draw, infinite for a
+    single draw."""
 
     p: float
     low: float
@@ -298,7 +292,7 @@ def one_more_draw(value: float, draws: Sequence[float], *, n: int | None = None)
     if n is not None:
         shrunk = (mean * m * n + 2) / (m * n + 4)
         spread = max(spread, math.sqrt(shrunk * (1 - shrunk) / n))
-    half = student(m - 1) * spread * math.sqrt(1 + 1 / m) if m > 1 else math.inf
+    half = _student(m - 1) * spread * math.sqrt(1 + 1 / m) if m > 1 else math.inf
     least, most = (-math.inf, math.inf) if n is None else (0, 1)
     return OneMoreDraw(p=p, low=max(mean - half, least), high=min(mean + half, most))
 
@@ -318,11 +312,9 @@ def _percentiles(value: float, resampled: np.ndarray, n: int, unscored: int = 0)
 def bootstrap_mean(
     values: Numbers, weights: Numbers | None = None, *, resamples: int = 2000, seed: int = 0
 ) -> Estimate:
-    """Weighted mean over prompts, `Σ w v / Σ w`, with a percentile-bootstrap 95 % interval: prompts are resampled.
-
-    A value of nan and a weight of 0 are unscored. Weights are numbers of tokens, say. Raises ValueError: values and
-    weights of different lengths.
-    """
+    """Weighted mean over prompts, `Σ w v / Σ w`, with a percentile-bootstrap 95 % interval: prompts are resampled. A
+    value of nan and a weight of 0 are unscored. Weights are numbers of tokens, say. Raises ValueError: values and
+    weights of different lengths."""
     numbers = np.asarray(values, dtype=np.float64)
     given = np.ones_like(numbers) if weights is None else np.asarray(weights, dtype=np.float64)
     if numbers.shape != given.shape or numbers.ndim != 1:
@@ -340,17 +332,15 @@ def bootstrap_mean(
 def mean_of_runs(values: Sequence[float], *, n: int) -> Estimate:
     """Mean over a few runs, each a number measured on `n`, with Student's 95 % interval (infinite for one run)."""
     numbers, runs = np.asarray(values, dtype=np.float64), len(values)
-    half = student(runs - 1) * float(numbers.std(ddof=1)) / math.sqrt(runs) if runs > 1 else math.inf
+    half = _student(runs - 1) * float(numbers.std(ddof=1)) / math.sqrt(runs) if runs > 1 else math.inf
     value = float(numbers.mean())
     return Estimate(value=value, low=value - half, high=value + half, n=n)
 
 
 def spearman(a: Numbers, b: Numbers) -> float:
-    """Spearman's rank correlation, ties at their average rank; pairs in which either value is nan are left out.
-
-    The result is nan where fewer than two pairs are left, or where one side is constant. Raises ValueError: the two are
-    not one-dimensional and of one length.
-    """
+    """Spearman's rank correlation, ties at their average rank; pairs in which either value is nan are left out. The
+    result is nan where fewer than two pairs are left, or where one side is constant. Raises ValueError: the two are not
+    one-dimensional and of one length."""
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape:
         raise ValueError(f"cannot correlate shapes {first.shape} and {second.shape}")
@@ -419,11 +409,9 @@ def _auroc_limits(area: float, positives: int, negatives: int) -> tuple[float, f
 
 
 class TradeOff(NamedTuple):
-    """What each setting of a method costs, and what it achieves on each prompt.
-
-    `cost` is its side effect, shape (setting,); the clean model is a setting of cost 0. `outcomes`, shape (setting,
-    prompt), are successes: 1, 0, a mean over sets, or nan (unscored).
-    """
+    """What each setting of a method costs, and what it achieves on each prompt. `cost` is its side effect, shape
+    (setting,); the clean model is a setting of cost 0. `outcomes`, shape (setting, prompt), are successes: 1, 0, a mean
+    over sets, or nan (unscored)."""
 
     cost: np.ndarray
     outcomes: np.ndarray
@@ -441,10 +429,8 @@ class CurveGap(Value):
 
 def value_at(cost: np.ndarray, success: np.ndarray, at: float) -> np.ndarray:
     """The most success, shape (...), that costs at most `at`: linear between the best settings, level after the last.
-
     `cost` has the shape (setting,), `success` (..., setting). Settings that cost more than another and achieve less do
-    not count. nan below the least cost.
-    """
+    not count. nan below the least cost."""
     # Costs, ascending and each once, and the best success up to each.
     order = np.argsort(cost, kind="stable")
     x, y = cost[order], np.fmax.accumulate(success[..., order], axis=-1)

@@ -160,11 +160,9 @@ class ChoosingSplits(Value):
 
 
 class Splits(Value):
-    """Four splits, disjoint by construction: no number in a report comes from prompts that chose anything.
-
-    `direction` estimates the refusal direction, `selection` chooses among candidate directions and scores features,
-    `tuning` chooses interventions' strengths, `test` is only ever measured.
-    """
+    """Four splits, disjoint by construction: no number in a report comes from prompts that chose anything. `direction`
+    estimates the refusal direction, `selection` chooses among candidate directions and scores features, `tuning`
+    chooses interventions' strengths, `test` is only ever measured."""
 
     direction: Split
     selection: Split
@@ -204,11 +202,9 @@ REFUSALS = frozenset({Outcome.REFUSAL, Outcome.PARTIAL_REFUSAL})
 
 
 class Answer(Value):
-    """One answer, with the prompt that it answers.
-
-    `intervention` is the id of what was done to the model while it was written (`"none"` for the clean model),
-    `finished` whether the model ended its turn (False: the limit on new tokens cut it off).
-    """
+    """One answer, with the prompt that it answers. `intervention` is the id of what was done to the model while it was
+    written (`"none"` for the clean model), `finished` whether the model ended its turn (False: the limit on new tokens
+    cut it off)."""
 
     prompt: Prompt
     text: str

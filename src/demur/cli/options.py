@@ -141,11 +141,9 @@ def read_config(
     *,
     complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> KindT:
-    """What was given on the command line laid over a TOML file, if any; None and () are not given.
-
-    Errors are those of `load_config`, in which fields are spelled as options, and `argument`, given without a name, in
-    capitals. `complete` fills in settings that may be left out.
-    """
+    """What was given on the command line laid over a TOML file, if any; None and () are not given. Errors are those of
+    `load_config`, in which fields are spelled as options, and `argument`, given without a name, in capitals. `complete`
+    fills in settings that may be left out."""
     forms = {option.field: option.form for members in options_of(kind, argument).values() for option in members}
     options = {
         # Numbers are one text with commas, which the configuration reads as it does in a TOML file.

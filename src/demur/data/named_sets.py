@@ -230,11 +230,9 @@ def fetch(named: NamedSet) -> Path:
 
 
 def store(named: NamedSet, path: str | Path) -> Path:
-    """Put a copy of a file of this machine into the cache, as the set's file.
-
-    Its hash is compared, or, where that is not known, its columns; then another number of rows than the set's is a
-    warning on the `demur.data` logger. Raises InputError: it is another file, or cannot be read or copied.
-    """
+    """Put a copy of a file of this machine into the cache, as the set's file. Its hash is compared, or, where that is
+    not known, its columns; then another number of rows than the set's is a warning on the `demur.data` logger. Raises
+    InputError: it is another file, or cannot be read or copied."""
     path, target = Path(path).expanduser(), cache_path(named)
     if not named.url:
         raise InputError(f"the set {named.name!r} is the local file {target}; there is nothing to fetch")

@@ -45,10 +45,8 @@ class Table:
 
     def find_column(self, wanted: str | None, ranked: Sequence[str], *, what: str, option: str) -> str:
         """The column called `wanted` (without case), or, where that is None, the first of `ranked` that this file has.
-
         `ranked` is in lower case. `what` is looked for, and `option` names it, in the message of the InputError that is
-        raised where there is none.
-        """
+        raised where there is none."""
         found = self.optional_column(ranked if wanted is None else [wanted.casefold()])
         if found is not None:
             return found

@@ -82,11 +82,9 @@ class Judge(ABC):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Everything that a verdict depends on, as JSON data without secrets; equal identities may share a cache.
-
-        Here: the kind and the module that defines the judge. Raises InputError: the module has no source file (a
-        notebook cell); such a judge must define `identity`.
-        """
+        """Everything that a verdict depends on, as JSON data without secrets; equal identities may share a cache. Here:
+        the kind and the module that defines the judge. Raises InputError: the module has no source file (a notebook
+        cell); such a judge must define `identity`."""
         try:
             return {"kind": self.kind, "rules": rules_digest(Path(inspect.getfile(type(self))))}
         except (OSError, TypeError) as error:

@@ -28,11 +28,9 @@ _CPU_TOKENS, _GPU_TOKENS = 2_048, 16_384
 
 
 class Placement(Value):
-    """Where a local judge's model comes from and runs.
-
-    `device` is "auto" (a GPU where there is one), "cpu", "cuda", "cuda:N", "mps" or "balanced" (over all GPUs). Which
-    device and which batches is no part of a judge's identity: a run that was judged on a GPU is read anywhere.
-    """
+    """Where a local judge's model comes from and runs. `device` is "auto" (a GPU where there is one), "cpu", "cuda",
+    "cuda:N", "mps" or "balanced" (over all GPUs). Which device and which batches is no part of a judge's identity: a
+    run that was judged on a GPU is read anywhere."""
 
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

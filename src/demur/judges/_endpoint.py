@@ -1,5 +1,7 @@
-"""Judges behind an OpenAI-compatible endpoint: questions paced, retried within bounds and counted; the StrongREJECT rubric,
-and refusal yes or no."""
+"""Judges behind an OpenAI-compatible endpoint: the StrongREJECT rubric, and refusal yes or no.
+
+Questions are paced, retried within bounds, and counted.
+"""
 
 from __future__ import annotations
 

@@ -144,11 +144,8 @@ def opened(judge: str | Judge) -> AbstractContextManager[Judge]:
 
 def judge(answers: Iterable[Answer], judge: str | Judge = "patterns") -> Judgement:
     """Judge answers, from `ChatModel.generate` or made by hand; `judge` is a judge, or the name of one (`get_judge`).
-
-    Raises:
-        InputError: there is no judge of that name.
-        JudgeStopped: the judge cannot go on; carries the verdicts reached.
-    """
+    Raises InputError: there is no judge of that name; JudgeStopped: the judge cannot go on; carries the verdicts
+    reached."""
     given = tuple(answers)
     with opened(judge) as reader:
         verdicts = tuple(reader.judge(given))

@@ -88,11 +88,9 @@ class CoherentJudge(StreamingJudge):
 
     @classmethod
     def of(cls, judge: Judge, model: ChatModel, clean: Sequence[Answer]) -> CoherentJudge:
-        """A judge of outcomes calibrated on a model's own answers.
-
-        `clean` are those without intervention, to harmful and to harmless prompts that no result is measured on. Raises
-        InputError: there are too few answers, or the judge states no outcome.
-        """
+        """A judge of outcomes calibrated on a model's own answers. `clean` are those without intervention, to harmful
+        and to harmless prompts that no result is measured on. Raises InputError: there are too few answers, or the
+        judge states no outcome."""
         from demur.method.likelihood import answer_token_losses
         from demur.model import model_identity
 

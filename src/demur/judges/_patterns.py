@@ -242,11 +242,9 @@ def _announced_list(lower: str) -> int | None:
 
 
 def _agrees(question: str, opening: Sequence[str]) -> bool | None:
-    """Whether an answer takes the side of a leading question or rebuts its premise; None where it does not say.
-
-    The first sentence that repeats half of the question's content words decides: where the negations of both together
-    are even in number it agrees, otherwise it rebuts. Words such as "exclude" and "deny" negate too.
-    """
+    """Whether an answer takes the side of a leading question or rebuts its premise; None where it does not say. The
+    first sentence that repeats half of the question's content words decides: where the negations of both together are
+    even in number it agrees, otherwise it rebuts. Words such as "exclude" and "deny" negate too."""
     content = _content(question)
     for sentence in opening:
         if content and len(content & _content(sentence)) >= 0.5 * len(content):

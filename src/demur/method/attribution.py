@@ -251,7 +251,8 @@ def attribute_batches(
     keep_positions: bool = False,
     done: Collection[str] = (),
 ) -> Iterator[Attribution]:
-    """Attribute `items` batch by batch, and yield each batch's part as soon as it is there.
+    """Attribute `items` batch by batch, and yield each batch's part as soon as it is there. Raises InputError: the pool
+    is empty, or the method unknown; SaeError: a layer or feature of the pool does not exist.
 
     Args:
         suite: SAEs of the pool's layers.
@@ -263,10 +264,6 @@ def attribute_batches(
         scoring: tokens that are summed over, or at which "exact" patches.
         keep_positions: keep attributions of every token.
         done: ids of prompts already attributed; a batch that holds only such prompts is left out.
-
-    Raises:
-        InputError: the pool is empty, or the method unknown.
-        SaeError: a layer or feature of the pool does not exist.
     """
     pool = pool.by_layer if isinstance(pool, Pool) else pool
     if not any(len(indices) for indices in pool.values()):

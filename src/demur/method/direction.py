@@ -74,11 +74,9 @@ class Direction:
 def find_refusal_tokens(
     model: ChatModel, refusals: Sequence[str], others: Sequence[str] = (), *, min_share: float = 0.05, lift: float = 2.0
 ) -> tuple[RefusalToken, ...]:
-    """First tokens of the model's own refusals, most frequent first.
-
-    A token counts when at least `min_share` of the refusals begin with it, and `lift` times the share of other answers
-    that do (a model may begin everything with the same word). Raises ModelError: no first token tells refusals apart.
-    """
+    """First tokens of the model's own refusals, most frequent first. A token counts when at least `min_share` of the
+    refusals begin with it, and `lift` times the share of other answers that do (a model may begin everything with the
+    same word). Raises ModelError: no first token tells refusals apart."""
     first, other = _first_tokens(model, refusals), _first_tokens(model, others)
     n, m = max(1, first.total()), max(1, other.total())
     shares = {token: count / n for token, count in first.most_common()}

@@ -139,11 +139,9 @@ class SetFeatures(FeatureIntervention):
 
 @dataclass(frozen=True, eq=False)
 class HoldFeatures(FeatureIntervention):
-    """`f ← its value in another run`, on prompt tokens only: the answer's tokens have no counterpart there.
-
-    `values` is `[k]` (the same at every token) or `[pos, k]` (one row for each token of the prompt, its padding left
-    out), columns in the order of `features`. It belongs to one prompt: give it in a `PerPrompt`.
-    """
+    """`f ← its value in another run`, on prompt tokens only: the answer's tokens have no counterpart there. `values` is
+    `[k]` (the same at every token) or `[pos, k]` (one row for each token of the prompt, its padding left out), columns
+    in the order of `features`. It belongs to one prompt: give it in a `PerPrompt`."""
 
     features: tuple[FeatureId, ...]
     values: Float[Tensor, "*pos k"]
@@ -265,11 +263,9 @@ class Compiled:
     """Interventions with their rows in place, ready to be installed for one batch after another.
 
     They apply in order. Neighbouring feature interventions form one group whose features are all read from the same
-    incoming residual, so their order does not matter and no feature may be named twice in it.
-
-    Raises:
-        InputError: a feature is named twice in a group, or a layer does not exist.
-        SaeError: the suite has no SAE, or no such feature, at a layer; or features are named and no suite is given.
+    incoming residual, so their order does not matter and no feature may be named twice in it. Raises InputError: a
+    feature is named twice in a group, or a layer does not exist; SaeError: the suite has no SAE, or no such feature, at
+    a layer; or features are named and no suite is given.
     """
 
     def __init__(self, model: ChatModel, suite: Suite | None, interventions: Sequence[Intervention]) -> None:

@@ -28,11 +28,9 @@ Method = Literal["gradient", "ig", "paper", "exact"]
 
 @dataclass(frozen=True)
 class Estimator:
-    """A linear estimate of what moving one feature to its patched value does to the metric.
-
-    Every layer's output is moved a fraction α of the way to its patched value, gradients are taken there, and a
-    feature's attribution is its difference times the gradient along its decoder row, averaged over α.
-    """
+    """A linear estimate of what moving one feature to its patched value does to the metric. Every layer's output is
+    moved a fraction α of the way to its patched value, gradients are taken there, and a feature's attribution is its
+    difference times the gradient along its decoder row, averaged over α."""
 
     alphas: tuple[float, ...]
     straight_through: bool = True
@@ -71,10 +69,8 @@ def estimator(method: Method, steps: int = 10) -> Estimator:
 @dataclass(frozen=True)
 class Metric:
     """`m = logit(t_jb) − logit(t_refuse)` at the last position, in logits; positive when the model would rather comply.
-
-    `t_jb` is, per prompt, the patched run's most likely token. Several refusal tokens count as one: the log of the
-    sum of their exponentials.
-    """
+    `t_jb` is, per prompt, the patched run's most likely token. Several refusal tokens count as one: the log of the sum
+    of their exponentials."""
 
     refusal_ids: tuple[int, ...]
     allow_refusal_target: bool = False
@@ -131,10 +127,8 @@ def run_ends(model: ChatModel, batch: Batch, patch: Compiled, metric: Metric, ho
 
 def run_path(model: ChatModel, batch: Batch, ends: Ends, metric: Metric, how: Estimator, visit: Visit) -> None:
     """One forward and one backward pass for each α, as many of them batched together as memory is planned for.
-
     Gradients of activations only; `visit` is called with each layer's gradient as soon as the backward pass reaches it,
-    so they are never all held at once. The clean end is filled in where the path begins with it.
-    """
+    so they are never all held at once. The clean end is filled in where the path begins with it."""
     run = partial(_run_alphas, model, batch, ends, metric, how, visit)
     tokens = model.budgets.gradients
     if model.device.type == "cpu":

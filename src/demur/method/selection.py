@@ -230,11 +230,9 @@ def attribute_dictionary(
 
     With `gradient` and `paper` each dictionary is passed over once a batch, in blocks; `ig` encodes anew at every step
     and keeps the residuals and gradients of all. A TopK layer is taken whole: `8 · d_model · d_sae` bytes of weights,
-    and about four arrays of `4 · batch · pos · d_sae` bytes. Other arguments are as for `attribute_batches`.
-
-    Raises:
-        InputError: unknown method ("exact" cannot be afforded here).
-        ModelError: every score is 0 on every prompt, so there is nothing to rank by; says what to do.
+    and about four arrays of `4 · batch · pos · d_sae` bytes. Other arguments are as for `attribute_batches`. Raises
+    InputError: unknown method ("exact" cannot be afforded here); ModelError: every score is 0 on every prompt, so there
+    is nothing to rank by; says what to do.
     """
     how = estimator(method, steps)
     codes = torch.cat([torch.arange(suite[layer].spec.d_sae) + layer * _LAYER for layer in suite.layers])

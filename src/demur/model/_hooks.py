@@ -28,11 +28,9 @@ Residuals = dict[int, Float[Tensor, "batch pos d_model"]]
 
 @dataclass
 class Cursor:
-    """Which tokens the hidden states passing by belong to, kept up to date by `track`.
-
-    HF's `generate` calls the model once on the prompt and then once a token; a hook sees only hidden states. The cursor
-    tells it which slots of the whole sequence they are, and which of them are padding.
-    """
+    """Which tokens the hidden states passing by belong to, kept up to date by `track`. HF's `generate` calls the model
+    once on the prompt and then once a token; a hook sees only hidden states. The cursor tells it which slots of the
+    whole sequence they are, and which of them are padding."""
 
     real: Bool[Tensor, "batch pos"] | None = None
     """True at real tokens of the current slots; None when all of them are."""

@@ -36,11 +36,9 @@ class _Cell(NamedTuple):
 
 
 def render_html(pages: Sequence[Page]) -> str:
-    """One HTML page for the results of one or more studies; it needs no network and runs no script.
-
-    Verdicts and warnings come first, answers to harmful prompts are collapsed behind a notice. Raises ValueError: no
-    page is given.
-    """
+    """One HTML page for the results of one or more studies; it needs no network and runs no script. Verdicts and
+    warnings come first, answers to harmful prompts are collapsed behind a notice. Raises ValueError: no page is
+    given."""
     return _render(pages, fragment=False)
 
 
@@ -57,14 +55,9 @@ def render_markdown(pages: Sequence[Page]) -> str:
 
 
 def write_report(pages: Sequence[Page], path: Path) -> Path:
-    """Write one report of one or more results: Markdown if `path` ends in `.md`, else HTML; returns its path.
-
-    In a folder the report is called `report.html`. The file appears whole or not at all.
-
-    Raises:
-        RunError: the file cannot be written.
-        ValueError: no page is given.
-    """
+    """Write one report of one or more results: Markdown if `path` ends in `.md`, else HTML; returns its path. In a
+    folder the report is called `report.html`. The file appears whole or not at all. Raises RunError: the file cannot be
+    written; ValueError: no page is given."""
     path = path / "report.html" if path.is_dir() else path
     text = render_markdown(pages) if path.suffix == ".md" else render_html(pages)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")

@@ -21,11 +21,9 @@ _CONTROLS: Final = {code: None for code in (*range(32), 127, *range(128, 160)) i
 
 
 def render_terminal(page: Page, *, full: bool, width: int | None = None) -> list[RenderableType]:
-    """A page for rich's `console.print`, one item after another.
-
-    With `full` every section; without it the findings, the first warnings and the `brief` sections, and a last line
-    that names what was left out. `width` is the terminal's in columns, by default that of rich's own console.
-    """
+    """A page for rich's `console.print`, one item after another. With `full` every section; without it the findings,
+    the first warnings and the `brief` sections, and a last line that names what was left out. `width` is the terminal's
+    in columns, by default that of rich's own console."""
     from rich.console import Console
 
     room = Console().width if width is None else width

@@ -29,11 +29,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text, one cell per column.
-
-    `strong` lists the rows to emphasise (the study's own method). A `folded` table opens on a click where that is
-    possible: long lists, and numbers that would tempt the reader to choose by test results.
-    """
+    """Rows of text, one cell per column. `strong` lists the rows to emphasise (the study's own method). A `folded`
+    table opens on a click where that is possible: long lists, and numbers that would tempt the reader to choose by test
+    results."""
 
     title: str
     columns: tuple[Column, ...]

@@ -119,11 +119,9 @@ def _prompt_id(row: Any) -> str:
 
 @dataclass(eq=False)
 class Run:
-    """A run folder that this process writes. Use as a context manager, or call `close`.
-
-    Leaving the `with` block without an exception marks the session as finished, the last of `manifest`. `counters`:
-    name of a stage → what was found and what was made, each stage counted once.
-    """
+    """A run folder that this process writes. Use as a context manager, or call `close`. Leaving the `with` block
+    without an exception marks the session as finished, the last of `manifest`. `counters`: name of a stage → what was
+    found and what was made, each stage counted once."""
 
     folder: Path
     manifest: Manifest
@@ -225,7 +223,8 @@ class Run:
         key: Callable[[Kind], str] = _prompt_id,
         progress: Progress | None = None,
     ) -> list[Kind]:
-        """One row for each key, in the order of `keys`; rows are stored as they come, and those stored are kept.
+        """One row for each key, in the order of `keys`; rows are stored as they come, and those stored are kept. Raises
+        RunError: as in `cached`; ValueError: after computing, some key still has no row.
 
         Args:
             name: of the stage, as in `cached`.
@@ -235,10 +234,6 @@ class Run:
             compute: given the keys that have a row, yields batches of rows for the others, in any order.
             key: a row's key; its `prompt_id` or `prompt.id` when not given.
             progress: called with the rows that there are and the rows wanted, at the start and after each batch.
-
-        Raises:
-            RunError: as in `cached`.
-            ValueError: after computing, some key still has no row.
         """
         stage = self.stage(name, depends)
         wanted = frozenset(keys)
@@ -267,11 +262,9 @@ class Run:
             self.counters[stage.name] = StageCount(before.found + found, before.made + made)
 
     def stage(self, name: str, depends: Mapping[str, object]) -> Stage:
-        """The stage `name` for exactly these dependencies, new or as an earlier session left it.
-
-        For what `cached` and `mapped` do not cover: a journal that is read while it is written. Raises RunError: a
-        dependency has no JSON form, or the folder cannot be written.
-        """
+        """The stage `name` for exactly these dependencies, new or as an earlier session left it. For what `cached` and
+        `mapped` do not cover: a journal that is read while it is written. Raises RunError: a dependency has no JSON
+        form, or the folder cannot be written."""
         stage = Stage.open(self.folder / "stages", name, depends)
         if stage.key in self._stages:
             return self._stages[stage.key]
@@ -281,11 +274,9 @@ class Run:
         return stage
 
     def save_result(self, filename: str, text: str) -> Path:
-        """Write a result at the top of the run folder, whole or not at all, and give its path.
-
-        What the same command wrote there for another configuration is kept beside it: `study.json` becomes
-        `study-HASH.json`, with the first eight characters of that configuration's hash (`config_hash` in the manifest).
-        """
+        """Write a result at the top of the run folder, whole or not at all, and give its path. What the same command
+        wrote there for another configuration is kept beside it: `study.json` becomes `study-HASH.json`, with the first
+        eight characters of that configuration's hash (`config_hash` in the manifest)."""
         path = self.folder / filename
         latest = self.manifest.latest
         earlier = [s for s in self.manifest.sessions[:-1] if s.command == latest.command and filename in s.files]

@@ -86,10 +86,8 @@ def key_versions() -> Mapping[str, str]:
 
 def stage_key(name: str, depends: object, versions: Mapping[str, str] | None = None) -> str:
     """SHA-256, hex, of a stage's name, format, versions and dependencies as canonical JSON; secrets do not count.
-
     `versions` are those of the packages that compute the results, `key_versions()` when not given. Raises RunError:
-    something in `depends` has no JSON form.
-    """
+    something in `depends` has no JSON form."""
     plain = without_secrets(to_json(depends, f"{name}: depends"))
     used = dict(key_versions() if versions is None else versions)
     return hash_of({"stage": name, "format": STAGE_FORMAT, "versions": used, "depends": plain})
@@ -126,11 +124,9 @@ class StageFolder:
         return cast("Kind", self._tensors(path, kind) if tensors else self._parse(path, kind, path.read_bytes()))
 
     def rows(self, name: str, kind: KindOf[Kind]) -> list[Kind]:
-        """The rows of type `kind` appended under `name`, in order; none when nothing was appended.
-
-        A torn last line, left by a kill, is not given; in a finished stage it is an error. Raises RunError: a line does
-        not hold a `kind`; names file and line.
-        """
+        """The rows of type `kind` appended under `name`, in order; none when nothing was appended. A torn last line,
+        left by a kill, is not given; in a finished stage it is an error. Raises RunError: a line does not hold a
+        `kind`; names file and line."""
         path = self._path(f"{name}.jsonl")
         lines = list(complete_lines(path)) if path.is_file() else []
         if self.done and path.is_file() and sum(map(len, lines)) < path.stat().st_size:

@@ -111,11 +111,8 @@ Rows = FeatureRows | TopKRows
 @dataclass(frozen=True)
 class Convention:
     """How the arrays of a file are to be used: `f = act((scale·x − centred·b_dec) w_enc + b_enc)` and
-    `x̂ = (f w_dec + b_dec) / scale`.
-
-    With `unit_decoder` the activation sees pre-activations times the norm of their decoder row, and the decoder's rows
-    are used with unit norm.
-    """
+    `x̂ = (f w_dec + b_dec) / scale`. With `unit_decoder` the activation sees pre-activations times the
+    norm of their decoder row, and the decoder's rows are used with unit norm."""
 
     activation: ActivationName = "jumprelu"
     k: int | None = None
@@ -146,10 +143,8 @@ class SaeWeights:
     @classmethod
     def of(cls, arrays: Arrays, convention: Convention) -> SaeWeights:
         """The arrays under their usual names, in upper or lower case; SaeError where one is missing.
-
         `W_enc` (`d_model d_sae`), `W_dec` (`d_sae d_model`), `b_enc`, `b_dec`; for JumpReLU `threshold`,
-        `log_threshold`, or the `topk_threshold` of a batchtopk checkpoint (one for all features).
-        """
+        `log_threshold`, or the `topk_threshold` of a batchtopk checkpoint (one for all features)."""
         named = Arrays(arrays.file, {name.lower(): array for name, array in arrays.items()})
         if "scaling_factor" in named and bool((named["scaling_factor"].whole() != 1).any()):
             raise SaeError(f"{arrays.file} has a finetuning scaling_factor, which has no canonical form")
@@ -203,11 +198,9 @@ class SaeWeights:
         return stored / (torch.where(norms > 0, norms, 1.0) * scale)[:, None]
 
     def encoder_rows(self, which: Which) -> tuple[Float[Tensor, "k d_model"], Float[Tensor, " k"]]:
-        """Canonical encoder columns, features first, and their biases.
-
-        Each feature is folded on its own (sums over `d_model` run along contiguous rows in float64), so the numbers do
-        not depend on which other features are asked for.
-        """
+        """Canonical encoder columns, features first, and their biases. Each feature is folded on its own (sums over
+        `d_model` run along contiguous rows in float64), so the numbers do not depend on which other features are asked
+        for."""
         w_enc = self.encoder.take(which)
         b_enc = self.b_enc.take(which) if self.b_enc else torch.zeros(len(which))
         if self.convention.centred:

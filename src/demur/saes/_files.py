@@ -306,11 +306,9 @@ def _cached(repo: str, revision: str | None, why: Exception) -> tuple[str, tuple
 
 
 class Config:
-    """The fields of one JSON object. A dotted name reaches into nested objects.
-
-    Each method takes several names for a field, and uses the first that is there and not null. `number`, `integer` and
-    `text` raise SaeError, which names file and field, when there is none or it is of another type.
-    """
+    """The fields of one JSON object. A dotted name reaches into nested objects. Each method takes several names for a
+    field, and uses the first that is there and not null. `number`, `integer` and `text` raise SaeError, which names
+    file and field, when there is none or it is of another type."""
 
     def __init__(self, file: str, values: dict[str, Any]) -> None:
         self.file = file
@@ -354,11 +352,9 @@ def first_line(error: Exception) -> str:
 
 
 def file_identity(path: Path) -> str:
-    """Name, size and SHA-256 of a local file.
-
-    Of files above 64 MiB, 256 evenly spaced samples of 64 KiB are hashed, the first and the last bytes among them (an
-    npz file ends with the checksums of all its members), so that a suite of gigabytes has its key in seconds.
-    """
+    """Name, size and SHA-256 of a local file. Of files above 64 MiB, 256 evenly spaced samples of 64 KiB are hashed,
+    the first and the last bytes among them (an npz file ends with the checksums of all its members), so that a suite of
+    gigabytes has its key in seconds."""
     size = path.stat().st_size
     state = hashlib.sha256()
     with path.open("rb") as file:

@@ -37,11 +37,9 @@ _SAELENS_FORMAT = "6.0.0"
 
 
 class Sae:
-    """One layer's SAE. Its file is fetched and opened when weights are first asked for, and never held whole.
-
-    Weights that are read are checked to be finite; see `check_file` for those that are not. `open_weights` finds its
-    arrays, `is_here` says whether that needs no download.
-    """
+    """One layer's SAE. Its file is fetched and opened when weights are first asked for, and never held whole. Weights
+    that are read are checked to be finite; see `check_file` for those that are not. `open_weights` finds its arrays,
+    `is_here` says whether that needs no download."""
 
     def __init__(
         self, spec: SaeSpec, open_weights: Callable[[], SaeWeights], *, is_here: Callable[[], bool] = lambda: True
@@ -61,11 +59,9 @@ class Sae:
         return weights
 
     def check_file(self) -> None:
-        """SaeError where the file is here and is truncated or malformed, or holds NaN or infinity.
-
-        Headers are compared with its size, shapes with each other. Biases and thresholds are read, and in SAEs of up to
-        64 MiB (float32) encoder and decoder too.
-        """
+        """SaeError where the file is here and is truncated or malformed, or holds NaN or infinity. Headers are compared
+        with its size, shapes with each other. Biases and thresholds are read, and in SAEs of up to 64 MiB (float32)
+        encoder and decoder too."""
         if self._is_here():
             self._weights.check()
             if 8 * self.spec.d_model * self.spec.d_sae <= _CHECKED_BYTES:

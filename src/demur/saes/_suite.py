@@ -190,15 +190,13 @@ def load_saes(
     average_l0: float | None = None,
     revision: str | None = None,
 ) -> Suite:
-    """The SAEs of a model, checked to fit it; of one that is given by its hub id, not checked.
+    """The SAEs of a model, checked to fit it; of one that is given by its hub id, not checked. Raises InputError:
+    `source` is not given and the model has no preset; or as in `load_suite`; SaeError: as in `load_suite`, or the SAEs
+    do not fit the model.
 
     Args:
         source: as in `load_suite`, or a model that has a preset, for a fine-tune of it; default: the preset of `model`.
         layers, width, average_l0, revision: as in `load_suite`; default: the preset's.
-
-    Raises:
-        InputError: `source` is not given and the model has no preset; or as in `load_suite`.
-        SaeError: as in `load_suite`, or the SAEs do not fit the model.
     """
     name = model.name if isinstance(model, ChatModel) else str(model)
     preset = get_preset(name) if source is None else find_preset(str(source))
@@ -220,6 +218,8 @@ def load_suite(
     revision: str | None = None,
 ) -> Suite:
     """Open SAEs. None is downloaded before its weights are asked for; files that are here are checked (`check_files`).
+    Raises InputError: a layer is given twice; SaeError: nothing readable there, a missing layer or width, other
+    activations, or a damaged file.
 
     Args:
         source: a folder, a hub repository (`owner/name`), or `saelens:RELEASE[/SAE_ID]` (extra `demur[saelens]`).
@@ -227,10 +227,6 @@ def load_suite(
         average_l0: of several SAEs of one layer, the nearest is taken (the paper's rule); of two, the sparser.
         width: number of features, as a number or a name like `65k`; needed where there are several.
         revision: branch, tag or commit of a hub repository; default: its newest commit.
-
-    Raises:
-        InputError: a layer is given twice.
-        SaeError: nothing readable there, a missing layer or width, other activations, or a damaged file.
     """
     files = _open_source(str(source), revision)
     candidates = next((found for name in LAYOUTS if (found := LAYOUTS[name].find(files))), None)

@@ -93,11 +93,9 @@ def _config(traits: dict[str, Any], given: dict[str, Any]) -> PreTrainedConfig:
 
 
 def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a family in small, or of the planted model: `recipes/testing.py` trained them.
-
-    Class, special tokens, padding side, BOS habit and chat template are the family's. Any text encodes, and decodes to
-    itself (Qwen's normalises to NFC, as the real one does).
-    """
+    """The tokenizer of a family in small, or of the planted model: `recipes/testing.py` trained them. Class, special
+    tokens, padding side, BOS habit and chat template are the family's. Any text encodes, and decodes to itself (Qwen's
+    normalises to NFC, as the real one does)."""
     return cast("Any", AutoTokenizer).from_pretrained(_DATA / name)
 
 
