@@ -284,6 +284,14 @@ class Rate(Value):
         return self.k / self.n if self.n else float("nan")
 
 
+def by_layer(features: Iterable[FeatureId]) -> dict[int, tuple[int, ...]]:
+    """Layer → indices, both in the order in which they come first."""
+    layers: dict[int, list[int]] = {}
+    for layer, index in features:
+        layers.setdefault(layer, []).append(index)
+    return {layer: tuple(indices) for layer, indices in layers.items()}
+
+
 class FeatureSet(Value):
     """Features in order of importance, with the scores that ordered them. `scope` is `"local"` for a set chosen for one
     prompt (`prompt_id` names it), `"global"` over prompts. `method` says how it was chosen."""
@@ -313,10 +321,7 @@ class FeatureSet(Value):
 
     def by_layer(self) -> dict[int, tuple[int, ...]]:
         """Layer → indices, layers ascending, indices in order of importance."""
-        layers: dict[int, list[int]] = {}
-        for layer, index in self.features:
-            layers.setdefault(layer, []).append(index)
-        return {layer: tuple(layers[layer]) for layer in sorted(layers)}
+        return dict(sorted(by_layer(self.features).items()))
 
 
 Form = Literal["linear", "affine"]

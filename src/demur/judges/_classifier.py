@@ -241,7 +241,6 @@ class ClassifierJudge(StreamingJudge):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The model's tokenizer."""
         from transformers import AutoTokenizer
 
         return self._read(AutoTokenizer)

@@ -71,7 +71,6 @@ class Judgement(Value):
     without a verdict are its `unscored`, outside `n`."""
 
     judge: str
-    """The judge's name."""
     answers: tuple[Answer, ...]
     verdicts: tuple[Verdict, ...]
     """One per answer, in order; unscored, with the reason as evidence, where the judge failed."""

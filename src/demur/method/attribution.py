@@ -6,7 +6,7 @@ times the gradient along its decoder row.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from demur.method.interventions import Compiled
 from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
 from demur.model import SCORED_REGIONS, Batch, ChatModel, Items, Progress, hooked
 from demur.saes import Rows, Suite
-from demur.types import FeatureField, FeatureId, Value
+from demur.types import FeatureField, FeatureId, Value, by_layer
 
 _NO_CHANGE = 1e-6
 """Logits: a smaller change of the metric is rounding."""
@@ -169,7 +169,6 @@ class Attribution:
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
-        """The attribution that `to_parts` took apart."""
         rows = tuple(
             PromptAttribution.model_validate({**row, "totals": totals})
             for row, totals in zip(meta["rows"], tensors["totals"].tolist(), strict=True)
@@ -191,14 +190,6 @@ def no_signal(patch: str, *, allow_refusal_target: bool) -> str:
 
 PoolIndices = Mapping[int, Sequence[int]]
 """Layer → indices of the features to attribute."""
-
-
-def by_layer(features: Iterable[FeatureId]) -> dict[int, tuple[int, ...]]:
-    """Layer → indices, both in the order in which they come first."""
-    layers: dict[int, list[int]] = {}
-    for layer, index in features:
-        layers.setdefault(layer, []).append(index)
-    return {layer: tuple(indices) for layer, indices in layers.items()}
 
 
 class Pool(Value):

@@ -65,7 +65,6 @@ class Direction:
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
-        """The direction that `to_parts` took apart."""
         values: dict[str, Any] = {**tensors, **meta}
         values["candidates"] = tuple(Candidate.model_validate(each) for each in meta["candidates"])
         return cls(**values)
@@ -115,7 +114,6 @@ class FirstToken(NamedTuple):
     """What one run says of the first answer token, per prompt, in nats."""
 
     log_odds: Float[Tensor, " prompt"]
-    """Refusal log-odds."""
     kl: Float[Tensor, " prompt"]
     """Divergence from the clean run to this one (zeros when no reference was given)."""
 

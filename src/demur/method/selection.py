@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from demur.errors import InputError, ModelError
-from demur.method.attribution import SCORED, Attribution, Pool, ScoredTokens, by_layer, no_signal
+from demur.method.attribution import SCORED, Attribution, Pool, ScoredTokens, no_signal
 from demur.method.interventions import Compiled
 from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
 from demur.model import Batch, ChatModel, Items, Progress
 from demur.saes import DenseSae, FeatureRows, Rows, Sae, Suite
-from demur.types import FeatureId, FeatureSet
+from demur.types import FeatureId, FeatureSet, by_layer
 
 _BLOCK = 8192
 """Features encoded at a time."""
