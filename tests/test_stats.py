@@ -11,7 +11,6 @@ from scipy.stats import binomtest, norm, spearmanr, t
 from demur.stats import (
     Estimate,
     TradeOff,
-    area_under,
     auroc,
     bootstrap_mean,
     clustered_rate,
@@ -438,20 +437,6 @@ def test_a_curve_is_read_between_its_best_settings(at: float, expected: float) -
 def test_many_curves_are_read_at_once() -> None:
     table = np.stack([SUCCESS, SUCCESS / 2, np.full(5, math.nan)])
     assert value_at(COSTS, table, 0.05) == pytest.approx([0.25, 0.125, math.nan], nan_ok=True)
-    assert area_under(COSTS, table, 0.1) == pytest.approx([0.25, 0.125, math.nan], nan_ok=True)
-
-
-@pytest.mark.parametrize(
-    ("upto", "expected"),
-    # 0 to .1: .025. To .2: .05 more. To .4: .2 * .7. After that .9.
-    [(0.1, 0.25), (0.2, 0.075 / 0.2), (0.4, 0.215 / 0.4), (0.3, (0.075 + 0.1 * 0.6) / 0.3), (0.5, 0.305 / 0.5)],
-)
-def test_the_area_under_a_curve_by_hand(upto: float, expected: float) -> None:
-    assert float(area_under(COSTS, SUCCESS, upto)) == pytest.approx(expected)
-
-
-def test_there_is_no_area_without_a_range() -> None:
-    assert math.isnan(float(area_under(COSTS, SUCCESS, 0.0)))
 
 
 def curve(*successes: int, n: int = 40) -> TradeOff:
@@ -460,7 +445,7 @@ def curve(*successes: int, n: int = 40) -> TradeOff:
     return TradeOff(np.arange(len(rows)) / 10, np.array(rows))
 
 
-def test_curves_are_compared_at_equal_cost_and_by_area() -> None:
+def test_curves_are_compared_at_equal_cost() -> None:
     high, low = curve(20, 40), curve(10, 20)
     at = compare_curves(high, low, 0.15)
     assert (at.first.value, at.second.value, at.difference.value) == pytest.approx((0.75, 0.375, 0.375))
@@ -472,10 +457,6 @@ def test_curves_are_compared_at_equal_cost_and_by_area() -> None:
     half = 1.96 * per_prompt.std() / math.sqrt(40)
     assert (at.difference.low, at.difference.high) == pytest.approx((0.375 - half, 0.375 + half), abs=0.02)
     assert at.p == 2 / 2001
-    area = compare_curves(high, low, 0.2, area_under)
-    # Mean heights: (0 + .5) / 2 and (.5 + 1) / 2 of one, half of that of the other.
-    assert (area.first.value, area.second.value, area.difference.value) == pytest.approx((0.5, 0.25, 0.25))
-    assert area.difference.low < 0.25 < area.difference.high
     same = compare_curves(high, high, 0.1)
     assert (same.difference.value, same.difference.low, same.difference.high, same.p) == (0, 0, 0, 1)
 
