@@ -103,8 +103,11 @@ def folder_digest(folder: Path) -> str:
     """SHA-256, hex, of what decides a model's numbers among the files of its folder."""
     content = hashlib.sha256()
     for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
-        with path.open("rb") as file:
-            content.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        try:
+            with path.open("rb") as file:
+                content.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        except OSError as error:
+            raise ModelError(f"cannot read {path}: {error.strerror}") from error
     return content.hexdigest()
 
 
