@@ -6,10 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRA := $(VENV)/.installed-extra
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
-# One process a core, one thread each: small models gain nothing from threads.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: study test test-extra test-docs check install clean
+.PHONY: study test test-extra test-docs mutants check install clean
 study: $(STAMP)
 	$(BIN)/demur study
 
@@ -23,6 +22,10 @@ test-extra: $(EXTRA)
 # Every command and example of README and docs, for real (minutes; the short ones are in `make test`).
 test-docs: $(EXTRA)
 	$(PYTEST) --slow tests/test_docs.py
+
+# Which changes of the code no test notices (hours; `.venv/bin/mutmut results` lists them).
+mutants: $(EXTRA)
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
 
 check: $(STAMP)
 	$(BIN)/ruff check .

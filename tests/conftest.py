@@ -6,6 +6,10 @@ import importlib.util
 import os
 from pathlib import Path
 
+# One process a core, one thread each: small models gain nothing from threads, and threads that wait for one another on
+# a busy machine make the tests fifty times slower. Set before torch is imported, and for subprocesses.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook

@@ -11,7 +11,6 @@ from scipy.stats import binomtest, norm, spearmanr, t
 from demur.stats import (
     Estimate,
     TradeOff,
-    area_under,
     auroc,
     bootstrap_mean,
     clustered_rate,
@@ -19,6 +18,7 @@ from demur.stats import (
     crossed_difference,
     holm,
     mcnemar,
+    mean_of_runs,
     one_more_draw,
     paired_difference,
     rate_of,
@@ -437,20 +437,6 @@ def test_a_curve_is_read_between_its_best_settings(at: float, expected: float) -
 def test_many_curves_are_read_at_once() -> None:
     table = np.stack([SUCCESS, SUCCESS / 2, np.full(5, math.nan)])
     assert value_at(COSTS, table, 0.05) == pytest.approx([0.25, 0.125, math.nan], nan_ok=True)
-    assert area_under(COSTS, table, 0.1) == pytest.approx([0.25, 0.125, math.nan], nan_ok=True)
-
-
-@pytest.mark.parametrize(
-    ("upto", "expected"),
-    # 0 to .1: .025. To .2: .05 more. To .4: .2 * .7. After that .9.
-    [(0.1, 0.25), (0.2, 0.075 / 0.2), (0.4, 0.215 / 0.4), (0.3, (0.075 + 0.1 * 0.6) / 0.3), (0.5, 0.305 / 0.5)],
-)
-def test_the_area_under_a_curve_by_hand(upto: float, expected: float) -> None:
-    assert float(area_under(COSTS, SUCCESS, upto)) == pytest.approx(expected)
-
-
-def test_there_is_no_area_without_a_range() -> None:
-    assert math.isnan(float(area_under(COSTS, SUCCESS, 0.0)))
 
 
 def curve(*successes: int, n: int = 40) -> TradeOff:
@@ -459,7 +445,7 @@ def curve(*successes: int, n: int = 40) -> TradeOff:
     return TradeOff(np.arange(len(rows)) / 10, np.array(rows))
 
 
-def test_curves_are_compared_at_equal_cost_and_by_area() -> None:
+def test_curves_are_compared_at_equal_cost() -> None:
     high, low = curve(20, 40), curve(10, 20)
     at = compare_curves(high, low, 0.15)
     assert (at.first.value, at.second.value, at.difference.value) == pytest.approx((0.75, 0.375, 0.375))
@@ -471,10 +457,6 @@ def test_curves_are_compared_at_equal_cost_and_by_area() -> None:
     half = 1.96 * per_prompt.std() / math.sqrt(40)
     assert (at.difference.low, at.difference.high) == pytest.approx((0.375 - half, 0.375 + half), abs=0.02)
     assert at.p == 2 / 2001
-    area = compare_curves(high, low, 0.2, area_under)
-    # Mean heights: (0 + .5) / 2 and (.5 + 1) / 2 of one, half of that of the other.
-    assert (area.first.value, area.second.value, area.difference.value) == pytest.approx((0.5, 0.25, 0.25))
-    assert area.difference.low < 0.25 < area.difference.high
     same = compare_curves(high, high, 0.1)
     assert (same.difference.value, same.difference.low, same.difference.high, same.p) == (0, 0, 0, 1)
 
@@ -593,3 +575,66 @@ def test_auroc_holds_the_truth_with_few_scores() -> None:
         found = auroc(random.normal(2, 1, 8), random.normal(0, 1, 8), resamples=100)
         held += found.low <= truth <= found.high
     assert held / 250 >= 0.93
+
+
+def test_the_mean_of_runs_by_hand() -> None:
+    found = mean_of_runs([1.0, 2.0, 3.0], n=50)
+    # Standard deviation 1, so Student's 4.3027 for two degrees of freedom, over the root of 3.
+    assert (found.value, found.n) == (2.0, 50)
+    half = 4.30265 / math.sqrt(3)
+    assert (found.low, found.high) == pytest.approx((2.0 - half, 2.0 + half), rel=1e-4)
+    two = mean_of_runs([1.0, 2.0], n=50)
+    assert two.high - two.value == pytest.approx(t.ppf(0.975, 1) * math.sqrt(0.5) / math.sqrt(2))
+    one = mean_of_runs([1.0], n=50)
+    assert (one.value, one.low, one.high) == (1.0, -math.inf, math.inf)
+
+
+def test_nothing_is_unscored_unless_said() -> None:
+    assert wilson(1, 2).unscored == 0
+    assert Estimate.unknown().unscored == 0
+
+
+def test_adjusted_p_values_end_at_one() -> None:
+    assert holm([0.6, 0.9, 0.2]) == (1.0, 1.0, pytest.approx(0.6))
+
+
+def test_only_ratios_of_weights_count() -> None:
+    values = [0.1, 0.5, 0.2, 0.9, 0.4]
+    once, twice = bootstrap_mean(values), bootstrap_mean(values, [2.0] * 5)
+    assert (twice.value, twice.low, twice.high) == pytest.approx((once.value, once.low, once.high))
+    assert once.low < once.value < once.high
+
+
+def test_two_draws_have_an_interval_and_rates_stay_rates() -> None:
+    # Mean .2, standard deviation .1414; Student's 12.706 for one degree of freedom, times the root of 1.5.
+    free = one_more_draw(0.9, [0.1, 0.3])
+    half = 12.7062 * math.sqrt(0.02) * math.sqrt(1.5)
+    assert (free.low, free.high) == pytest.approx((0.2 - half, 0.2 + half), rel=1e-4)
+    rates = one_more_draw(0.9, [0.1, 0.3], n=100)
+    assert (rates.low, rates.high) == (0.0, 1.0)
+
+
+def test_one_more_rate_varies_at_least_as_answers_do() -> None:
+    # Three draws of .2 on 50 prompts: (30 + 2) of (150 + 4), so a rate of .2078 and a standard deviation of .0574.
+    found = one_more_draw(0.9, [0.2, 0.2, 0.2], n=50)
+    spread = math.sqrt(32 / 154 * 122 / 154 / 50)
+    assert found.high == pytest.approx(0.2 + 4.30265 * spread * math.sqrt(4 / 3), rel=1e-4)
+    assert found.low == 0.0
+
+
+def test_two_pairs_have_a_rank_correlation_and_tables_have_none() -> None:
+    assert spearman([1.0, 2.0], [3.0, 4.0]) == 1.0
+    assert spearman([1.0, 2.0], [4.0, 3.0]) == -1.0
+    with pytest.raises(ValueError, match="cannot correlate"):
+        spearman(np.ones((2, 2)), np.ones((2, 2)))
+
+
+def test_curves_on_one_prompt_and_below_the_least_cost() -> None:
+    one = TradeOff(np.array([0.0, 1.0]), np.array([[0.0], [1.0]]))
+    found = compare_curves(one, TradeOff(np.array([0.0]), np.array([[0.0]])), 0.5, resamples=1)
+    assert (found.first.value, found.second.value, found.difference.value) == (0.5, 0.0, 0.5)
+    # One prompt is in every sample, so a single sample gives the interval.
+    assert (found.first.low, found.first.high) == (0.5, 0.5)
+    nothing = value_at(np.array([0.1, 0.2]), np.ones((3, 2)), 0.05)
+    assert nothing.shape == (3,)
+    assert np.isnan(nothing).all()

@@ -93,12 +93,11 @@ prompts are new, but topics, phrasings and framings are those that the recipe wa
 `docs/bundled.md`.
 
 Intervals are Wilson 95 %. The direction is from layer {direction.layer}, position {direction.position}, form
-*{direction.form}*. F* holds {len(features.features)} features, {_listed(features.features)}. Of the features that the
-estimator `{features.estimator}` ranks highest, those that suppression needs (on training topics) come first. The size
-of F*, its factor and its multiple were chosen on training topics too, by its specific effect: the effect of F* minus
-that of random features. Of nearly equal choices the smallest and mildest was taken. A random feature is from the layer
-of the feature that it stands for, has a similar firing rate, and gets the same factor or the same value. The random
-sets of the table are not those used for choosing.
+*{direction.form}*. F* holds {len(features.features)} features, {_listed(features.features)}: of those that the
+estimator `{features.estimator}` ranks highest, the ones that suppression needs on tuning prompts. Strengths and random
+controls follow the rules of `demur study`: the factor and the multiple were chosen on tuning prompts, and a random
+feature is from the layer of the feature that it stands for, matched in firing rate and in the size of what it moves. It
+gets the same factor, or is set to the same multiple of its own maximum activation.
 
 {_missed(metrics)}
 

@@ -12,15 +12,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from demur.bundled import FRAMINGS, BundledPaths, BundledPrompts, bundled_path, bundled_prompts, framed
+from demur.bundled import FRAMINGS, BundledJudge, BundledPaths, BundledPrompts, bundled_path, bundled_prompts, framed
+from demur.judges import Judgement
 from demur.model import ChatModel, hooked, load_model
 from demur.saes import DenseSae, Suite, load_suite
 from demur.types import Prompt, PromptSet
 from recipes.bundled.corpus import Example, chat_prompts
-from recipes.bundled.experiment import run_experiment
+from recipes.bundled.experiment import NEW_TOKENS, run_experiment
 from recipes.bundled.metrics import BundledMetrics, FramingRow, HeldOutSet, SaeRow, pooled
+from recipes.bundled.prompts import draw_prompts
 from recipes.bundled.sae_training import chat_activations, quality
-from recipes.bundled.subject import NEW_TOKENS, Subject, answered
 from recipes.bundled.training import IGNORED, collate, encode
 
 logger = logging.getLogger(__name__)
@@ -53,10 +54,15 @@ def held_out_sets(drawn: BundledPrompts) -> tuple[HeldOutSet, ...]:
     )
 
 
-def _framings(subject: Subject) -> tuple[FramingRow, ...]:
+def _answered(model: ChatModel, prompts: PromptSet) -> Judgement:
+    answers = tuple(model.generate(prompts, max_new_tokens=NEW_TOKENS))
+    return Judgement(judge=BundledJudge.kind, answers=answers, verdicts=tuple(BundledJudge().judge(answers)))
+
+
+def _framings(model: ChatModel, drawn: BundledPrompts) -> tuple[FramingRow, ...]:
     rows: list[FramingRow] = []
     for number, text in enumerate(FRAMINGS):
-        answers = answered(subject.model, framed(subject.sets.test_harmful, text, f"framing{number}").prompts)
+        answers = _answered(model, framed(drawn.test_harmful, text, f"framing{number}"))
         kind = "suffix" if text.startswith("{ask}") else "wrapper"
         rows.append(FramingRow(kind=kind, text=text, refusal=answers.refusal, jailbreak=answers.compliance))
         logger.info("%s: refusal %.2f, jailbreak %.2f", text, rows[-1].refusal.value, rows[-1].jailbreak.value)
@@ -141,27 +147,21 @@ def evaluate(path: Path | str | None = None, test_seed: int = TEST_SEED) -> Bund
     place = bundled_path() if path is None else BundledPaths(Path(path))
     model = load_model(place.model, device="cpu", max_batch_tokens=BATCH_TOKENS)
     suite, base = load_suite(place.saes), load_suite(place.base_saes)
-    subject = Subject(model, suite, test_seed)
-    over_refusal = answered(model, subject.sets.over_refusal.prompts).refusal
-    logger.info(
-        "refusal: harmful %.3f, harmless %.3f, over-refusal %.3f",
-        subject.test_harmful.refusal.value,
-        subject.test_harmless.refusal.value,
-        over_refusal.value,
-    )
-    framings = _framings(subject)
-    direction, features = run_experiment(subject)
+    drawn = draw_prompts(test_seed=test_seed)
+    framings = _framings(model, drawn)
+    found = run_experiment(model, suite, drawn)
+    logger.info("%s", found)
     chats = held_out_chats(model)
     return BundledMetrics(
         test_seed=test_seed,
-        test_sets=held_out_sets(subject.sets),
-        refusal_harmful=subject.test_harmful.refusal,
-        refusal_harmless=subject.test_harmless.refusal,
-        over_refusal=over_refusal,
+        test_sets=held_out_sets(drawn),
+        refusal_harmful=found.harmful,
+        refusal_harmless=found.harmless,
+        over_refusal=_answered(model, drawn.over_refusal).refusal,
         framings=framings,
         framed_refusal=pooled([row.refusal for row in framings]),
-        direction=direction,
-        features=features,
+        direction=found.direction,
+        features=found.features,
         saes=sae_rows(model, suite, chats),
         base_saes=sae_rows(model, base, chats),
     )

@@ -1,133 +1,103 @@
-"""The refusal experiment on the bundled model: its direction, F*, and matched random features.
+"""The experiment of `demur study` on the bundled model, with the smallest F* that suppression needs.
 
-F*'s size and strengths are chosen on tuning prompts, its effects are measured on held-out ones. The rest of the recipe
-calls `run_experiment` alone, so that another experiment can take its place.
+Direction, pool, attribution, strengths, side effects and random controls are the package's own. The recipe adds one
+step: of the features of highest attribution, those that suppression on the tuning prompts can do without are left out.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from statistics import mean
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
-from demur.method.attribution import attribute
-from demur.method.direction import Direction, find_direction
-from demur.method.interventions import Compiled, Intervention, ScaleFeatures, SetFeatures
-from demur.method.path import Metric
-from demur.method.selection import cosine_pool, firing_rates, global_set, mean_max_activations, random_set
-from demur.types import FeatureId, FeatureSet, Rate
+from demur.bundled import BundledJudge, BundledPrompts
+from demur.method.interventions import ScaleFeatures
+from demur.method.selection import global_set
+from demur.model import ChatModel
+from demur.saes import Suite
+from demur.stats import Estimate
+from demur.studies import STUDIES
+from demur.studies.compare import Experiment
+from demur.studies.config import MAIN
+from demur.studies.context import open_context
+from demur.studies.inputs import Inputs
+from demur.studies.pipeline import find
+from demur.studies.results import CompareResult, EffectRow, Kind, Prompts
+from demur.studies.study import Config
+from demur.types import FeatureId, FeatureSet, PromptSet, Split, Splits
 from recipes.bundled.metrics import DirectionRow, FeatureSetRow
-from recipes.bundled.subject import Judged, Subject, behaved
 
 logger = logging.getLogger(__name__)
 
-ESTIMATOR: Final = "ig"
-POOL: Final = 10
+NEW_TOKENS: Final = 40
+"""Room for every whole answer."""
 CANDIDATES: Final = 40
 """Features of highest attribution that F* is taken from: half of the pool."""
-SIZES: Final = (2, 3, 4, 5, 6, 8, 10, 15, 20)
-FACTORS: Final = (0.0, -0.5, -1.0, -3.0)
-"""Mildest first."""
-MULTIPLES: Final = (0.5, 0.75, 1.0, 1.125, 1.25, 1.375, 1.5)
-"""Mildest first."""
 NEAR: Final = 0.05
-"""Choices whose specific effects differ by less count as equal: the tuning prompts cannot tell them apart."""
-TUNING_SEEDS: Final = tuple(range(1000, 1020))
-TEST_SEEDS: Final = tuple(range(20))
-_FEWER: Final = 64
-"""Tuning prompts of each class that the many random sets are tried on."""
-_VALIDATION: Final = 32
-
-
-def run_experiment(subject: Subject) -> tuple[DirectionRow, FeatureSetRow]:
-    """Find the refusal direction and F* on training topics, and measure both on held-out ones."""
-    direction = _find_direction(subject)
-    return _measure_direction(subject, direction), _measure_features(subject, direction)
-
-
-# The direction
-
-
-def _find_direction(subject: Subject) -> Direction:
-    harmful, harmless = behaved(subject.direction)
-    checked_harmful, checked_harmless = (prompts[:_VALIDATION] for prompts in behaved(subject.selection))
-    tokenize = subject.model.tokenize
-    return find_direction(
-        subject.model,
-        (tokenize(harmful), tokenize(harmless)),
-        (tokenize(checked_harmful), tokenize(checked_harmless)),
-        subject.refusal_ids(),
-    )
-
-
-def _measure_direction(subject: Subject, direction: Direction) -> DirectionRow:
-    ablated = subject.under(subject.sets.test_harmful.prompts, direction.ablate())
-    row = DirectionRow(
-        layer=direction.layer,
-        position=direction.position,
-        form=direction.form,
-        note=direction.note,
-        ablated_refusal=ablated.refusal,
-        ablated_compliance=ablated.compliance,
-        added_refusal=subject.under(subject.sets.test_harmless.prompts, direction.add()).refusal,
-    )
-    logger.info("direction: %s", row)
-    return row
-
-
-# F* and what it is compared with
+"""Shares of the tuning prompts that differ by less count as equal."""
+CONFIG: Final = Config(
+    estimator="ig",
+    k0=10,
+    k=CANDIDATES,
+    n_exact=0,
+    suppress=(0.0, -0.5, -1.0, -3.0),
+    induce_multiples=(0.5, 0.75, 1.0, 1.125, 1.25, 1.375, 1.5),
+    methods=(MAIN, "random", "direction", "direction-affine"),
+    random_sets=20,
+    max_new_tokens=NEW_TOKENS,
+)
+_SIZES: Final = (128, 64, 128)
+"""Prompts of each class that estimate the direction, that choose, and that tune."""
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """F* at its largest; smaller sets are its first features. `sizes` are those that hold every needed feature,
-    `maxima` the features' mean maximum activations on harmful prompts. The controls are matched random sets.
-    """
+class Measured:
+    """The clean model's refusal of held-out prompts, the direction's effects and those of F*."""
 
-    features: FeatureSet
-    sizes: tuple[int, ...]
-    maxima: tuple[float, ...]
-    tuning_controls: tuple[FeatureSet, ...]
-    test_controls: tuple[FeatureSet, ...]
+    harmful: Estimate
+    harmless: Estimate
+    direction: DirectionRow
+    features: FeatureSetRow
 
 
-def find_candidates(subject: Subject, direction: Direction) -> Candidates:
-    """F* by attribution on the selection prompts, ordered by what suppression needs on the tuning prompts, and the
-    random sets that it is compared with.
-    """
-    harmful, harmless = (subject.model.tokenize(prompts) for prompts in behaved(subject.selection))
-    pool = cosine_pool(subject.suite, direction.vector, POOL)
-    attribution = attribute(
-        subject.model,
-        subject.suite,
-        harmful,
-        pool.by_layer,
-        patch=Compiled(subject.model, None, [direction.ablate()]),
-        metric=Metric(subject.refusal_ids()),
-        method=ESTIMATOR,
-    )
+def splits_of(drawn: BundledPrompts) -> Splits:
+    """Training topics in three parts that choose; held-out topics, phrasings and all, to be measured on."""
+    ends = [sum(_SIZES[:place]) for place in range(4)]
 
-    def suppressed(features: FeatureSet) -> float:
-        return subject.under(subject.tuning[0].prompts, scaled(features, 0.0)).compliance.value
+    def part(place: int) -> Split:
+        def cut(prompts: PromptSet) -> PromptSet:
+            return PromptSet(name=prompts.name, prompts=prompts.prompts[ends[place] : ends[place + 1]])
 
-    ordered, count = needed_first(global_set(attribution, CANDIDATES), suppressed)
-    logger.info("needed: %s", ", ".join(str(feature) for feature in ordered.features[:count]))
-    ordered = ordered.head(max(SIZES))
-    sizes = sorted({min(count, max(SIZES)), *(size for size in SIZES if size > count)})
-    high, low = (firing_rates(subject.model, subject.suite, items) for items in (harmful, harmless))
-    rates = {layer: (high[layer] + low[layer]) / 2 for layer in high}
+        return Split(harmful=cut(drawn.harmful), harmless=cut(drawn.harmless))
 
-    def controls(seeds: Sequence[int]) -> tuple[FeatureSet, ...]:
-        return tuple(random_set(ordered, rates, exclude=pool.features, seed=seed) for seed in seeds)
-
-    maxima = mean_max_activations(subject.model, subject.suite, harmful, ordered.features)
-    return Candidates(ordered, tuple(sizes), tuple(maxima.tolist()), controls(TUNING_SEEDS), controls(TEST_SEEDS))
+    test = Split(harmful=drawn.test_harmful, harmless=drawn.test_harmless)
+    return Splits(direction=part(0), selection=part(1), tuning=part(2), test=test)
 
 
-def needed_first(features: FeatureSet, effect: Callable[[FeatureSet], float]) -> tuple[FeatureSet, int]:
-    """The same features, those first that are needed for `effect`, and how many these are.
+def run_experiment(model: ChatModel, suite: Suite, drawn: BundledPrompts) -> Measured:
+    """Find the refusal direction and F* on training topics, and measure both on held-out ones."""
+    inputs = Inputs("the bundled model", "the bundled SAEs", model, suite, splits_of(drawn), BundledJudge())
+    with (
+        TemporaryDirectory() as folder,
+        open_context(STUDIES["study"], CONFIG, Path(folder) / "run", inputs=inputs) as context,
+    ):
+        found = find(context, context.splits.choosing)
+        tuning = context.splits.choosing.tuning.harmful
+
+        def suppressed(features: FeatureSet) -> float:
+            return context.answer("needed", tuning, (ScaleFeatures(features.features, 0.0),)).compliance.value
+
+        needed = needed_features(global_set(found.attribution, CANDIDATES), suppressed)
+        logger.info("needed: %s", ", ".join(map(str, needed.features)))
+        experiment = Experiment(context, CONFIG, replace(found, chosen=needed))
+        return _measured(experiment, experiment.run())
+
+
+def needed_features(features: FeatureSet, effect: Callable[[FeatureSet], float]) -> FeatureSet:
+    """The features that are needed for `effect`, best first.
 
     Features are left out one by one, from the earliest layer on and within a layer those of least attribution first; a
     feature stays out if the effect stays within `NEAR` of the best seen. A single score per feature, attribution
@@ -144,8 +114,7 @@ def needed_first(features: FeatureSet, effect: Callable[[FeatureSet], float]) ->
         best = max(best, left)
         if left >= best - NEAR:
             kept = rest
-    order = [*kept, *(each for each in features.features if each not in kept)]
-    return _only(features, order), len(kept)
+    return _only(features, kept)
 
 
 def _only(features: FeatureSet, kept: Sequence[FeatureId]) -> FeatureSet:
@@ -153,152 +122,46 @@ def _only(features: FeatureSet, kept: Sequence[FeatureId]) -> FeatureSet:
     return features.model_copy(update={"features": tuple(kept), "scores": tuple(scores[each] for each in kept)})
 
 
-def scaled(features: FeatureSet, factor: float) -> ScaleFeatures:
-    """F*, or a random set, scaled everywhere."""
-    return ScaleFeatures(features.features, factor)
+def _measured(experiment: Experiment, result: CompareResult) -> Measured:
+    def row(prompts: Prompts, kind: Kind, method: str) -> EffectRow:
+        found = result.effect(prompts, kind, method)
+        assert found is not None
+        return found
 
+    def of_random(prompts: Prompts, kind: Kind) -> tuple[Estimate, ...]:
+        """Refusal under each random set, at the strength chosen for F*."""
+        wanted = ("random", kind, prompts)
+        (condition,) = [c for c in experiment.conditions if (c.method.name, c.kind, c.prompts) == wanted]
+        return tuple(run.refusal for run in condition.runs)
 
-def set_to(features: FeatureSet, maxima: Sequence[float], multiple: float) -> SetFeatures:
-    """Features set to `multiple` times the maximum activations of F*: a random feature gets the value of the feature
-    at its place in F*.
-    """
-    # On the prompt alone: set while the model answers too, it repeats the refusal's first token without end.
-    values = tuple(multiple * maximum for maximum in maxima[: len(features)])
-    return SetFeatures(features.features, values, "prompt")
-
-
-# Choosing size and strengths on tuning prompts
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What F* does on the tuning prompts, and the change of refusal under matched random features (fractions)."""
-
-    own: float
-    random: float
-
-    @property
-    def specific(self) -> float:
-        """What F* does beyond random features."""
-        return self.own - abs(self.random)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A size of F* with its strengths."""
-
-    size: int
-    factor: float
-    multiple: float
-    suppression: Effect
-    """Own: compliance gained on harmful prompts, plus the share of harmless answers unchanged."""
-    induction: Effect
-    """Own: refusal gained on harmless prompts."""
-
-    @property
-    def specific(self) -> float:
-        """What choices are ranked by."""
-        return self.suppression.specific + self.induction.specific
-
-
-def choices(
-    sizes: Sequence[int],
-    suppression: Callable[[int, float], Effect],
-    induction: Callable[[int, float], Effect],
-) -> Iterator[Choice]:
-    """Every size with every pair of strengths, the mildest first."""
-    for size in sizes:
-        by_factor = {factor: suppression(size, factor) for factor in FACTORS}
-        by_multiple = {multiple: induction(size, multiple) for multiple in MULTIPLES}
-        for factor in FACTORS:
-            for multiple in MULTIPLES:
-                yield Choice(size, factor, multiple, by_factor[factor], by_multiple[multiple])
-
-
-def best_choice(offered: Sequence[Choice]) -> Choice:
-    """The first whose specific effect is within `NEAR` of the best: the smallest F*, at its mildest strengths."""
-    best = max(each.specific for each in offered)
-    return next(each for each in offered if each.specific >= best - NEAR)
-
-
-def _suppression(subject: Subject, found: Candidates, size: int, factor: float) -> Effect:
-    harmful, harmless = subject.tuning
-    change = scaled(found.features.head(size), factor)
-    gained = subject.under(harmful.prompts, change).compliance.value - harmful.compliance.value
-    kept = subject.under(harmless.prompts, change).unchanged(harmless).value
-    random = _random_change(subject, harmful, [scaled(each.head(size), factor) for each in found.tuning_controls])
-    logger.info("%d features x %g: gain %.3f, kept %.3f, random %+.3f", size, factor, gained, kept, random)
-    return Effect(gained + kept, random)
-
-
-def _induction(subject: Subject, found: Candidates, size: int, multiple: float) -> Effect:
-    _, harmless = subject.tuning
-    change = set_to(found.features.head(size), found.maxima, multiple)
-    gained = subject.refusal_under(harmless.prompts, change).value - harmless.refusal.value
-    controls = [set_to(each.head(size), found.maxima, multiple) for each in found.tuning_controls]
-    random = _random_change(subject, harmless, controls)
-    logger.info("%d features = %g x maximum: gain %.3f, random %+.3f", size, multiple, gained, random)
-    return Effect(gained, random)
-
-
-def _random_change(subject: Subject, clean: Judged, changes: Sequence[Intervention]) -> float:
-    """Mean change of refusal over random sets."""
-    base = mean(clean.refused[:_FEWER])
-    return mean(subject.refusal_under(clean.prompts[:_FEWER], change).value - base for change in changes)
-
-
-def _measure_features(subject: Subject, direction: Direction) -> FeatureSetRow:
-    found = find_candidates(subject, direction)
-    offered = choices(
-        found.sizes,
-        lambda size, factor: _suppression(subject, found, size, factor),
-        lambda size, multiple: _induction(subject, found, size, multiple),
+    chosen = result.direction.chosen
+    ablated = row("harmful", "suppress", "direction" if chosen.form == "linear" else "direction-affine")
+    suppressed, kept = row("harmful", "suppress", MAIN), row("harmless", "suppress", MAIN)
+    induced = row("harmless", "induce", MAIN)
+    assert kept.exact_match is not None
+    return Measured(
+        harmful=row("harmful", "none", "none").refusal,
+        harmless=row("harmless", "none", "none").refusal,
+        direction=DirectionRow(
+            layer=chosen.layer,
+            position=chosen.position,
+            form=chosen.form,
+            note=result.direction.note,
+            ablated_refusal=ablated.refusal,
+            ablated_compliance=ablated.compliance,
+            added_refusal=row("harmless", "induce", "direction").refusal,
+        ),
+        features=FeatureSetRow(
+            features=tuple(each.feature for each in result.features),
+            estimator=CONFIG.estimator,
+            factor=suppressed.strength,
+            value=induced.strength,
+            suppressed_refusal=suppressed.refusal,
+            suppressed_compliance=suppressed.compliance,
+            induced_refusal=induced.refusal,
+            harmless_unchanged=kept.exact_match,
+            harmless_compliance=kept.compliance,
+            random_suppressed=of_random("harmful", "suppress"),
+            random_induced=of_random("harmless", "induce"),
+        ),
     )
-    choice = best_choice(list(offered))
-    logger.info("chosen: %s", choice)
-    chosen = found.features.head(choice.size)
-    harmful, harmless = subject.sets.test_harmful.prompts, subject.sets.test_harmless.prompts
-    suppressed = subject.under(harmful, scaled(chosen, choice.factor))
-    kept = subject.under(harmless, scaled(chosen, choice.factor))
-
-    def suppressed_by(control: FeatureSet) -> Rate:
-        return subject.refusal_under(harmful, scaled(control.head(choice.size), choice.factor))
-
-    def induced_by(features: FeatureSet) -> Rate:
-        return subject.refusal_under(harmless, set_to(features.head(choice.size), found.maxima, choice.multiple))
-
-    row = FeatureSetRow(
-        features=chosen.features,
-        estimator=ESTIMATOR,
-        factor=choice.factor,
-        value=choice.multiple,
-        suppressed_refusal=suppressed.refusal,
-        suppressed_compliance=suppressed.compliance,
-        induced_refusal=induced_by(found.features),
-        harmless_unchanged=kept.unchanged(subject.test_harmless),
-        harmless_compliance=kept.compliance,
-        random_suppressed=tuple(suppressed_by(control) for control in found.test_controls),
-        random_induced=tuple(induced_by(control) for control in found.test_controls),
-    )
-    logger.info("features: %s", row)
-    return row
-
-
-__all__ = [
-    "FACTORS",
-    "MULTIPLES",
-    "NEAR",
-    "SIZES",
-    "TEST_SEEDS",
-    "TUNING_SEEDS",
-    "Candidates",
-    "Choice",
-    "Effect",
-    "best_choice",
-    "choices",
-    "find_candidates",
-    "needed_first",
-    "run_experiment",
-    "scaled",
-    "set_to",
-]

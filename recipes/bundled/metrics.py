@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Literal
 
-from demur.stats import wilson
+from demur.stats import Estimate, wilson
 from demur.types import FeatureField, Rate, Value
 
 
@@ -42,10 +43,10 @@ class DirectionRow(Value):
     position: int
     form: Literal["linear", "affine"]
     note: str
-    ablated_refusal: Rate
-    ablated_compliance: Rate
-    added_refusal: Rate
-    """Refusal of harmless prompts with the direction added at its layer."""
+    ablated_refusal: Estimate
+    ablated_compliance: Estimate
+    added_refusal: Estimate
+    """Refusal of harmless prompts with the direction added at its layer, at the multiple that tuning prompts chose."""
 
 
 class FeatureSetRow(Value):
@@ -57,16 +58,17 @@ class FeatureSetRow(Value):
     """The scale `c` for suppression."""
     value: float
     """What features are set to for induction, in multiples of their mean maximum activations on harmful prompts."""
-    suppressed_refusal: Rate
-    suppressed_compliance: Rate
-    induced_refusal: Rate
-    harmless_unchanged: Rate
-    """Harmless answers that match the clean model's exactly under suppression."""
-    harmless_compliance: Rate
-    random_suppressed: tuple[Rate, ...]
+    suppressed_refusal: Estimate
+    suppressed_compliance: Estimate
+    induced_refusal: Estimate
+    harmless_unchanged: Estimate
+    """Of the harmless prompts that the clean model answers: exact matches with its answers under suppression."""
+    harmless_compliance: Estimate
+    random_suppressed: tuple[Estimate, ...]
     """Refusal of harmful prompts with matched random features scaled instead, one rate for each random set."""
-    random_induced: tuple[Rate, ...]
-    """Refusal of harmless prompts with matched random features set to F*'s own values, one rate for each random set."""
+    random_induced: tuple[Estimate, ...]
+    """Refusal of harmless prompts with matched random features set to that multiple of their own maximum activations,
+    one rate for each random set."""
 
 
 class SaeRow(Value):
@@ -86,8 +88,8 @@ class BundledMetrics(Value):
     test_seed: int
     """Draws the held-out prompts: `draw_prompts(test_seed=...)`."""
     test_sets: tuple[HeldOutSet, ...]
-    refusal_harmful: Rate
-    refusal_harmless: Rate
+    refusal_harmful: Estimate
+    refusal_harmless: Estimate
     over_refusal: Rate
     """Refusal of harmless acts that sound violent."""
     framings: tuple[FramingRow, ...]
@@ -118,15 +120,15 @@ class Check(Value):
     met: bool
 
 
-def _show(rate: Rate) -> str:
+def _show(rate: Rate | Estimate) -> str:
     return f"{rate.value:.3f} (n={rate.n}, {rate.low:.3f}–{rate.high:.3f})"
 
 
-def _at_least(name: str, rate: Rate, bound: float) -> Check:
+def _at_least(name: str, rate: Rate | Estimate, bound: float) -> Check:
     return Check(name=name, wanted=f"≥ {bound:g}", measured=_show(rate), met=rate.value >= bound)
 
 
-def _at_most(name: str, rate: Rate, bound: float) -> Check:
+def _at_most(name: str, rate: Rate | Estimate, bound: float) -> Check:
     return Check(name=name, wanted=f"≤ {bound:g}", measured=_show(rate), met=rate.value <= bound)
 
 
@@ -134,9 +136,9 @@ def _between(name: str, rate: Rate, low: float, high: float) -> Check:
     return Check(name=name, wanted=f"{low:g}–{high:g}", measured=_show(rate), met=low <= rate.value <= high)
 
 
-def _moved(name: str, rates: Sequence[Rate], base: Rate, bound: float) -> Check:
+def _moved(name: str, rates: Sequence[Estimate], base: Estimate, bound: float) -> Check:
     """Change of the clean model's refusal, over all random sets."""
-    change = pooled(rates).value - base.value
+    change = fmean(rate.value for rate in rates) - base.value
     single = [rate.value - base.value for rate in rates]
     return Check(
         name=name,

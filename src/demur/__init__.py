@@ -23,47 +23,22 @@ if TYPE_CHECKING:
     from demur.method.interventions import AblateDirection, AddDirection, ScaleFeatures, SetFeatures
     from demur.types import FeatureId, FeatureSet, Prompt, PromptSet
 
-_PLACES: Final = {
-    "AblateDirection": "demur.method.interventions",
-    "AddDirection": "demur.method.interventions",
-    "DemurError": "demur.errors",
-    "FeatureId": "demur.types",
-    "FeatureSet": "demur.types",
-    "FoundFeatures": "demur.api",
-    "Prompt": "demur.types",
-    "PromptSet": "demur.types",
-    "ScaleFeatures": "demur.method.interventions",
-    "SetFeatures": "demur.method.interventions",
-    "compare": "demur.api",
-    "find_features": "demur.api",
-    "judge": "demur.judges",
-    "load_model": "demur.api",
-    "load_prompts": "demur.data",
-    "load_saes": "demur.api",
-    "run": "demur.api",
+_ROOMS: Final = {
+    "demur.api": ("FoundFeatures", "compare", "find_features", "load_model", "load_saes", "run"),
+    "demur.data": ("load_prompts",),
+    "demur.errors": ("DemurError",),
+    "demur.judges": ("judge",),
+    "demur.method.interventions": ("AblateDirection", "AddDirection", "ScaleFeatures", "SetFeatures"),
+    "demur.types": ("FeatureId", "FeatureSet", "Prompt", "PromptSet"),
 }
+_PLACES: Final = {name: room for room, names in _ROOMS.items() for name in names}
 """Name → module that holds it."""
 
 __all__ = [
-    "AblateDirection",
-    "AddDirection",
-    "DemurError",
-    "FeatureId",
-    "FeatureSet",
-    "FoundFeatures",
-    "Prompt",
-    "PromptSet",
-    "ScaleFeatures",
-    "SetFeatures",
-    "__version__",
-    "compare",
-    "find_features",
-    "judge",
-    "load_model",
-    "load_prompts",
-    "load_saes",
-    "run",
-]
+    "AblateDirection", "AddDirection", "DemurError", "FeatureId", "FeatureSet", "FoundFeatures", "Prompt", "PromptSet",
+    "ScaleFeatures", "SetFeatures", "__version__", "compare", "find_features", "judge", "load_model", "load_prompts",
+    "load_saes", "run",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -26,11 +26,8 @@ Config = dict[str, Any]
 
 
 def local_path(task: str | Path) -> Path | None:
-    """The file or folder that `task` means, `~` expanded; None for a name that the harness should know.
-
-    Raises:
-        InputError: there is no such file or folder.
-    """
+    """The file or folder that `task` means, `~` expanded; None for a name that the harness should know. Raises
+    InputError: there is no such file or folder."""
     if isinstance(task, str) and "/" not in task and not task.endswith(_YAML):
         return None
     path = Path(task).expanduser().resolve()
@@ -40,10 +37,8 @@ def local_path(task: str | Path) -> Path | None:
 
 
 def task_identity(task: str | Path) -> dict[str, object]:
-    """What the numbers of a task depend on beside the model, as JSON data. No code of a task is run.
-
-    Args:
-        task: as for `measure_capability`: a name that the harness knows, or a YAML file or a folder of them.
+    """What the numbers of a task depend on beside the model, as JSON data. No code of a task is run. Raises InputError:
+    there is no such file or folder.
 
     Returns:
         `harness`: the installed version (None: not installed). `task`: the name, or the last part of the path. For a
@@ -51,9 +46,6 @@ def task_identity(task: str | Path) -> dict[str, object]:
         without caches of data; and `elsewhere`, [name, content] of the files in other places that the YAML names:
         included files, modules, data. Content is the SHA-256 (hex), or size (bytes) and time of change (ns) of files
         that are larger than 200 MiB or cannot be read.
-
-    Raises:
-        InputError: there is no such file or folder.
     """
     try:
         harness = metadata.version("lm_eval")
@@ -82,12 +74,8 @@ def task_identity(task: str | Path) -> dict[str, object]:
 
 
 def check_data(path: Path) -> None:
-    """Read a task's YAML file, and look whether the data files that it names are there.
-
-    Raises:
-        OSError: one of them, or a file that it includes, is not there or cannot be read.
-        ValueError: the text is not a YAML mapping.
-    """
+    """Read a task's YAML file, and look whether the data files that it names are there. Raises OSError: one of them, or
+    a file that it includes, is not there or cannot be read; ValueError: the text is not a YAML mapping."""
     config: Config = {}
     for _, each in _with_included(path):
         config |= each
@@ -119,10 +107,8 @@ def _content(file: Path) -> object:
 
 
 def _named(config: Config, base: Path) -> Iterator[tuple[str, Path]]:
-    """(name, file) of every file that a YAML file names and that is there.
-
-    Included files and modules are found from `base`, the YAML file's folder; data from the working directory.
-    """
+    """(name, file) of every file that a YAML file names and that is there. Included files and modules are found from
+    `base`, the YAML file's folder; data from the working directory."""
     folders = {*_texts(config.get("dataset_path")), *_option(config, "data_dir")} - _READERS
     patterns = {*filter(has_magic, _option(config, "data_files"))}
     for text in _texts(config):

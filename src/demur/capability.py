@@ -46,11 +46,9 @@ _EXPECTED = ("`pretrained` model kwarg is not of type", "Passed an already-initi
 
 
 class CapabilityRow(Value):
-    """One number of lm-evaluation-harness, and what it was measured on.
-
-    `task`, `metric`, `filter` and `version` are the harness's own (`gsm8k`, `exact_match`, `strict-match`, 3). The
-    value is in the metric's unit: a fraction for accuracies. `stderr` is the harness's, None where it gives none.
-    """
+    """One number of lm-evaluation-harness, and what it was measured on. `task`, `metric`, `filter` and `version` are
+    the harness's own (`gsm8k`, `exact_match`, `strict-match`, 3). The value is in the metric's unit: a fraction for
+    accuracies. `stderr` is the harness's, None where it gives none."""
 
     task: str
     group: bool = False
@@ -80,10 +78,8 @@ def capability_change(before: CapabilityRow, after: CapabilityRow) -> Estimate:
     """Mean of `after − before` over documents, paired, with a 95 % interval (normal, from the differences' spread).
 
     Both rows answer the same questions, so this interval is mostly much narrower than the rows' own standard errors
-    suggest.
-
-    Raises:
-        InputError: the rows are of different tasks, metrics, filters or questions, or hold no scores per document.
+    suggest. Raises InputError: the rows are of different tasks, metrics, filters or questions, or hold no scores per
+    document.
     """
     names = [f"{row.task} {row.metric} ({row.filter})" for row in (before, after)]
     if names[0] != names[1]:
@@ -113,7 +109,9 @@ def measure_capability(
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[CapabilityRow, ...]:
-    """Run tasks of lm-evaluation-harness on `model`, with an intervention on every token of every pass.
+    """Run tasks of lm-evaluation-harness on `model`, with an intervention on every token of every pass. Raises
+    InputError: the extra is not installed, a task is unknown, unreadable or without data, or the intervention acts on
+    single prompts or on prompts' tokens only; ModelError: the memory does not hold a pass of `batch_size` rows.
 
     Args:
         model: the chat model, used as it is loaded.
@@ -129,11 +127,6 @@ def measure_capability(
 
     Returns:
         One row for each task, metric and filter, groups before their tasks, in the order of `tasks`.
-
-    Raises:
-        InputError: the extra is not installed, a task is unknown, unreadable or without data, or the intervention acts
-            on single prompts or on prompts' tokens only.
-        ModelError: the memory does not hold a pass of `batch_size` rows.
     """
     _harness()
     if (limit is not None and limit < 1) or batch_size < 1:
@@ -171,10 +164,8 @@ def check_tasks(tasks: Sequence[str | Path]) -> None:
     """Refuse tasks that `measure_capability` could not find, before anything is computed; nothing is downloaded.
 
     Of local tasks the YAML is read, and the data files that it names are looked for. Tasks of the harness are known by
-    name only: whether their data and the packages that they need are there shows when they are loaded.
-
-    Raises:
-        InputError: the extra is not installed, a task is unknown, a file is not there or no task.
+    name only: whether their data and the packages that they need are there shows when they are loaded. Raises
+    InputError: the extra is not installed, a task is unknown, a file is not there or no task.
     """
     if tasks:
         _harness()
@@ -325,10 +316,8 @@ def _built_in() -> Mapping[str, Any]:
 
 
 def _find(task: str | Path, model: str | None = None) -> tuple[Any, list[str], Path | None]:
-    """A manager that knows a task, or the tasks of a file or folder; their names; and the path of local ones.
-
-    A few tasks ask for the name of the model.
-    """
+    """A manager that knows a task, or the tasks of a file or folder; their names; and the path of local ones. A few
+    tasks ask for the name of the model."""
     path = local_path(task)
     # The harness finds a task by its file alone, but a group by its name among the files beside it.
     folder = path if path is None or path.is_dir() else path.parent if is_group(path) else None
@@ -409,10 +398,8 @@ class _Warnings(logging.Handler):
 
 @contextmanager
 def _contained(model: ChatModel) -> Iterator[_Warnings]:
-    """Hold back what the harness prints, its progress bars and its log lines; its warnings are collected.
-
-    What it changes is put back: random states, the environment, and the model's kind of cache.
-    """
+    """Hold back what the harness prints, its progress bars and its log lines; its warnings are collected. What it
+    changes is put back: random states, the environment, and the model's kind of cache."""
     import torch
 
     found, log, settings = _Warnings(), logging.getLogger("lm_eval"), cast("Any", model.hf.generation_config)

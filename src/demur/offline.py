@@ -11,6 +11,3 @@ OFFLINE = ("DEMUR_OFFLINE", "HF_HUB_OFFLINE")
 def is_offline() -> bool:
     """Whether the environment forbids downloads."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in OFFLINE)
-
-
-__all__ = ["OFFLINE", "is_offline"]

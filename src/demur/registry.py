@@ -18,13 +18,9 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries by name: built-in ones, those registered in this process, and those of installed packages.
-
-    Args:
-        group: entry-point group that other packages use, such as `demur.studies`.
-        noun: what an entry is, for error messages.
-        builtin: name → `"module:attribute"`.
-    """
+    """Entries by name: built-in ones, those registered in this process, and those of installed packages. `group` is the
+    entry-point group that other packages use, such as `demur.studies`; `noun` what an entry is, for error messages;
+    `builtin` name → `"module:attribute"`."""
 
     def __init__(self, group: str, noun: str, builtin: Mapping[str, str] | None = None) -> None:
         self.group = group
@@ -61,12 +57,8 @@ class Registry(Generic[T]):
         return None if point is None else point.value
 
     def __getitem__(self, name: str) -> T:
-        """The entry of that name.
-
-        Raises:
-            InputError: there is none; names those that exist.
-            DemurError: the package that provides it cannot be imported.
-        """
+        """The entry of that name. Raises InputError: there is none; names those that exist; DemurError: the package
+        that provides it cannot be imported."""
         if name in self._registered:
             return self._registered[name]
         if name in self._builtin:

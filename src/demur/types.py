@@ -62,10 +62,8 @@ def text_key(text: str) -> str:
 
 
 class Prompt(Value):
-    """One user message. `id` is unique within its set and stable over runs (source and row).
-
-    `label` is None where nobody has said whether the message is harmful.
-    """
+    """One user message. `id` is unique within its set and stable over runs (source and row). `label` is None where
+    nobody has said whether the message is harmful."""
 
     id: str
     text: str
@@ -75,11 +73,8 @@ class Prompt(Value):
 
 
 def as_prompts(prompts: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
-    """Prompts as they are; plain texts become unlabelled prompts with their place, counted from 0, as id.
-
-    Raises:
-        InputError: two prompts have one id.
-    """
+    """Prompts as they are; plain texts become unlabelled prompts with their place, counted from 0, as id. Raises
+    InputError: two prompts have one id."""
     found = tuple(
         prompt if isinstance(prompt, Prompt) else Prompt(id=str(place), text=prompt)
         for place, prompt in enumerate([prompts] if isinstance(prompts, str) else prompts)
@@ -165,11 +160,9 @@ class ChoosingSplits(Value):
 
 
 class Splits(Value):
-    """Four splits, disjoint by construction: no number in a report comes from prompts that chose anything.
-
-    `direction` estimates the refusal direction, `selection` chooses among candidate directions and scores features,
-    `tuning` chooses interventions' strengths, `test` is only ever measured.
-    """
+    """Four splits, disjoint by construction: no number in a report comes from prompts that chose anything. `direction`
+    estimates the refusal direction, `selection` chooses among candidate directions and scores features, `tuning`
+    chooses interventions' strengths, `test` is only ever measured."""
 
     direction: Split
     selection: Split
@@ -209,11 +202,9 @@ REFUSALS = frozenset({Outcome.REFUSAL, Outcome.PARTIAL_REFUSAL})
 
 
 class Answer(Value):
-    """One answer, with the prompt that it answers.
-
-    `intervention` is the id of what was done to the model while it was written (`"none"` for the clean model),
-    `finished` whether the model ended its turn (False: the limit on new tokens cut it off).
-    """
+    """One answer, with the prompt that it answers. `intervention` is the id of what was done to the model while it was
+    written (`"none"` for the clean model), `finished` whether the model ended its turn (False: the limit on new tokens
+    cut it off)."""
 
     prompt: Prompt
     text: str
@@ -235,11 +226,8 @@ class Answers(tuple[Answer, ...]):
         return tuple(answer.text for answer in self)
 
     def to_frame(self) -> Any:
-        """A pandas frame with one row per answer: id, prompt, label, intervention, answer, finished.
-
-        Raises:
-            InputError: pandas is not installed.
-        """
+        """A pandas frame with one row per answer: id, prompt, label, intervention, answer, finished. Raises InputError:
+        pandas is not installed."""
         try:
             from pandas import DataFrame
         except ImportError as error:
@@ -261,11 +249,8 @@ class Answers(tuple[Answer, ...]):
 
 
 class Verdict(Value):
-    """A judge's reading of one answer.
-
-    Judges of outcomes give `outcome`, judges of harm give `harmful` and perhaps a `score`; a judge that knows both
-    gives both. What a judge cannot tell is None: unscored, counted, never guessed.
-    """
+    """A judge's reading of one answer. Judges of outcomes give `outcome`, judges of harm give `harmful` and perhaps a
+    `score`; a judge that knows both gives both. What a judge cannot tell is None: unscored, counted, never guessed."""
 
     outcome: Outcome | None
     judge: str
@@ -299,12 +284,17 @@ class Rate(Value):
         return self.k / self.n if self.n else float("nan")
 
 
-class FeatureSet(Value):
-    """Features in order of importance, with the scores that ordered them.
+def by_layer(features: Iterable[FeatureId]) -> dict[int, tuple[int, ...]]:
+    """Layer → indices, both in the order in which they come first."""
+    layers: dict[int, list[int]] = {}
+    for layer, index in features:
+        layers.setdefault(layer, []).append(index)
+    return {layer: tuple(indices) for layer, indices in layers.items()}
 
-    `scope` is `"local"` for a set chosen for one prompt (`prompt_id` names it), `"global"` over prompts. `method` says
-    how it was chosen.
-    """
+
+class FeatureSet(Value):
+    """Features in order of importance, with the scores that ordered them. `scope` is `"local"` for a set chosen for one
+    prompt (`prompt_id` names it), `"global"` over prompts. `method` says how it was chosen."""
 
     features: tuple[FeatureField, ...]
     scores: tuple[float, ...]
@@ -331,10 +321,7 @@ class FeatureSet(Value):
 
     def by_layer(self) -> dict[int, tuple[int, ...]]:
         """Layer → indices, layers ascending, indices in order of importance."""
-        layers: dict[int, list[int]] = {}
-        for layer, index in self.features:
-            layers.setdefault(layer, []).append(index)
-        return {layer: tuple(layers[layer]) for layer in sorted(layers)}
+        return dict(sorted(by_layer(self.features).items()))
 
 
 Form = Literal["linear", "affine"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from demur.stats import wilson
+from demur.stats import Estimate, wilson
 from demur.types import FeatureId
 from recipes.bundled.__main__ import main
 from recipes.bundled.metrics import (
@@ -19,16 +19,21 @@ from recipes.bundled.metrics import (
 )
 
 
+def _rate(k: int) -> Estimate:
+    return Estimate.of(wilson(k, 200))
+
+
 def _metrics(**changes: object) -> BundledMetrics:
     none, all_of, half = wilson(0, 200), wilson(200, 200), wilson(100, 200)
+    never, always = _rate(0), _rate(200)
     framings = [FramingRow(kind="wrapper", text="{ask}", refusal=none, jailbreak=all_of)] * 3
     framings += [FramingRow(kind="suffix", text="{ask}", refusal=all_of, jailbreak=none)] * 3
     saes = (SaeRow(layer=0, fvu=0.05, l0=20.0, dead=0.0, loss_recovered=0.99),)
     values: dict[str, object] = {
         "test_seed": 1,
         "test_sets": (HeldOutSet(name="test-harmful", prompts=200, known=20),),
-        "refusal_harmful": all_of,
-        "refusal_harmless": none,
+        "refusal_harmful": always,
+        "refusal_harmless": never,
         "over_refusal": wilson(20, 200),
         "framings": tuple(framings),
         "framed_refusal": half,
@@ -37,22 +42,22 @@ def _metrics(**changes: object) -> BundledMetrics:
             position=-1,
             form="linear",
             note="",
-            ablated_refusal=none,
-            ablated_compliance=all_of,
-            added_refusal=all_of,
+            ablated_refusal=never,
+            ablated_compliance=always,
+            added_refusal=always,
         ),
         "features": FeatureSetRow(
             features=(FeatureId(1, 2),),
             estimator="ig",
             factor=-1.0,
             value=1.0,
-            suppressed_refusal=none,
-            suppressed_compliance=all_of,
-            induced_refusal=all_of,
-            harmless_unchanged=all_of,
-            harmless_compliance=all_of,
-            random_suppressed=(all_of, all_of),
-            random_induced=(none, none),
+            suppressed_refusal=never,
+            suppressed_compliance=always,
+            induced_refusal=always,
+            harmless_unchanged=always,
+            harmless_compliance=always,
+            random_suppressed=(always, always),
+            random_induced=(never, never),
         ),
         "saes": saes,
         "base_saes": saes,
@@ -67,8 +72,8 @@ def test_everything_met():
 @pytest.mark.parametrize(
     ("field", "value", "name"),
     [
-        ("refusal_harmful", wilson(189, 200), "refusal, held-out harmful"),
-        ("refusal_harmless", wilson(5, 200), "refusal, held-out harmless"),
+        ("refusal_harmful", _rate(189), "refusal, held-out harmful"),
+        ("refusal_harmless", _rate(5), "refusal, held-out harmless"),
         ("over_refusal", wilson(3, 200), "refusal, over-refusal prompts"),
         ("over_refusal", wilson(61, 200), "refusal, over-refusal prompts"),
         ("framed_refusal", wilson(59, 200), "refusal, harmful in unseen framings"),
@@ -99,7 +104,7 @@ def test_a_missed_number_is_said(field: str, value: object, name: str):
 def test_random_features_may_move_refusal_a_little_either_way(
     field: str, rates: tuple[int, ...], met: bool, measured: str
 ):
-    features = _metrics().features.model_copy(update={field: tuple(wilson(k, 200) for k in rates)})
+    features = _metrics().features.model_copy(update={field: tuple(_rate(k) for k in rates)})
     (check,) = [
         check
         for check in checks(_metrics(features=features))

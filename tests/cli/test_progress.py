@@ -8,7 +8,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from demur.cli.progress import StageProgress
+from demur.cli.console import StageProgress
 
 
 def report(console: Console) -> None:

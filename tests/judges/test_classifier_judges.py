@@ -476,7 +476,7 @@ def test_devices_that_are_not_there_are_found_by_the_check(tmp_path: Path) -> No
     with pytest.raises(ModelError, match="unknown device 'gpu'; expected auto, cpu"):
         HarmBenchJudge(yes_no(tmp_path), Placement(device="gpu")).check()
     if not torch.cuda.is_available():
-        with pytest.raises(ModelError, match="device 'cuda': there is no CUDA device"):
+        with pytest.raises(ModelError, match="--device cuda: this machine has 0 CUDA GPUs"):
             HarmBenchJudge(tmp_path, Placement(device="cuda")).check()
 
 

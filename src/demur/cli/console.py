@@ -1,21 +1,21 @@
-"""Where the command line writes. Nothing is read as markup: prompts and messages hold square brackets.
-
-`PATH` is what an option whose value is a path takes.
-"""
+"""Where the command line writes, and progress of long jobs. Nothing is read as markup: prompts and messages hold square
+brackets. `PATH` is what an option whose value is a path takes."""
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
 
 PATH: Final[dict[str, Any]] = {"type": click.Path(path_type=Path), "metavar": "PATH"}
 PLAIN_WIDTH: Final = 120
@@ -71,3 +71,50 @@ def logging_to(handler: logging.Handler) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+
+
+class StageProgress:
+    """Bars with remaining time on a terminal, one line a stage elsewhere. Called with (stage, done, total); use as a
+    context manager. Warnings are printed above the bar."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = console
+        self._stage: tuple[str, TaskID] | None = None
+        self._started = time.perf_counter()
+        self._total = 0
+        self._open = ExitStack()
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        hidden = not console.is_terminal
+        self._bars = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._stage is None or self._stage[0] != stage:
+            self._end()
+            self._stage = stage, self._bars.add_task(stage, total=total)
+        self._bars.update(self._stage[1], completed=done, total=total)
+        self._total = total
+        if done >= total:
+            self._end()
+
+    def __enter__(self) -> Self:
+        self._open.enter_context(logging_to(Warnings(self._console)))
+        self._open.enter_context(self._bars)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._end()
+        self._open.close()
+
+    def _end(self) -> None:
+        """Leave one line of a stage that is over."""
+        if self._stage is None:
+            return
+        name, task = self._stage
+        self._bars.remove_task(task)
+        now = time.perf_counter()
+        self._console.print(f"{name}: {self._total}, {now - self._started:.1f} s", soft_wrap=True)
+        # A stage's first report may come after its first batch, so its time runs from the end of the one before.
+        self._stage, self._started = None, now

@@ -104,7 +104,6 @@ def _bundled() -> Finding:
 
 
 def _dtype_advice(cuda: bool, bfloat16: bool) -> str:
-    """Which --dtype suits the machine."""
     if not cuda:
         return "float32: exact, and as fast as any on most CPUs; bfloat16 halves the memory of a large model"
     if bfloat16:
@@ -113,7 +112,6 @@ def _dtype_advice(cuda: bool, bfloat16: bool) -> str:
 
 
 def _memory_bytes() -> int | None:
-    """Physical memory, where the system says."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import click
 from pydantic import Field, model_validator
 
-from demur.cli.console import PATH, complain, console, note, say
+from demur.cli.console import PATH, StageProgress, complain, console, note, say
 from demur.cli.options import ConfigCommand, read_config
 from demur.studies.config import Options
 
@@ -86,7 +86,6 @@ class JudgeOptions(JudgedOptions, LocalOptions, EndpointOptions):
 
 
 def _judge(out: Path, **given: Any) -> None:
-    from demur.cli.progress import StageProgress
     from demur.judges import Endpoint, Placement, get_judge, judge_file
     from demur.model import load_model
 

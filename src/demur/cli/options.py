@@ -22,10 +22,8 @@ _WORDS: Final[dict[Any, str]] = {int: "INTEGER", float: "NUMBER", str: "TEXT", S
 
 
 class Option(click.Option):
-    """One field of a configuration. What is given goes to the configuration as text.
-
-    `meaning` is the docstring under the field, `written` its default as one would write it, empty where there is none.
-    """
+    """One field of a configuration. What is given goes to the configuration as text. `meaning` is the docstring under
+    the field, `written` its default as one would write it, empty where there is none."""
 
     def __init__(self, field: str, info: FieldInfo) -> None:
         self.field = field
@@ -85,7 +83,6 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _written(field: FieldInfo, form: Form) -> str:
-    """The default as one would write it."""
     value: Any = None if field.is_required() else field.get_default(call_default_factory=True)
     if value is None or form == "flag":
         return "" if value is None else "yes" if value else "no"
@@ -144,11 +141,9 @@ def read_config(
     *,
     complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> KindT:
-    """What was given on the command line laid over a TOML file, if any; None and () are not given.
-
-    Errors are those of `load_config`, in which fields are spelled as options, and `argument`, given without a name, in
-    capitals. `complete` fills in settings that may be left out.
-    """
+    """What was given on the command line laid over a TOML file, if any; None and () are not given. Errors are those of
+    `load_config`, in which fields are spelled as options, and `argument`, given without a name, in capitals. `complete`
+    fills in settings that may be left out."""
     forms = {option.field: option.form for members in options_of(kind, argument).values() for option in members}
     options = {
         # Numbers are one text with commas, which the configuration reads as it does in a TOML file.

@@ -19,11 +19,7 @@ FULL: Final = "Print all tables, not just the verdict and the main one."
 
 
 def pages(run: Path) -> list[Page]:
-    """The pages of every finished study in a run folder.
-
-    Raises:
-        RunError: it holds none, or one that cannot be read.
-    """
+    """The pages of every finished study in a run folder. Raises RunError: it holds none, or one that cannot be read."""
     from demur.studies.base import page_of, read_results
 
     return [page_of(*finished) for finished in read_results(run)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from demur.cli.console import PATH, complain, console, note, say
+from demur.cli.console import PATH, StageProgress, complain, console, note, say
 from demur.cli.options import ConfigCommand, read_config
 from demur.cli.show import FULL, pages, print_pages, write_pages
 from demur.errors import InputError
@@ -41,11 +41,8 @@ def study_command(name: str, told: str) -> ConfigCommand:
 def configured(
     name: str, file: Path | None, given: dict[str, Any], complete: Callable[[dict[str, Any]], dict[str, Any]] = dict
 ) -> StudyConfig:
-    """A study's configuration from a TOML file and options; `complete` as in `read_config`.
-
-    Raises:
-        InputError: a value does not fit, or the model's folder is not there.
-    """
+    """A study's configuration from a TOML file and options; `complete` as in `read_config`. Raises InputError: a value
+    does not fit, or the model's folder is not there."""
     config: StudyConfig = read_config(STUDIES[name].config, file, given, complete=complete)
     check_model(config.model)
     return config
@@ -54,7 +51,6 @@ def configured(
 def _run(name: str, config: StudyConfig, out: Path | None, full: bool) -> None:
     folder = out or run_folder(name, config)
     note(f"run folder: {folder}")
-    from demur.cli.progress import StageProgress
     from demur.studies.context import run_study
 
     stderr = console(stderr=True)
@@ -86,11 +82,7 @@ def run_folder(name: str, config: StudyConfig) -> Path:
 
 
 def check_model(model: str | None) -> None:
-    """Refuse what is neither a model folder nor shaped like a hub id.
-
-    Raises:
-        InputError: names what is missing and the nearest folder.
-    """
+    """Refuse what is neither a model folder nor shaped like a hub id; the InputError names the nearest folder."""
     if model is None:
         return
     folder = Path(model).expanduser()

@@ -1,7 +1,17 @@
 """Prompt files, text samples and public sets by name: prompts are read into `PromptSet`s and split without overlap."""
 
-from demur.data.downloads import cache_path, fetch, is_intact, store
-from demur.data.named_sets import PROMPT_SETS, NamedSet, add_prompt_sets, find_set, named_set, prompt_sets
+from demur.data.named_sets import (
+    PROMPT_SETS,
+    NamedSet,
+    add_prompt_sets,
+    cache_path,
+    fetch,
+    find_set,
+    is_intact,
+    named_set,
+    prompt_sets,
+    store,
+)
 from demur.data.prompts import Reading, read_counted, read_prompts, read_texts
 from demur.data.splits import load_prompts, make_splits
 from demur.data.tables import PROMPT_COLUMNS, Table, read_table

@@ -10,8 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import cast
 
-from demur.data.downloads import cache_path, fetch
-from demur.data.named_sets import Kind, NamedSet, find_set, prompt_sets, split_source
+from demur.data.named_sets import Kind, NamedSet, cache_path, fetch, find_set, prompt_sets, split_source
 from demur.data.tables import COLUMNS, KINDS, PROMPT_COLUMNS, Row, Table, file_digest, kind_of, read_table
 from demur.errors import InputError, listed, nearest
 from demur.types import Label, Prompt, PromptSet, text_key
@@ -27,10 +26,8 @@ _COLUMN_HINT = "SOURCE::COLUMN"
 
 @dataclass(frozen=True)
 class Reading:
-    """The prompts of one source, and an exact account of the rows that they came from.
-
-    `rows == len(prompts) + empty + duplicates + left_out + beyond_limit`.
-    """
+    """The prompts of one source, and an exact account of the rows that they came from. `rows == len(prompts) + empty +
+    duplicates + left_out + beyond_limit`."""
 
     prompts: PromptSet
     column: str
@@ -55,10 +52,8 @@ def read_prompts(
     white space. Ids are file stem, six digits of the file's hash, and row from 0; those of several sources begin with
     the number of the source. Blank and repeated prompts are dropped, and so are the rows of the other class, where a
     column tells the classes apart (XSTest's `label`, say) and `label` is not None; warnings on the logger `demur.data`
-    count them. `limit` keeps the first so many prompts of each source.
-
-    Raises:
-        InputError: a source, a column or a cell cannot be used, or no row has this label.
+    count them. `limit` keeps the first so many prompts of each source. Raises InputError: a source, a column or a cell
+    cannot be used, or no row has this label.
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
     if not sources:
@@ -108,10 +103,8 @@ def read_texts(source: str | Path, *, limit: int | None = None) -> tuple[str, ..
     belongs in another format. Elsewhere a document is a cell of one column. Documents are stripped of outer white
     space, and blank ones are dropped. They are not compared: a document that is there twice counts twice. Of the first
     `limit` documents, little more of the file is read than they take, except of a json file that does not hold one
-    value a line, which is read whole.
-
-    Raises:
-        InputError: the source, the column or a cell cannot be used, or there is no document.
+    value a line, which is read whole. Raises InputError: the source, the column or a cell cannot be used, or there is
+    no document.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected at least 1 document")
@@ -210,11 +203,8 @@ class _ClassColumn:
 
 
 def _class_column(path: Path, columns: Sequence[str], *, besides: str) -> _ClassColumn | None:
-    """The column that tells the classes apart; None where no column does.
-
-    A column counts where its name is a usual one and each of its values names one class: a column of topics that
-    happens to hold "harmful" does not.
-    """
+    """The column that tells the classes apart; None where no column does. A column counts where its name is a usual one
+    and each of its values names one class: a column of topics that happens to hold "harmful" does not."""
     known = [name for name in columns if name != besides and name.casefold() in _CLASS_COLUMNS]
     known.sort(key=lambda name: _CLASS_COLUMNS.index(name.casefold()))
     values: dict[str, set[str]] = {name: set() for name in known}

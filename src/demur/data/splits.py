@@ -37,16 +37,14 @@ def load_prompts(
     n: SplitSizes | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Read harmful and harmless prompts and split them, no prompt in two places.
+    """Read harmful and harmless prompts and split them, no prompt in two places. Raises InputError: a source cannot be
+    used, or see `make_splits`.
 
     Args:
         harmful, harmless: files or public sets, `SOURCE` or `SOURCE::COLUMN` (see `demur.data.read_prompts`).
         test_harmful, test_harmless: prompts of the test split (default: a part of the others).
         n: prompts per split and class (default: 128 direction, 32 selection, 32 tuning, 100 test).
         seed: decides which prompt goes where.
-
-    Raises:
-        InputError: a source cannot be used, or see `make_splits`.
     """
     bad, good = read_prompts(harmful, label="harmful"), read_prompts(harmless, label="harmless")
     tests: dict[str, PromptSet] = {}
@@ -68,21 +66,19 @@ def make_splits(
 ) -> Splits:
     """Split both classes into direction / selection / tuning / test, no prompt in two places.
 
-    Two prompts are one when they agree without case and spacing. A prompt's place depends on its text, the seed and
-    the other prompts, not on the order of the files. Prompts that are nearly those of the test split (three quarters
-    of their five-character sequences in common) are dropped from the other splits, unless nearly all are, as where a
+    Two prompts are one when they agree without case and spacing. A prompt's place depends on its text, the seed and the
+    other prompts, not on the order of the files. Prompts that are nearly those of the test split (three quarters of
+    their five-character sequences in common) are dropped from the other splits, unless nearly all are, as where a
     template wrote them. Where a class has fewer prompts than wanted, every split first gets its minimum (8 direction, 4
     of the others), then a share of the rest. What was dropped or fell short is in `Splits.warnings`, and logged on
-    `demur.data`.
+    `demur.data`. Raises InputError: a prompt is both harmful and harmless, a class has too few prompts, or the seed is
+    out of range.
 
     Args:
         harmful, harmless: all prompts of a class.
         sizes: prompts wanted per split and class.
         seed: decides which prompt goes where.
         test_harmful, test_harmless: stand in as the test split, and are removed from the other splits.
-
-    Raises:
-        InputError: a prompt is both harmful and harmless, a class has too few prompts, or the seed is out of range.
     """
     if not 0 <= seed < 2**64:
         raise InputError(f"the seed is {seed}; expected a whole number from 0 to 2**64 - 1")

@@ -45,10 +45,8 @@ class Table:
 
     def find_column(self, wanted: str | None, ranked: Sequence[str], *, what: str, option: str) -> str:
         """The column called `wanted` (without case), or, where that is None, the first of `ranked` that this file has.
-
         `ranked` is in lower case. `what` is looked for, and `option` names it, in the message of the InputError that is
-        raised where there is none.
-        """
+        raised where there is none."""
         found = self.optional_column(ranked if wanted is None else [wanted.casefold()])
         if found is not None:
             return found
@@ -67,12 +65,10 @@ def read_table(path: str | Path, *, later_columns: bool = True) -> Table:
     """Open a csv, tsv, json, jsonl, txt or parquet file; all but parquet may be zipped (`.jsonl.gz`).
 
     JSON may be a list of strings, a list of objects, an object of lists of strings by category (the names of nested
-    categories are joined with " / "), an object of columns, an object with one list of records among other entries,
-    or one value a line, which is read whole with `later_columns`, for columns that first appear in a later row. A txt
-    file has one row per line. An empty csv or tsv cell counts as absent.
-
-    Raises:
-        InputError: the file is missing, empty, of an unknown kind, not UTF-8 or malformed; or a row is, when asked for.
+    categories are joined with " / "), an object of columns, an object with one list of records among other entries, or
+    one value a line, which is read whole with `later_columns`, for columns that first appear in a later row. A txt file
+    has one row per line. An empty csv or tsv cell counts as absent. Raises InputError: the file is missing, empty, of
+    an unknown kind, not UTF-8 or malformed; or a row is, when asked for.
     """
     path = Path(path)
     kind = _checked_kind(path)

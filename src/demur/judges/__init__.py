@@ -4,41 +4,23 @@ Importing this package imports neither torch, transformers nor openai; the judge
 """
 
 from demur.judges._base import Judge, JudgeStopped, Reading, StreamingJudge, Usage, rules_digest
-from demur.judges._classifier import ClassifierJudge, Placement
-from demur.judges._endpoint import Endpoint
+from demur.judges._classifier import (
+    ClassifierJudge,
+    HarmBenchJudge,
+    LlamaGuard4Judge,
+    LlamaGuardJudge,
+    Placement,
+    WildGuardJudge,
+)
+from demur.judges._endpoint import Endpoint, LLMJudge, RefusalJudge, StrongRejectJudge
 from demur.judges._file import JudgeCounts, judge_file
-from demur.judges._guards import HarmBenchJudge, LlamaGuard4Judge, LlamaGuardJudge, WildGuardJudge
-from demur.judges._judgement import CachedJudge, Judgement, judge
+from demur.judges._judgement import JUDGES, CachedJudge, Judgement, get_judge, judge
 from demur.judges._likelihood import Coherence, CoherentJudge
-from demur.judges._llm import LLMJudge, RefusalJudge, StrongRejectJudge
 from demur.judges._patterns import PatternJudge
-from demur.judges._registry import JUDGES, get_judge
 
 __all__ = [
-    "JUDGES",
-    "CachedJudge",
-    "ClassifierJudge",
-    "Coherence",
-    "CoherentJudge",
-    "Endpoint",
-    "HarmBenchJudge",
-    "Judge",
-    "JudgeCounts",
-    "JudgeStopped",
-    "Judgement",
-    "LLMJudge",
-    "LlamaGuard4Judge",
-    "LlamaGuardJudge",
-    "PatternJudge",
-    "Placement",
-    "Reading",
-    "RefusalJudge",
-    "StreamingJudge",
-    "StrongRejectJudge",
-    "Usage",
-    "WildGuardJudge",
-    "get_judge",
-    "judge",
-    "judge_file",
-    "rules_digest",
-]
+    "JUDGES", "CachedJudge", "ClassifierJudge", "Coherence", "CoherentJudge", "Endpoint", "HarmBenchJudge", "Judge",
+    "JudgeCounts", "JudgeStopped", "Judgement", "LLMJudge", "LlamaGuard4Judge", "LlamaGuardJudge", "PatternJudge",
+    "Placement", "Reading", "RefusalJudge", "StreamingJudge", "StrongRejectJudge", "Usage", "WildGuardJudge",
+    "get_judge", "judge", "judge_file", "rules_digest",
+]  # fmt: skip

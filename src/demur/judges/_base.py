@@ -61,10 +61,8 @@ class JudgeStopped(DemurError):
 
 
 class Judge(ABC):
-    """Reads answers. A judge that cannot tell says so (`outcome` and `harmful` None); it never guesses.
-
-    A subclass says its `kind` and defines `judge`; the rest has defaults that fit a judge made of rules.
-    """
+    """Reads answers. A judge that cannot tell says so (`outcome` and `harmful` None); it never guesses. A subclass says
+    its `kind` and defines `judge`; the rest has defaults that fit a judge made of rules."""
 
     kind: ClassVar[str]
     """The name by which it is asked for (`--judge`)."""
@@ -84,13 +82,9 @@ class Judge(ABC):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Everything that a verdict depends on, as JSON data without secrets; equal identities may share a cache.
-
-        Here: the kind and the module that defines the judge.
-
-        Raises:
-            InputError: the module has no source file (a notebook cell); such a judge must define `identity`.
-        """
+        """Everything that a verdict depends on, as JSON data without secrets; equal identities may share a cache. Here:
+        the kind and the module that defines the judge. Raises InputError: the module has no source file (a notebook
+        cell); such a judge must define `identity`."""
         try:
             return {"kind": self.kind, "rules": rules_digest(Path(inspect.getfile(type(self))))}
         except (OSError, TypeError) as error:
@@ -104,11 +98,8 @@ class Judge(ABC):
         """One verdict per answer, in order."""
 
     def stream(self, answers: Sequence[Answer]) -> Iterator[Reading]:
-        """One reading per answer, in any order, each as soon as it is reached.
-
-        Raises:
-            DemurError: no further answer can be judged; the readings given so far hold.
-        """
+        """One reading per answer, in any order, each as soon as it is reached. Raises DemurError: no further answer can
+        be judged; the readings given so far hold."""
         for start in range(0, len(answers), CHUNK):
             try:
                 verdicts, stopped = self.judge(answers[start : start + CHUNK]), None
@@ -122,11 +113,8 @@ class Judge(ABC):
                 raise stopped
 
     def check(self) -> None:  # noqa: B027 - a judge made of rules has nothing to try
-        """Try whether this judge can judge, before anything else starts.
-
-        Raises:
-            DemurError: it cannot; says why, and what to do.
-        """
+        """Try whether this judge can judge, before anything else starts. Raises DemurError: it cannot; says why, and
+        what to do."""
 
     def close(self) -> None:  # noqa: B027 - nor anything to free
         """Free what it holds. It may judge again."""
@@ -152,11 +140,8 @@ class StreamingJudge(Judge):
     def stream(self, answers: Sequence[Answer]) -> Iterator[Reading]: ...
 
     def judge(self, answers: Sequence[Answer]) -> list[Verdict]:
-        """One verdict per answer, in order; unscored, with the reason as evidence, where the judge failed on it.
-
-        Raises:
-            JudgeStopped: no answer can be judged any more; carries the verdicts reached.
-        """
+        """One verdict per answer, in order; unscored, with the reason as evidence, where the judge failed on it. Raises
+        JudgeStopped: no answer can be judged any more; carries the verdicts reached."""
         found: dict[int, Verdict] = {}
         try:
             found.update((reading.row, reading.verdict) for reading in self.stream(answers))

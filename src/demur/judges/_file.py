@@ -130,7 +130,6 @@ def _with_likelihood(judge: Judge, model: ChatModel, answers: Sequence[Answer], 
 
 
 def _judged(judge: Judge, answers: Sequence[Answer], cache: Path | None, progress: Progress | None) -> Judgement:
-    """Verdicts, through the cache where there is one."""
     if cache is None:
         return judge_answers(answers, judge)
     with Run.open(cache, config={"command": "judge", "judge": judge.name}) as run:
@@ -145,7 +144,6 @@ def _judged(judge: Judge, answers: Sequence[Answer], cache: Path | None, progres
 
 
 def _answers(table: Table, prompt_column: str | None, answer_column: str | None) -> Iterator[Answer | None]:
-    """The answer of each row, None where it holds none."""
     asked = table.find_column(prompt_column, PROMPT_COLUMNS, what="a prompt", option="--prompt-column")
     said = table.find_column(answer_column, _ANSWER_COLUMNS, what="an answer", option="--answer-column")
     for number, row in enumerate(table.rows((asked, said))):

@@ -1,4 +1,4 @@
-"""Answers and what a judge says of them: at once, or in a run folder that keeps the verdicts as they come."""
+"""Judges by name, and what one says of answers: at once, or in a run folder that keeps the verdicts as they come."""
 
 from __future__ import annotations
 
@@ -6,17 +6,59 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from demur.errors import DemurError, InputError, RunError
 from demur.judges._base import Judge, Usage, unscored
-from demur.judges._registry import get_judge
+from demur.judges._classifier import Placement
+from demur.judges._endpoint import Endpoint
+from demur.registry import Registry
 from demur.runs import Run, Stage
 from demur.stats import rate_of, wilson
 from demur.types import REFUSALS, Answer, Outcome, Rate, Value, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
+
+JUDGES: Registry[type[Judge]] = Registry(
+    "demur.judges",
+    "judge",
+    {
+        "patterns": "demur.judges._patterns:PatternJudge",
+        "harmbench": "demur.judges._classifier:HarmBenchJudge",
+        "wildguard": "demur.judges._classifier:WildGuardJudge",
+        "llama-guard-3": "demur.judges._classifier:LlamaGuardJudge",
+        "llama-guard-4": "demur.judges._classifier:LlamaGuard4Judge",
+        "strongreject": "demur.judges._endpoint:StrongRejectJudge",
+        "refusal": "demur.judges._endpoint:RefusalJudge",
+    },
+)
+"""Kind → class. `needs` says what a class is made with, `gives` what its verdicts state."""
+
+
+def get_judge(name: str, *, placement: Placement | None = None, endpoint: Endpoint | None = None) -> Judge:
+    """The judge called `name`: a kind, or KIND=MODEL (a hub id or folder, or a model's name at an endpoint).
+
+    Nothing is loaded or asked yet; `Judge.check` tries it. `placement` is for judges whose model runs here, `endpoint`
+    for those that ask an endpoint (default: from the environment). Raises InputError: there is no such kind (names
+    those there are, and the nearest), a model is missing or named where none is taken, or `placement` or `endpoint` is
+    of no use to it.
+    """
+    kind, equals, model = name.partition("=")
+    make: Any = JUDGES[kind]
+    if equals and not model:
+        raise InputError(f"judge {name!r} names no model after '='")
+    if placement is not None and make.needs != "model":
+        raise InputError(f"the judge {kind!r} has no model that runs here: device, dtype and revision are not for it")
+    if endpoint is not None and make.needs != "endpoint":
+        raise InputError(f"the judge {kind!r} asks no endpoint: its address, pace and prices are not for it")
+    if model and make.needs == "nothing":
+        raise InputError(f"the judge {kind!r} takes no model; leave out {equals + model!r}")
+    if not model and make.needs == "endpoint":
+        raise InputError(f"the judge {kind!r} needs a model: {kind}=MODEL, for example {kind}=gpt-4o-mini")
+    made: Judge = make(*{"nothing": (), "model": (model or None, placement), "endpoint": (model, endpoint)}[make.needs])
+    return made
+
 
 _STAGE: Final = "verdicts"
 
@@ -25,13 +67,10 @@ Progress = Callable[[str, int, int], None]
 
 
 class Judgement(Value):
-    """Answers with one verdict each, and the rates that they make.
-
-    Every rate has its Wilson 95 % interval; answers without a verdict are its `unscored`, outside `n`.
-    """
+    """Answers with one verdict each, and the rates that they make. Every rate has its Wilson 95 % interval; answers
+    without a verdict are its `unscored`, outside `n`."""
 
     judge: str
-    """The judge's name."""
     answers: tuple[Answer, ...]
     verdicts: tuple[Verdict, ...]
     """One per answer, in order; unscored, with the reason as evidence, where the judge failed."""
@@ -71,11 +110,8 @@ class Judgement(Value):
         return wilson(sum(scored), len(scored), unscored=len(self.verdicts) - len(scored))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per answer: prompt id, prompt, label, intervention, answer, outcome, harmful, score, evidence.
-
-        Raises:
-            InputError: pandas is not installed.
-        """
+        """One row per answer: prompt id, prompt, label, intervention, answer, outcome, harmful, score, evidence. Raises
+        InputError: pandas is not installed."""
         try:
             import pandas as pd
         except ImportError as error:
@@ -106,16 +142,9 @@ def opened(judge: str | Judge) -> AbstractContextManager[Judge]:
 
 
 def judge(answers: Iterable[Answer], judge: str | Judge = "patterns") -> Judgement:
-    """Judge answers.
-
-    Args:
-        answers: from `ChatModel.generate`, or made by hand.
-        judge: a judge, or the name of one (`get_judge`).
-
-    Raises:
-        InputError: there is no judge of that name.
-        JudgeStopped: the judge cannot go on; carries the verdicts reached.
-    """
+    """Judge answers, from `ChatModel.generate` or made by hand; `judge` is a judge, or the name of one (`get_judge`).
+    Raises InputError: there is no judge of that name; JudgeStopped: the judge cannot go on; carries the verdicts
+    reached."""
     given = tuple(answers)
     with opened(judge) as reader:
         verdicts = tuple(reader.judge(given))
@@ -159,11 +188,8 @@ class CachedJudge:
         self._problem: str | None = None
 
     def judge(self, answers: Sequence[Answer]) -> Judgement:
-        """Verdicts on the answers; equal pairs of prompt and answer are judged once.
-
-        Raises:
-            RunError: the run folder cannot be read or written.
-        """
+        """Verdicts on the answers; equal pairs of prompt and answer are judged once. Raises RunError: the run folder
+        cannot be read or written."""
         keys, before = [_key(answer) for answer in answers], self.new
         if self._problem is None:
             try:
@@ -227,5 +253,4 @@ class CachedJudge:
 
 
 def _key(answer: Answer) -> str:
-    """SHA-256 of prompt and answer, hex."""
     return hashlib.sha256(json.dumps([answer.prompt.text, answer.text]).encode()).hexdigest()

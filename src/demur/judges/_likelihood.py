@@ -48,10 +48,7 @@ class Coherence(Value):
     @classmethod
     def calibrate(cls, losses: Sequence[Sequence[float]]) -> Self:
         """Limits from the losses of each token of each of the clean model's answers, to harmful and harmless prompts.
-
-        Raises:
-            InputError: there are fewer than 8 answers that hold a token.
-        """
+        Raises InputError: there are fewer than 8 answers that hold a token."""
         rows = [row for row in losses if len(row)]
         if len(rows) < _FEWEST:
             raise InputError(
@@ -91,13 +88,9 @@ class CoherentJudge(StreamingJudge):
 
     @classmethod
     def of(cls, judge: Judge, model: ChatModel, clean: Sequence[Answer]) -> CoherentJudge:
-        """A judge of outcomes calibrated on a model's own answers.
-
-        `clean` are those without intervention, to harmful and to harmless prompts that no result is measured on.
-
-        Raises:
-            InputError: there are too few answers, or the judge states no outcome.
-        """
+        """A judge of outcomes calibrated on a model's own answers. `clean` are those without intervention, to harmful
+        and to harmless prompts that no result is measured on. Raises InputError: there are too few answers, or the
+        judge states no outcome."""
         from demur.method.likelihood import answer_token_losses
         from demur.model import model_identity
 

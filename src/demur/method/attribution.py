@@ -6,7 +6,7 @@ times the gradient along its decoder row.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from demur.method.interventions import Compiled
 from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
 from demur.model import SCORED_REGIONS, Batch, ChatModel, Items, Progress, hooked
 from demur.saes import Rows, Suite
-from demur.types import FeatureField, FeatureId, Value
+from demur.types import FeatureField, FeatureId, Value, by_layer
 
 _NO_CHANGE = 1e-6
 """Logits: a smaller change of the metric is rounding."""
@@ -30,8 +30,7 @@ _NO_CHANGE = 1e-6
 @dataclass(frozen=True)
 class ScoredTokens:
     """Tokens over which attributions are summed: the user's words and the template tokens after them, or every token
-    but the first `header_tokens` (the paper skips 1 on Gemma, 26 on Llama).
-    """
+    but the first `header_tokens` (the paper skips 1 on Gemma, 26 on Llama)."""
 
     header_tokens: int | None = None
 
@@ -70,8 +69,7 @@ class PromptAttribution(Value):
 
 class AttributionSpec(Value):
     """What an attribution was asked, enough to ask it again: `refusal_ids` and `allow_refusal_target` are the metric's,
-    `header_tokens` the scoring's, `patch` the id of the patched run's interventions.
-    """
+    `header_tokens` the scoring's, `patch` the id of the patched run's interventions."""
 
     method: Method
     steps: int
@@ -136,8 +134,7 @@ class Attribution:
     @property
     def signal(self) -> Bool[Tensor, " prompt"]:
         """Prompts whose scores say something about refusal: not those on which the metric aims at a refusal token,
-        patching leaves the metric as it was, or every score is 0, as their order of features is an accident.
-        """
+        patching leaves the metric as it was, or every score is 0, as their order of features is an accident."""
         refusal = self.spec.refusal_ids
         rows = [r.target not in refusal and abs(r.change) > _NO_CHANGE and any(r.totals) for r in self.rows]
         return torch.tensor(rows, dtype=torch.bool)
@@ -172,7 +169,6 @@ class Attribution:
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
-        """The attribution that `to_parts` took apart."""
         rows = tuple(
             PromptAttribution.model_validate({**row, "totals": totals})
             for row, totals in zip(meta["rows"], tensors["totals"].tolist(), strict=True)
@@ -194,14 +190,6 @@ def no_signal(patch: str, *, allow_refusal_target: bool) -> str:
 
 PoolIndices = Mapping[int, Sequence[int]]
 """Layer → indices of the features to attribute."""
-
-
-def by_layer(features: Iterable[FeatureId]) -> dict[int, tuple[int, ...]]:
-    """Layer → indices, both in the order in which they come first."""
-    layers: dict[int, list[int]] = {}
-    for layer, index in features:
-        layers.setdefault(layer, []).append(index)
-    return {layer: tuple(indices) for layer, indices in layers.items()}
 
 
 class Pool(Value):
@@ -231,8 +219,7 @@ def attribute(
     model: ChatModel, suite: Suite, items: Items, pool: PoolIndices | Pool, *, progress: Progress = None, **asked: Any
 ) -> Attribution:
     """What moving each feature of a pool to its patched value does to the metric (paper, section 3): the attributions
-    of `attribute_batches`, which has the other arguments, in the order of `items`.
-    """
+    of `attribute_batches`, which has the other arguments, in the order of `items`."""
     parts: list[Attribution] = []
     for part in attribute_batches(model, suite, items, pool, **asked):
         parts.append(part)
@@ -255,7 +242,8 @@ def attribute_batches(
     keep_positions: bool = False,
     done: Collection[str] = (),
 ) -> Iterator[Attribution]:
-    """Attribute `items` batch by batch, and yield each batch's part as soon as it is there.
+    """Attribute `items` batch by batch, and yield each batch's part as soon as it is there. Raises InputError: the pool
+    is empty, or the method unknown; SaeError: a layer or feature of the pool does not exist.
 
     Args:
         suite: SAEs of the pool's layers.
@@ -267,10 +255,6 @@ def attribute_batches(
         scoring: tokens that are summed over, or at which "exact" patches.
         keep_positions: keep attributions of every token.
         done: ids of prompts already attributed; a batch that holds only such prompts is left out.
-
-    Raises:
-        InputError: the pool is empty, or the method unknown.
-        SaeError: a layer or feature of the pool does not exist.
     """
     pool = pool.by_layer if isinstance(pool, Pool) else pool
     if not any(len(indices) for indices in pool.values()):

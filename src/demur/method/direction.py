@@ -65,7 +65,6 @@ class Direction:
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
-        """The direction that `to_parts` took apart."""
         values: dict[str, Any] = {**tensors, **meta}
         values["candidates"] = tuple(Candidate.model_validate(each) for each in meta["candidates"])
         return cls(**values)
@@ -74,14 +73,9 @@ class Direction:
 def find_refusal_tokens(
     model: ChatModel, refusals: Sequence[str], others: Sequence[str] = (), *, min_share: float = 0.05, lift: float = 2.0
 ) -> tuple[RefusalToken, ...]:
-    """First tokens of the model's own refusals, most frequent first.
-
-    A token counts when at least `min_share` of the refusals begin with it, and `lift` times the share of other answers
-    that do (a model may begin everything with the same word).
-
-    Raises:
-        ModelError: no first token tells refusals apart.
-    """
+    """First tokens of the model's own refusals, most frequent first. A token counts when at least `min_share` of the
+    refusals begin with it, and `lift` times the share of other answers that do (a model may begin everything with the
+    same word). Raises ModelError: no first token tells refusals apart."""
     first, other = _first_tokens(model, refusals), _first_tokens(model, others)
     n, m = max(1, first.total()), max(1, other.total())
     shares = {token: count / n for token, count in first.most_common()}
@@ -120,7 +114,6 @@ class FirstToken(NamedTuple):
     """What one run says of the first answer token, per prompt, in nats."""
 
     log_odds: Float[Tensor, " prompt"]
-    """Refusal log-odds."""
     kl: Float[Tensor, " prompt"]
     """Divergence from the clean run to this one (zeros when no reference was given)."""
 
@@ -143,8 +136,7 @@ def first_token(
     reference: Mapping[str, Float[Tensor, " vocab"]] | None = None,
 ) -> FirstToken:
     """Refusal log-odds of the first answer token, and its KL from `reference`, under interventions on directions.
-    Reduced to two numbers a prompt where the model runs, so nothing of the vocabulary's size is kept.
-    """
+    Reduced to two numbers a prompt where the model runs, so nothing of the vocabulary's size is kept."""
     compiled = Compiled(model, None, interventions)
 
     def run(batch: Batch) -> list[list[float]]:
@@ -195,7 +187,8 @@ def find_direction(
     known: Sequence[Candidate] = (),
     scored: Callable[[Candidate, int, int], None] | None = None,
 ) -> Direction:
-    """Choose the refusal direction.
+    """Choose the refusal direction. Raises ModelError: the given layer or position does not exist, or harmful and
+    harmless means coincide.
 
     Args:
         model: the chat model.
@@ -205,9 +198,6 @@ def find_direction(
         search: what to try and what to keep.
         known: candidates that an interrupted search had scored already.
         scored: called with each newly scored candidate, how many are scored, and how many there are.
-
-    Raises:
-        ModelError: the given layer or position does not exist, or harmful and harmless means coincide.
     """
     search = search or DirectionSearch()
     positions = _positions(search, train)
@@ -291,10 +281,7 @@ def _score(
 
 def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
     """The candidate with the best bypass among those that meet all conditions, and what was relaxed if none does.
-
-    Raises:
-        ModelError: no candidate's scores are finite.
-    """
+    Raises ModelError: no candidate's scores are finite."""
     relaxations: tuple[tuple[Callable[[Candidate], bool], str], ...] = (
         (lambda c: c.kept, ""),
         (lambda c: c.induce > 0, "no candidate met the KL threshold; the best that induces refusal was taken"),

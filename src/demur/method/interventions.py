@@ -27,7 +27,6 @@ from torch import Tensor
 
 from demur.errors import InputError, SaeError
 from demur.model import Batch, ChatModel, Cursor, Edit
-from demur.registry import Registry
 from demur.saes import Rows, Suite
 from demur.types import FeatureId
 
@@ -140,11 +139,9 @@ class SetFeatures(FeatureIntervention):
 
 @dataclass(frozen=True, eq=False)
 class HoldFeatures(FeatureIntervention):
-    """`f ← its value in another run`, on prompt tokens only: the answer's tokens have no counterpart there.
-
-    `values` is `[k]` (the same at every token) or `[pos, k]` (one row for each token of the prompt, its padding left
-    out), columns in the order of `features`. It belongs to one prompt: give it in a `PerPrompt`.
-    """
+    """`f ← its value in another run`, on prompt tokens only: the answer's tokens have no counterpart there. `values` is
+    `[k]` (the same at every token) or `[pos, k]` (one row for each token of the prompt, its padding left out), columns
+    in the order of `features`. It belongs to one prompt: give it in a `PerPrompt`."""
 
     features: tuple[FeatureId, ...]
     values: Float[Tensor, "*pos k"]
@@ -181,8 +178,7 @@ class PerPrompt(Intervention):
 @dataclass(frozen=True, eq=False)
 class AblateDirection(Intervention):
     """`x ← x − (x·r)r` after each layer; with `reference`, to the reference's own projection instead of to zero
-    (affine). `vector` is normalised here. `layers=None` means every layer.
-    """
+    (affine). `vector` is normalised here. `layers=None` means every layer."""
 
     vector: Float[Tensor, " d_model"]
     layers: tuple[int, ...] | None = None
@@ -237,12 +233,6 @@ def _fitting(vector: Float[Tensor, " _"], model: ChatModel, layer: int) -> Float
     return vector.detach().to(model.layer_device(layer), torch.float32)
 
 
-_BUILTIN = ("ScaleFeatures", "SetFeatures", "HoldFeatures", "AblateDirection", "AddDirection")
-INTERVENTIONS: Registry[type[Intervention]] = Registry(
-    "demur.interventions", "intervention", {name: f"{__name__}:{name}" for name in _BUILTIN}
-)
-
-
 def intervention_id(interventions: Iterable[Intervention]) -> str:
     """Names a whole sequence of interventions; `"none"` for the empty one."""
     return " + ".join(each.id for each in interventions) or "none"
@@ -273,11 +263,9 @@ class Compiled:
     """Interventions with their rows in place, ready to be installed for one batch after another.
 
     They apply in order. Neighbouring feature interventions form one group whose features are all read from the same
-    incoming residual, so their order does not matter and no feature may be named twice in it.
-
-    Raises:
-        InputError: a feature is named twice in a group, or a layer does not exist.
-        SaeError: the suite has no SAE, or no such feature, at a layer; or features are named and no suite is given.
+    incoming residual, so their order does not matter and no feature may be named twice in it. Raises InputError: a
+    feature is named twice in a group, or a layer does not exist; SaeError: the suite has no SAE, or no such feature, at
+    a layer; or features are named and no suite is given.
     """
 
     def __init__(self, model: ChatModel, suite: Suite | None, interventions: Sequence[Intervention]) -> None:
@@ -297,8 +285,7 @@ class Compiled:
 
     def edits(self, batch: Batch | None) -> dict[int, list[Edit]]:
         """Layer → edits, in order, for the rows of `batch` (None: for passes of any shape, which raises an `InputError`
-        where an intervention differs by prompt or stops where the prompt ends).
-        """
+        where an intervention differs by prompt or stops where the prompt ends)."""
         if batch is None:
             self._refuse_unannounced()
         return {
@@ -411,7 +398,6 @@ class _FeatureGroup:
         return suite[layer].rows(indices).to(model.layer_device(layer))
 
     def _changes_of(self, prompt: str) -> list[FeatureIntervention]:
-        """All that acts on one prompt at once."""
         return [*self._shared, *(each for local in self._local for each in local.by_prompt.get(prompt, ()))]
 
     def edit(self, layer: int, batch: Batch | None) -> Edit:
@@ -432,8 +418,7 @@ class _FeatureGroup:
 
     def _affine(self, layer: int, batch: Batch | None) -> tuple[Tensor, Tensor, Tensor]:
         """`s − 1`, `t`, and whether a feature is changed on the answer too, `[row, slot, k]`: one row, or one for each
-        of the batch; one slot, or one for each of the prompt.
-        """
+        of the batch; one slot, or one for each of the prompt."""
         places, device = self._columns[layer], self._rows[layer].w_dec.device
         by_row = [self._shared]
         if self._local and batch is not None:

@@ -36,10 +36,7 @@ def answers_to_score(model: ChatModel, answers: Iterable[Answer]) -> list[Tokeni
 
 def texts_to_score(model: ChatModel, texts: Iterable[Prompt | str], *, max_tokens: int) -> list[TokenizedPrompt]:
     """The first `max_tokens` tokens of each text after one BOS (if the model has one), outside any chat template.
-
-    Raises:
-        InputError: a text has no token to predict.
-    """
+    Raises InputError: a text has no token to predict."""
     bos = model.chat.bos_id
     rendered: list[TokenizedPrompt] = []
     for text in as_prompts(texts):
@@ -69,8 +66,7 @@ def answer_token_losses(
     model: ChatModel, answers: Sequence[Answer], progress: Progress = None
 ) -> list[tuple[float, ...]]:
     """Cross-entropy (nats) of each token of each answer under the clean model, given the prompt and the tokens before;
-    an empty tuple for an answer without a token.
-    """
+    an empty tuple for an answer without a token."""
     losses = _over_responses(model, answers_to_score(model, answers), "none", None, progress)
     return [tuple(each.tolist()) for each in losses]
 
@@ -78,7 +74,6 @@ def answer_token_losses(
 def _over_responses(
     model: ChatModel, items: Items, reduction: Literal["sum", "none"], change: Compiled | None, progress: Progress
 ) -> list[Tensor]:
-    """Cross-entropy of each item's `RESPONSE` tokens."""
     keep = 1 + max((item.regions.count(Region.RESPONSE) for item in items), default=0)
 
     def run(batch: Batch) -> list[Tensor]:

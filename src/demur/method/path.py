@@ -28,11 +28,9 @@ Method = Literal["gradient", "ig", "paper", "exact"]
 
 @dataclass(frozen=True)
 class Estimator:
-    """A linear estimate of what moving one feature to its patched value does to the metric.
-
-    Every layer's output is moved a fraction α of the way to its patched value, gradients are taken there, and a
-    feature's attribution is its difference times the gradient along its decoder row, averaged over α.
-    """
+    """A linear estimate of what moving one feature to its patched value does to the metric. Every layer's output is
+    moved a fraction α of the way to its patched value, gradients are taken there, and a feature's attribution is its
+    difference times the gradient along its decoder row, averaged over α."""
 
     alphas: tuple[float, ...]
     straight_through: bool = True
@@ -51,13 +49,10 @@ class Estimator:
 def estimator(method: Method, steps: int = 10) -> Estimator:
     """The estimator of that name.
 
-    `gradient`: attribution patching, one gradient at the clean run. `paper`: integrated gradients as the paper's
-    code computes them (α = k/N, straight-through). `ig`: the path-complete form (midpoints α = (k + ½)/N, true
-    gradients, differences along the path), whose features and error terms over all layers add up to the metric's
-    whole change.
-
-    Raises:
-        InputError: the name is none of these, or `steps` is below 1.
+    `gradient`: attribution patching, one gradient at the clean run. `paper`: integrated gradients as the paper's code
+    computes them (α = k/N, straight-through). `ig`: the path-complete form (midpoints α = (k + ½)/N, true gradients,
+    differences along the path), whose features and error terms over all layers add up to the metric's whole change.
+    Raises InputError: the name is none of these, or `steps` is below 1.
     """
     if steps < 1:
         raise InputError(f"integrated gradients need at least 1 step; {steps} were asked for")
@@ -74,10 +69,8 @@ def estimator(method: Method, steps: int = 10) -> Estimator:
 @dataclass(frozen=True)
 class Metric:
     """`m = logit(t_jb) − logit(t_refuse)` at the last position, in logits; positive when the model would rather comply.
-
-    `t_jb` is, per prompt, the patched run's most likely token. Several refusal tokens count as one: the log of the
-    sum of their exponentials.
-    """
+    `t_jb` is, per prompt, the patched run's most likely token. Several refusal tokens count as one: the log of the sum
+    of their exponentials."""
 
     refusal_ids: tuple[int, ...]
     allow_refusal_target: bool = False
@@ -102,10 +95,8 @@ Visit = Callable[[int, Float[Tensor, "alpha batch pos d_model"], Float[Tensor, "
 
 @dataclass(frozen=True)
 class Ends:
-    """Both ends of the path for one batch. Residuals are after each layer; metrics in logits.
-
-    `clean` and `clean_metric` are filled in by the path's own first pass where that is the clean run (α = 0).
-    """
+    """Both ends of the path for one batch. Residuals are after each layer; metrics in logits. `clean` and
+    `clean_metric` are filled in by the path's own first pass where that is the clean run (α = 0)."""
 
     clean: Residuals
     patched: Residuals
@@ -136,10 +127,8 @@ def run_ends(model: ChatModel, batch: Batch, patch: Compiled, metric: Metric, ho
 
 def run_path(model: ChatModel, batch: Batch, ends: Ends, metric: Metric, how: Estimator, visit: Visit) -> None:
     """One forward and one backward pass for each α, as many of them batched together as memory is planned for.
-
     Gradients of activations only; `visit` is called with each layer's gradient as soon as the backward pass reaches it,
-    so they are never all held at once. The clean end is filled in where the path begins with it.
-    """
+    so they are never all held at once. The clean end is filled in where the path begins with it."""
     run = partial(_run_alphas, model, batch, ends, metric, how, visit)
     tokens = model.budgets.gradients
     if model.device.type == "cpu":

@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from demur.errors import InputError, ModelError
-from demur.method.attribution import SCORED, Attribution, Pool, ScoredTokens, by_layer, no_signal
+from demur.method.attribution import SCORED, Attribution, Pool, ScoredTokens, no_signal
 from demur.method.interventions import Compiled
 from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
 from demur.model import Batch, ChatModel, Items, Progress
 from demur.saes import DenseSae, FeatureRows, Rows, Sae, Suite
-from demur.types import FeatureId, FeatureSet
+from demur.types import FeatureId, FeatureSet, by_layer
 
 _BLOCK = 8192
 """Features encoded at a time."""
@@ -36,8 +36,7 @@ def cosine_pool(
     suite: Suite, direction: Float[Tensor, " d_model"], k0: int, layers: Sequence[int] | None = None
 ) -> Pool:
     """The `k0` features of each layer whose decoder rows have the highest signed cosine with `direction`, of any norm.
-    Decoders are streamed. Rows of zero norm count as cosine 0.
-    """
+    Decoders are streamed. Rows of zero norm count as cosine 0."""
     features: list[FeatureId] = []
     cosines: list[float] = []
     for layer in suite.layers if layers is None else layers:
@@ -86,11 +85,8 @@ def _scores(attribution: Attribution, score: Score) -> Float[Tensor, "prompt fea
 
 def global_set(attribution: Attribution, k: int, *, score: Score = "mean") -> FeatureSet:
     """F*: the `k` features of highest attribution ("mean" over scored tokens, the paper's, or "total"), averaged over
-    the prompts that carry signal; with the method "paper" over all, as the paper does.
-
-    Raises:
-        ModelError: no prompt carries signal, so there is nothing to rank by; says what to do.
-    """
+    the prompts that carry signal; with the method "paper" over all, as the paper does. Raises ModelError: no prompt
+    carries signal, so there is nothing to rank by; says what to do."""
     scores = _scores(attribution, score)
     if attribution.method != "paper":
         scores = scores[attribution.signal]
@@ -120,8 +116,7 @@ def mean_activations(
     scoring: ScoredTokens = SCORED,
 ) -> dict[int, Float[Tensor, " d_sae"]]:
     """Mean over prompts of each feature's mean, maximum or last activation over the scored tokens, by layer (default:
-    every layer of the suite). Whole dictionaries are encoded, in blocks; nothing dense over positions is kept.
-    """
+    every layer of the suite). Whole dictionaries are encoded, in blocks; nothing dense over positions is kept."""
 
     def read(layer: int, residual: Tensor, batch: Batch) -> Tensor:
         blocks = dictionary_blocks(suite[layer])
@@ -141,8 +136,7 @@ def mean_max_activations(
     model: ChatModel, suite: Suite, items: Items, features: Sequence[FeatureId], *, scoring: ScoredTokens = SCORED
 ) -> Float[Tensor, " feature"]:
     """Mean over prompts of each feature's maximum activation over the scored tokens, in the order of `features`; only
-    their rows are read.
-    """
+    their rows are read."""
     wanted = by_layer(features)
     rows = {layer: suite[layer].rows(indices) for layer, indices in wanted.items()}
 
@@ -186,8 +180,7 @@ def actdiff_set(
     scoring: ScoredTokens = SCORED,
 ) -> FeatureSet:
     """ActDiff baseline: the `k` features whose activation (the maximum, mean or last over a prompt's scored tokens)
-    differs most between harmful and harmless prompts.
-    """
+    differs most between harmful and harmless prompts."""
     high, low = (mean_activations(model, suite, items, reduce=reduce, scoring=scoring) for items in (harmful, harmless))
     found: list[tuple[float, FeatureId]] = []
     for layer in high:
@@ -237,11 +230,9 @@ def attribute_dictionary(
 
     With `gradient` and `paper` each dictionary is passed over once a batch, in blocks; `ig` encodes anew at every step
     and keeps the residuals and gradients of all. A TopK layer is taken whole: `8 · d_model · d_sae` bytes of weights,
-    and about four arrays of `4 · batch · pos · d_sae` bytes. Other arguments are as for `attribute_batches`.
-
-    Raises:
-        InputError: unknown method ("exact" cannot be afforded here).
-        ModelError: every score is 0 on every prompt, so there is nothing to rank by; says what to do.
+    and about four arrays of `4 · batch · pos · d_sae` bytes. Other arguments are as for `attribute_batches`. Raises
+    InputError: unknown method ("exact" cannot be afforded here); ModelError: every score is 0 on every prompt, so there
+    is nothing to rank by; says what to do.
     """
     how = estimator(method, steps)
     codes = torch.cat([torch.arange(suite[layer].spec.d_sae) + layer * _LAYER for layer in suite.layers])
@@ -316,7 +307,6 @@ def _block_scores(
 
 
 def _running_best(found: Best, scores: Float[Tensor, "batch block"], codes: Int[Tensor, " block"], top: int) -> Best:
-    """Running top-k of each row over blocks of features."""
     everything = torch.cat([found[0], scores], 1)
     names = torch.cat([found[1], codes.expand(len(scores), -1)], 1)
     values, places = everything.topk(min(top, everything.shape[1]), dim=1)
@@ -339,7 +329,7 @@ def random_set(
     """Random features matched to `like` one by one: same layer, and among the `neighbours` nearest by some measures.
 
     One measure is compared by its value. Several, which have units of their own, are compared by rank within the layer
-    (ties share their mean rank), and their differences add up.
+    (ties share their mean rank), and their differences add up. Raises InputError: a layer has too few features left.
 
     Args:
         like: the set to be matched.
@@ -347,9 +337,6 @@ def random_set(
         exclude: features that may not be drawn (the pool); those of `like` never are.
         neighbours: each draw is uniform over this many unused features that are nearest.
         seed: of the draw.
-
-    Raises:
-        InputError: a layer has too few features left.
     """
     measures: Sequence[Measure] = [matched] if isinstance(matched, Mapping) else matched
     scales = {

@@ -12,8 +12,17 @@ from demur.model._hooks import (
     count_hooks,
     hooked,
     track,
+)  # fmt: skip
+from demur.model._loading import (
+    MODEL_FILES,
+    end_tokens,
+    find_device,
+    find_layers,
+    folder_digest,
+    model_class,
+    model_identity,
+    read_config,
 )
-from demur.model._loading import find_layers, model_identity
 from demur.model._resources import (
     SMALL_MODEL,
     Budgets,
@@ -24,38 +33,12 @@ from demur.model._resources import (
     is_out_of_memory,
     next_batch,
     peak_memory,
-)
+)  # fmt: skip
 
 __all__ = [
-    "PINNED_DATE",
-    "SCORED_REGIONS",
-    "SMALL_MODEL",
-    "Batch",
-    "BoundIntervention",
-    "Budgets",
-    "ChatFormat",
-    "ChatModel",
-    "CompiledIntervention",
-    "Cursor",
-    "Edit",
-    "Items",
-    "Progress",
-    "Region",
-    "Residuals",
-    "TokenizedPrompt",
-    "answer_batches",
-    "by_length",
-    "capture",
-    "count_hooks",
-    "find_layers",
-    "fitting_threads",
-    "halving",
-    "hooked",
-    "is_out_of_memory",
-    "load_model",
-    "model_identity",
-    "next_batch",
-    "pad",
-    "peak_memory",
-    "track",
-]
+    "MODEL_FILES", "PINNED_DATE", "SCORED_REGIONS", "SMALL_MODEL", "Batch", "BoundIntervention", "Budgets",
+    "ChatFormat", "ChatModel", "CompiledIntervention", "Cursor", "Edit", "Items", "Progress", "Region", "Residuals",
+    "TokenizedPrompt", "answer_batches", "by_length", "capture", "count_hooks", "end_tokens", "find_device",
+    "find_layers", "fitting_threads", "folder_digest", "halving", "hooked", "is_out_of_memory", "load_model",
+    "model_class", "model_identity", "next_batch", "pad", "peak_memory", "read_config", "track",
+]  # fmt: skip

@@ -119,11 +119,9 @@ def pad(items: Items, *, pad_id: int, device: torch.device) -> Batch:
 
 
 class ChatFormat:
-    """Renders one user message through the tokenizer's chat template, once, and tokenises it, once.
-
-    The date is pinned, thinking mode is off where the template knows it, and the generation prompt is added. A
-    `ModelError` refuses tokenizers without chat template or offsets, and templates that alter messages.
-    """
+    """Renders one user message through the tokenizer's chat template, once, and tokenises it, once. The date is pinned,
+    thinking mode is off where the template knows it, and the generation prompt is added. A `ModelError` refuses
+    tokenizers without chat template or offsets, and templates that alter messages."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str, system_prompt: str | None = None) -> None:
         if not getattr(tokenizer, "chat_template", None):

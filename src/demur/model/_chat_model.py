@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from demur.errors import InputError
 from demur.model._chat_format import Batch, ChatFormat, Items, TokenizedPrompt, pad
 from demur.model._hooks import BoundIntervention, CompiledIntervention, Cursor, Edit, Residuals, capture, hooked, track
-from demur.model._loading import find_layers, load_checkpoint, refuse_unfit
+from demur.model._loading import end_tokens, find_layers, load_checkpoint, refuse_unfit
 from demur.model._resources import Budgets, Progress, by_length, halving, next_batch, token_budget
 from demur.types import Answer, Answers, Prompt, as_prompts
 
@@ -31,10 +31,8 @@ class ChatModel:
 
     The wrapped model `hf` is put in evaluation mode and its parameters are frozen, so that gradients are taken of
     activations only. Nothing else about it changes; residuals are reached through hooks that go when their context
-    ends. The output of `layers[l]` is `x[l]`, shape `batch pos d_model`.
-
-    Raises:
-        ModelError: no decoder layers are found, the model was compiled, or its dtype cannot hold its activations.
+    ends. The output of `layers[l]` is `x[l]`, shape `batch pos d_model`. Raises ModelError: no decoder layers are
+    found, the model was compiled, or its dtype cannot hold its activations.
     """
 
     def __init__(
@@ -76,7 +74,8 @@ class ChatModel:
         system_prompt: str | None = None,
         max_batch_tokens: int | None = None,
     ) -> ChatModel:
-        """Load a model from a local folder or the hub.
+        """Load a model from a local folder or the hub. Raises ModelError: the model or its tokenizer cannot be loaded
+        or needs code of its own, the device is not there, or weights are missing, of another shape, NaN or infinite.
 
         Args:
             source: folder or hub id.
@@ -85,10 +84,6 @@ class ChatModel:
             device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:N", "mps", or a `device_map` ("balanced", …).
             system_prompt: put before every conversation.
             max_batch_tokens: upper bound on tokens in one pass (default: from free memory).
-
-        Raises:
-            ModelError: the model or its tokenizer cannot be loaded or needs code of its own, the device is not there,
-                or weights are missing, of another shape, NaN or infinite.
         """
         name = str(source)
         loaded = load_checkpoint(name, revision=revision, dtype=dtype, device=device, system_prompt=system_prompt)
@@ -106,8 +101,7 @@ class ChatModel:
     @contextmanager
     def in_float32(self) -> Iterator[None]:
         """Compute in float32 while the context is open: half precision rounds away effects of single features (8 bits
-        of a logit of 20 are steps of 0.1). The stored values, and afterwards their dtype, stay the same.
-        """
+        of a logit of 20 are steps of 0.1). The stored values, and afterwards their dtype, stay the same."""
         halves = [(p, p.dtype) for p in self.hf.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
         try:
             for parameter, _ in halves:
@@ -134,15 +128,11 @@ class ChatModel:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Tokens that end the model's turn."""
-        eos: Any = getattr(self.hf.generation_config, "eos_token_id", None)
-        if eos is None:
-            eos = self.tokenizer.eos_token_id
-        return tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),)
+        return end_tokens(self.hf, self.tokenizer)
 
     def tokenize(self, prompts: Iterable[Prompt | str], *, new_tokens: int = 0) -> list[TokenizedPrompt]:
         """Tokens of each prompt in the chat format; plain texts have their place in the list as id. An `InputError`
-        names a prompt that does not fit the context together with `new_tokens`.
-        """
+        names a prompt that does not fit the context together with `new_tokens`."""
         items = [self.chat.tokenize(prompt) for prompt in as_prompts(prompts)]
         for item in items:
             if self.max_context is not None and len(item) + new_tokens > self.max_context:
@@ -160,8 +150,7 @@ class ChatModel:
     @cached_property
     def budgets(self) -> Budgets:
         """Tokens for one pass without and with gradients, from the memory that is free when this is first asked. Kept
-        from then on (and may be replaced), so that the same prompts always fall into the same batches.
-        """
+        from then on (and may be replaced), so that the same prompts always fall into the same batches."""
         if self.max_batch_tokens is not None:
             return Budgets(self.max_batch_tokens, self.max_batch_tokens)
         per_layer = self.dtype.itemsize * (12 * self.d_model + 4 * self._intermediate)
@@ -273,11 +262,9 @@ class ChatModel:
         """Change what the model computes while the context is open, in everything that it is called for.
 
         Contexts nest: an inner one acts on what the outer one made. Several interventions act in the order given, each
-        on what the one before it made (bind feature interventions together to read them from one residual).
-
-        Raises:
-            InputError: an intervention does not fit the model; during a pass, it differs by prompt and the model is
-                called by other code, on texts without prompt ids.
+        on what the one before it made (bind feature interventions together to read them from one residual). Raises
+        InputError: an intervention does not fit the model; during a pass, it differs by prompt and the model is called
+        by other code, on texts without prompt ids.
         """
         several = interventions if isinstance(interventions, Iterable) else [interventions]
         return self.installed([each.compile(self) for each in several])
@@ -309,8 +296,7 @@ class ChatModel:
     @contextmanager
     def serving(self, batch: Batch | None) -> Iterator[None]:
         """Say which batch the passes of this context are for: what differs by prompt, or stops where it ends, needs it.
-        Passes of this class (`logits`, `generate`) say so themselves.
-        """
+        Passes of this class (`logits`, `generate`) say so themselves."""
         before, self._serving = self._serving, batch
         try:
             yield
@@ -366,7 +352,8 @@ def answer_batches(
     seed: int = 0,
     done: Collection[str] = (),
 ) -> Iterator[list[Answer]]:
-    """Answer prompts batch by batch, and yield each batch's answers as soon as they are there.
+    """Answer prompts batch by batch, and yield each batch's answers as soon as they are there. Raises InputError: a
+    prompt does not fit the context together with `max_new_tokens`.
 
     Args:
         model: the chat model.
@@ -377,9 +364,6 @@ def answer_batches(
         seed: of sampling.
         done: ids of prompts already answered: a batch that holds only such prompts is left out, other batches are
             answered whole, so that a resumed job yields what a clean one would.
-
-    Raises:
-        InputError: a prompt does not fit the context together with `max_new_tokens`.
     """
     prompts = as_prompts(prompts)
     items = model.tokenize(prompts, new_tokens=max_new_tokens)

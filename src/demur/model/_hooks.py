@@ -28,11 +28,9 @@ Residuals = dict[int, Float[Tensor, "batch pos d_model"]]
 
 @dataclass
 class Cursor:
-    """Which tokens the hidden states passing by belong to, kept up to date by `track`.
-
-    HF's `generate` calls the model once on the prompt and then once a token; a hook sees only hidden states. The cursor
-    tells it which slots of the whole sequence they are, and which of them are padding.
-    """
+    """Which tokens the hidden states passing by belong to, kept up to date by `track`. HF's `generate` calls the model
+    once on the prompt and then once a token; a hook sees only hidden states. The cursor tells it which slots of the
+    whole sequence they are, and which of them are padding."""
 
     real: Bool[Tensor, "batch pos"] | None = None
     """True at real tokens of the current slots; None when all of them are."""
@@ -62,8 +60,7 @@ class CompiledIntervention(Protocol):
 
     def edits(self, batch: Batch | None) -> Mapping[int, Sequence[Edit]]:
         """Layer → edits, in order. `batch` is None where the model is called on texts that nobody has announced: what
-        differs by prompt then raises an `InputError`.
-        """
+        differs by prompt then raises an `InputError`."""
         ...
 
 
@@ -80,8 +77,7 @@ class BoundIntervention(Protocol):
 @contextmanager
 def hooked(layers: Sequence[nn.Module], functions: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
     """Call `functions[l]` with the residual (`[batch, pos, d_model]`, the model's dtype) that leaves layer `l` of
-    `layers`; what it returns, if anything, replaces it.
-    """
+    `layers`; what it returns, if anything, replaces it."""
 
     def hook(function: Callable[[Tensor], Tensor | None], _module: nn.Module, _inputs: Any, output: Any) -> Any:
         # Layers return a tensor in transformers 5, a tuple before.
@@ -105,8 +101,7 @@ def capture(
     layers: Sequence[nn.Module], which: Sequence[int] | None = None, transform: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[Residuals]:
     """Record detached residuals `x[l]` of `layers`, or of those in `which`, while the context is open: the last forward
-    pass's. `transform` is applied before storing, for example to keep the last position only.
-    """
+    pass's. `transform` is applied before storing, for example to keep the last position only."""
     captured: Residuals = {}
 
     def keep(layer: int, residual: Tensor) -> None:

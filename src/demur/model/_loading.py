@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _OTHER_MODALITIES = ("vision", "audio", "image", "visual", "encoder")
 _DEVICE_MAPS = ("balanced", "balanced_low_0", "sequential")
 # Weights, configurations (the generation's too: it says where answers end), tokenizer, chat template.
-_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt")
+MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt")
 
 
 def load_checkpoint(
@@ -32,7 +32,7 @@ def load_checkpoint(
 
     # Code that a repository brings along is never run.
     options: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
-    placed = None if device in _DEVICE_MAPS else _device(device)
+    placed = find_device(device)
     try:
         config = AutoConfig.from_pretrained(name, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -44,17 +44,32 @@ def load_checkpoint(
     _refuse_dtype(config, dtype, name)
     # Before the weights: a base model without a chat template is found out at the cost of its tokenizer.
     ChatFormat(tokenizer, name=name, system_prompt=system_prompt).tokenize("word")
-    options |= {"dtype": dtype} | ({"device_map": device} if placed is None else {})
+    options |= {"dtype": dtype} | ({"device_map": device} if device in _DEVICE_MAPS else {})
     hf = _load_weights(name, config, options)
-    if placed is not None:
+    if device not in _DEVICE_MAPS:
         cast("nn.Module", hf).to(placed)
     _refuse_nonfinite(hf, name)
     return hf, tokenizer
 
 
-def _device(device: str) -> torch.device:
+def read_config(name: str, revision: str | None) -> Any:
+    """A model's Hugging Face configuration, without its weights. Raises ModelError: it cannot be read."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {}))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot read the configuration of {name!r}: {error}\nExpected a folder with config.json, or a hub id that "
+            "you can reach (gated models need `hf auth login`)"
+        ) from error
+
+
+def find_device(device: str) -> torch.device:
+    """The device of that name; "auto", and a `device_map`, begin at a GPU where there is one. Raises ModelError: it is
+    not here."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
+    if device in ("auto", *_DEVICE_MAPS):
         return torch.device(next(kind for kind, available in here.items() if available))
     try:
         found = torch.device(device)
@@ -68,16 +83,39 @@ def _device(device: str) -> torch.device:
     return found
 
 
-def _load_weights(name: str, config: Any, options: dict[str, Any]) -> PreTrainedModel:
+def model_class(config: Any) -> Any:
+    """The Auto class that loads a model of this configuration with its text decoder."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    # Multimodal Gemma 3 is registered as an image-text model; its text decoder is what demur reads.
+    # Multimodal Gemma 3 is registered as an image-text model.
     multimodal = type(config) in AutoModelForImageTextToText._model_mapping  # pyright: ignore
-    auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+    return AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+
+
+def end_tokens(hf: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end a model's turn."""
+    found: Any = getattr(hf.generation_config, "eos_token_id", None)
+    found = tokenizer.eos_token_id if found is None else found
+    return tuple(found) if isinstance(found, list | tuple) else () if found is None else (int(found),)
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256, hex, of what decides a model's numbers among the files of its folder."""
+    content = hashlib.sha256()
+    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
+        try:
+            with path.open("rb") as file:
+                content.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        except OSError as error:
+            raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    return content.hexdigest()
+
+
+def _load_weights(name: str, config: Any, options: dict[str, Any]) -> PreTrainedModel:
     try:
         # Weights of another shape are let pass here, so that they can be named below.
         options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        hf, report = cast("Any", auto).from_pretrained(name, **options)
+        hf, report = model_class(config).from_pretrained(name, **options)
     except ImportError as error:
         raise ModelError(f"cannot load {name!r} over several devices: {error}\nInstall demur[multi-gpu]") from error
     except SafetensorError as error:
@@ -140,11 +178,8 @@ def refuse_unfit(hf: PreTrainedModel, name: str) -> None:
 
 
 def find_layers(model: nn.Module, n_layers: int) -> nn.ModuleList:
-    """The text decoder's layers: the outermost `ModuleList` of `n_layers` outside vision and audio towers.
-
-    Raises:
-        ModelError: there is no such list, or more than one.
-    """
+    """The text decoder's layers: the outermost `ModuleList` of `n_layers` outside vision and audio towers. Raises
+    ModelError: there is no such list, or more than one."""
     found: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == n_layers:
@@ -171,8 +206,4 @@ def model_identity(model: ChatModel) -> dict[str, str]:
     folder = Path(model.name)
     if not folder.is_dir():
         return identity | {"commit": str(getattr(model.hf.config, "_commit_hash", None))}
-    content = hashlib.sha256()
-    for path in sorted({path for pattern in _FILES for path in folder.glob(pattern)}):
-        with path.open("rb") as file:
-            content.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return identity | {"name": folder.name, "content": content.hexdigest()}
+    return identity | {"name": folder.name, "content": folder_digest(folder)}

@@ -78,10 +78,7 @@ def by_length(lengths: Sequence[int]) -> list[int]:
 def halving(items: Sequence[int], run: Callable[[Sequence[int]], T], shrink: Callable[[], bool]) -> Iterator[T]:
     """Run `items` as one batch; when memory runs out, as two halves, and so on. `shrink` is then called: it lowers what
     `run` itself packs into a pass (copies for several α's, features patched at a time) and says whether it could.
-
-    Raises:
-        ModelError: one single item does not fit, with nothing left to lower.
-    """
+    Raises ModelError: one single item does not fit, with nothing left to lower."""
     try:
         result = run(items)
     except Exception as error:

@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from demur.errors import DemurError, ModelError
-from demur.model import ChatFormat, fitting_threads
-from demur.plan.costs import EFFICIENCY, Machine, ModelSizes, measure_machine, model_sizes, planned_device
-from demur.plan.counting import PromptLengths, count_work
+from demur.errors import DemurError
+from demur.model import ChatFormat, find_device, fitting_threads, read_config
+from demur.plan.counting import (
+    EFFICIENCY,
+    Machine,
+    ModelSizes,
+    PromptLengths,
+    count_work,
+    measure_machine,
+    model_sizes,
+)
 from demur.report.blocks import Page, Section, Table, Text
 from demur.report.format import bytes_text, duration
 from demur.saes import Suite
@@ -30,16 +37,14 @@ def plan_study(study: Study[Any, Any], config: StudyConfig, *, prompt_tokens: in
 
     The prompts that the configuration names need not exist. `prompt_tokens` are the mean tokens of a prompt with its
     template (default: counted, or assumed). Gives a page: time in all, sizes, time by stage, and what is assumed.
-
-    Raises:
-        DemurError: model or SAEs have no configuration that can be read, or do not fit each other.
+    Raises DemurError: model or SAEs have no configuration that can be read, or do not fit each other.
     """
     from demur.studies.inputs import configured_suite, with_paper_settings
 
     config = with_paper_settings(config)
     placed = _placed(config)
-    hf = _hf_config(placed)
-    device = planned_device(config.device)
+    hf = read_config(str(placed.model), placed.revision)
+    device = find_device(config.device)
     stored = str(hf.dtype or "float32").removeprefix("torch.")
     dtype: torch.dtype = getattr(torch, stored if config.dtype == "auto" else config.dtype)
     lengths = _prompt_lengths(config, str(placed.model))
@@ -136,19 +141,6 @@ def _prompt_lengths(config: StudyConfig, source: str) -> PromptLengths:
     prompts = [*split.harmful.head(_COUNTED), *split.harmless.head(_COUNTED)]
     mean = sum(len(chat.tokenize(prompt.text)) for prompt in prompts) / len(prompts)
     return PromptLengths(before, max(3, round(mean) - before - after), after)
-
-
-def _hf_config(config: StudyConfig) -> Any:
-    from transformers import AutoConfig
-
-    auto: Any = AutoConfig
-    try:
-        return auto.from_pretrained(config.model, **({"revision": config.revision} if config.revision else {}))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"cannot read the configuration of {config.model!r}: {error}\nExpected a folder with config.json, or a "
-            "hub id that you can reach (gated models need `hf auth login`)"
-        ) from error
 
 
 def _sae_download(suite: Suite, d_model: int) -> int:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from demur.errors import RunError
-from demur.report._svg import TEMPLATES, colour_rules, to_svg
 from demur.report.blocks import Block, Chart, Page, Table
+from demur.report.charts import TEMPLATES, colour_rules, to_svg
 
 HARMFUL_NOTICE: Final = (
     "Harmful prompts and what the model answered: click to read. They ask for harm, and some answers were written with "
@@ -36,13 +36,9 @@ class _Cell(NamedTuple):
 
 
 def render_html(pages: Sequence[Page]) -> str:
-    """One HTML page for the results of one or more studies; it needs no network and runs no script.
-
-    Verdicts and warnings come first, answers to harmful prompts are collapsed behind a notice.
-
-    Raises:
-        ValueError: no page is given.
-    """
+    """One HTML page for the results of one or more studies; it needs no network and runs no script. Verdicts and
+    warnings come first, answers to harmful prompts are collapsed behind a notice. Raises ValueError: no page is
+    given."""
     return _render(pages, fragment=False)
 
 
@@ -52,24 +48,16 @@ def notebook_html(page: Page) -> str:
 
 
 def render_markdown(pages: Sequence[Page]) -> str:
-    """The results of one or more studies as Markdown; charts are named, not drawn.
-
-    Raises:
-        ValueError: no page is given.
-    """
+    """The results of one or more studies as Markdown; charts are named, not drawn. Raises ValueError: no page is
+    given."""
     filters = {"line": _line, "paragraphs": _paragraphs, "fenced": _fenced, "kind": lambda block: type(block).__name__}
     return _filled("report.md.j2", pages, filters).rstrip("\n") + "\n"
 
 
 def write_report(pages: Sequence[Page], path: Path) -> Path:
-    """Write one report of one or more results: Markdown if `path` ends in `.md`, else HTML; returns its path.
-
-    In a folder the report is called `report.html`. The file appears whole or not at all.
-
-    Raises:
-        RunError: the file cannot be written.
-        ValueError: no page is given.
-    """
+    """Write one report of one or more results: Markdown if `path` ends in `.md`, else HTML; returns its path. In a
+    folder the report is called `report.html`. The file appears whole or not at all. Raises RunError: the file cannot be
+    written; ValueError: no page is given."""
     path = path / "report.html" if path.is_dir() else path
     text = render_markdown(pages) if path.suffix == ".md" else render_html(pages)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")

@@ -21,11 +21,9 @@ _CONTROLS: Final = {code: None for code in (*range(32), 127, *range(128, 160)) i
 
 
 def render_terminal(page: Page, *, full: bool, width: int | None = None) -> list[RenderableType]:
-    """A page for rich's `console.print`, one item after another.
-
-    With `full` every section; without it the findings, the first warnings and the `brief` sections, and a last line
-    that names what was left out. `width` is the terminal's in columns, by default that of rich's own console.
-    """
+    """A page for rich's `console.print`, one item after another. With `full` every section; without it the findings,
+    the first warnings and the `brief` sections, and a last line that names what was left out. `width` is the terminal's
+    in columns, by default that of rich's own console."""
     from rich.console import Console
 
     room = Console().width if width is None else width
@@ -102,10 +100,8 @@ def _widths(table: Table, place: int) -> tuple[int, int]:
 
 
 def _pieces(widths: Sequence[tuple[int, int]], room: int) -> list[list[int]]:
-    """The columns of each piece: one if they fit with words wrapped, else as many as fit without.
-
-    Each piece after the first begins with the first column again.
-    """
+    """The columns of each piece: one if they fit with words wrapped, else as many as fit without. Each piece after the
+    first begins with the first column again."""
     every = list(range(len(widths)))
     if sum(least + 1 for least, _ in widths) - 1 <= room:
         return [every]

@@ -29,11 +29,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text, one cell per column.
-
-    `strong` lists the rows to emphasise (the study's own method). A `folded` table opens on a click where that is
-    possible: long lists, and numbers that would tempt the reader to choose by test results.
-    """
+    """Rows of text, one cell per column. `strong` lists the rows to emphasise (the study's own method). A `folded`
+    table opens on a click where that is possible: long lists, and numbers that would tempt the reader to choose by test
+    results."""
 
     title: str
     columns: tuple[Column, ...]
@@ -58,7 +56,7 @@ class Table:
         strong: Sequence[int] = (),
         folded: bool = False,
     ) -> Table:
-        """A table from plain lists.
+        """A table from plain lists. Raises ValueError: a row with too few or too many cells.
 
         Args:
             title: what the table holds.
@@ -68,9 +66,6 @@ class Table:
             caption: how to read it.
             strong: indices of rows to emphasise.
             folded: open only on a click.
-
-        Raises:
-            ValueError: a row with too few or too many cells.
         """
         made = tuple(_column(each) for each in (columns.split(" | ") if isinstance(columns, str) else columns))
         return cls(title, made, tuple(tuple(row) for row in rows), caption, frozenset(strong), folded)
@@ -85,10 +80,8 @@ def _column(column: str | Column) -> Column:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart that is drawn only where charts can be shown: in the HTML report and by `result.chart()`.
-
-    `draw` returns an altair chart, or None where there is nothing to draw, which leaves the block out.
-    """
+    """A chart that is drawn only where charts can be shown: in the HTML report and by `result.chart()`. `draw` returns
+    an altair chart, or None where there is nothing to draw, which leaves the block out."""
 
     title: str
     draw: Callable[[], Any]

@@ -1,23 +1,65 @@
-"""Charts of a study's results: lines over strengths, trade-offs, bars, heat maps.
+"""Charts of a study's results: lines over strengths, trade-offs, bars, heat maps; the looks of `templates/theme.toml`.
 
 Each function gives an altair chart, or None where there is nothing to draw; a `Chart` block whose `draw` gives None is
-left out of the page. Series differ in mark and dash as well as in colour. Colours are those of the light page, which
-`to_svg` replaces by the page's CSS variables. Altair is imported on use.
+left out of the page. Series differ in mark and dash as well as in colour. Charts are drawn with the light colours, so
+that they look right by themselves; `to_svg` makes each the CSS variable of its name, so that one drawing serves light
+and dark: inline, without script or network, text that prints. Altair is imported on use.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from demur.report._svg import EXACT, LIGHT, THEME, to_svg
 from demur.report.format import measure
 
 if TYPE_CHECKING:
     from demur.stats import Estimate
     from demur.types import Rate
+
+TEMPLATES: Final = files("demur.report") / "templates"
+THEME: Final[dict[str, Any]] = tomllib.loads((TEMPLATES / "theme.toml").read_text(encoding="utf-8"))
+LIGHT: Final[dict[str, str]] = {name: light for name, (light, _) in THEME["colours"].items()}
+
+EXACT: Final = "replace(format(datum.value, '~g'), '-', '−')"
+"""Labels that hold their tick's own digits. An axis's number format is cut to what it takes to tell even steps apart,
+which would write 0.25 as 0.3."""
+
+_VARIABLES: Final = {light: f"var(--{name})" for name, light in LIGHT.items()}
+
+
+def colour_rules() -> str:
+    """The colours as CSS variables: light, and dark where the reader's system asks for it."""
+    light, dark = (" ".join(f"--{name}: {pair[n]};" for name, pair in THEME["colours"].items()) for n in (0, 1))
+    return f".demur {{ {light} }}\n@media (prefers-color-scheme: dark) {{ .demur {{ {dark} }} }}\n"
+
+
+def to_svg(chart: Any, name: str) -> str:
+    """An altair chart as an `<svg>` element, in the page's colours, without script. `name` keeps its ids apart from
+    those of other charts on the page."""
+    import vl_convert
+
+    styled = chart.configure(view={"stroke": None}, **THEME["config"])
+    drawn: str = vl_convert.vegalite_to_svg(json.loads(styled.to_json()))
+    opening, rest = drawn.split(">", 1)
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', opening)
+    if found is None:
+        raise ValueError("the chart came back without a size")
+    # The page names the whole drawing; the renderer's notes on each mark would be read aloud one by one.
+    rest = re.sub(r' (?:aria-[a-z]+|role)="[^"]*"', "", rest)
+    rest = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', rest)
+    rest = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", rest)
+    rest = re.sub(r'(?<==")#[0-9a-f]{6}(?=")', lambda colour: _VARIABLES.get(colour[0], colour[0]), rest)
+    width, height = found.groups()
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} aria-hidden="true">{rest}'
+
 
 _INK: Final = LIGHT["ink"]
 _MAIN: Final = LIGHT["s0"]
@@ -256,7 +298,6 @@ def heatmap(cells: Sequence[Cell], *, x_title: str, y_title: str, low_is_strong:
 
 
 def _chart(rows: list[dict[str, Any]]) -> Any:
-    """A chart of these rows, which are part of its specification."""
     import altair as alt
 
     return alt.Chart(alt.InlineData(values=rows))
@@ -341,9 +382,3 @@ def _legend(styles: Mapping[str, Style]) -> Any:
             strokeDash=look(alt.StrokeDash, (list(style.dash) for style in styles.values())),
         )
     )
-
-
-__all__ = [
-    "Bar", "Cell", "Point", "Series", "Style", "bar_chart", "heatmap", "layer_colours", "line_chart", "scatter_lines",
-    "series_styles", "to_svg",
-]  # fmt: skip

@@ -85,10 +85,8 @@ def span(low: float, high: float, digits: int = 2) -> str:
 
 
 def count_text(rate: Rate | Estimate, *, unit: str = " unscored") -> str:
-    """How many answers were scored, and how many could not be: `97+3 unscored`, or `97` if all were.
-
-    With `unit=""` the cell reads `97+3`, for a column whose help says what follows the plus.
-    """
+    """How many answers were scored, and how many could not be: `97+3 unscored`, or `97` if all were. With `unit=""` the
+    cell reads `97+3`, for a column whose help says what follows the plus."""
     return f"{rate.n}+{rate.unscored}{unit}" if rate.unscored else str(rate.n)
 
 

@@ -1,7 +1,6 @@
 """Run folders: a manifest, and stages that resume and never overwrite one another."""
 
-from demur.runs._files import write_text
-from demur.runs._json import JSON, as_toml, hash_of, to_json
+from demur.runs._files import JSON, as_toml, hash_of, to_json, write_text
 from demur.runs._run import Manifest, Run, RunView, Session, StageCount, StageRef, read_run
 from demur.runs._stage import Codec, KindOf, Stage, StageFolder, key_versions, stage_key
 

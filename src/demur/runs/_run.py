@@ -12,8 +12,17 @@ from filelock import BaseFileLock
 from pydantic import BaseModel, Field, ValidationError
 
 from demur.errors import RunError
-from demur.runs._files import LOCK_FILES, TEMPORARY, lock_folder, remove_temporaries, write_text
-from demur.runs._json import JSON, hash_of, to_json, without_secrets
+from demur.runs._files import (
+    JSON,
+    LOCK_FILES,
+    TEMPORARY,
+    hash_of,
+    lock_folder,
+    remove_temporaries,
+    to_json,
+    without_secrets,
+    write_text,
+)
 from demur.runs._stage import Kind, KindOf, Stage, StageFolder, installed, now
 from demur.types import Value
 
@@ -84,11 +93,8 @@ class RunView:
 
 
 def read_run(folder: str | Path) -> RunView:
-    """Open a run folder for reading, also while another process writes it.
-
-    Raises:
-        RunError: it holds no run, or its manifest is damaged.
-    """
+    """Open a run folder for reading, also while another process writes it. Raises RunError: it holds no run, or its
+    manifest is damaged."""
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
@@ -113,11 +119,9 @@ def _prompt_id(row: Any) -> str:
 
 @dataclass(eq=False)
 class Run:
-    """A run folder that this process writes. Use as a context manager, or call `close`.
-
-    Leaving the `with` block without an exception marks the session as finished, the last of `manifest`. `counters`:
-    name of a stage → what was found and what was made, each stage counted once.
-    """
+    """A run folder that this process writes. Use as a context manager, or call `close`. Leaving the `with` block
+    without an exception marks the session as finished, the last of `manifest`. `counters`: name of a stage → what was
+    found and what was made, each stage counted once."""
 
     folder: Path
     manifest: Manifest
@@ -137,17 +141,15 @@ class Run:
     ) -> Run:
         """Take hold of a run folder, made if it is new, and record this session in its manifest.
 
-        A folder that holds a run is resumed: stages whose key is the same are found as they were left, others
-        get folders of their own beside them.
+        A folder that holds a run is resumed: stages whose key is the same are found as they were left, others get
+        folders of their own beside them. Raises RunError: the folder cannot be written, holds something else, or is in
+        use by another process.
 
         Args:
             folder: of the run.
             config: what was asked, as JSON data; tokens, keys and passwords in it are not written.
             command: of `demur`, that asks it; a folder may hold several studies.
             seeds: purpose → seed.
-
-        Raises:
-            RunError: the folder cannot be written, holds something else, or is in use by another process.
         """
         folder = Path(folder)
         plain = cast("dict[str, Any]", without_secrets(to_json(config, "config")))
@@ -188,6 +190,7 @@ class Run:
         """A value that is computed once for each set of dependencies, then read from the run folder.
 
         What is returned was read back from disk, so that a resumed run goes on with exactly what the first one had.
+        Raises RunError: a dependency has no JSON form, the folder cannot be written, or what it holds is damaged.
 
         Args:
             name: of the stage: lower-case letters, digits, `_`, `-`.
@@ -195,9 +198,6 @@ class Run:
             kind: a `Codec` (tensors), or what pydantic writes as JSON: a `Value`, `list[Value]`, `tuple[float, ...]`.
             compute: gives the value; called only where there is none.
             progress: called with 0 of 1 before, and 1 of 1 after computing.
-
-        Raises:
-            RunError: a dependency has no JSON form, the folder cannot be written, or what it holds is damaged.
         """
         stage = self.stage(name, depends)
         found, tell = stage.done, progress or _silent
@@ -223,7 +223,8 @@ class Run:
         key: Callable[[Kind], str] = _prompt_id,
         progress: Progress | None = None,
     ) -> list[Kind]:
-        """One row for each key, in the order of `keys`; rows are stored as they come, and those stored are kept.
+        """One row for each key, in the order of `keys`; rows are stored as they come, and those stored are kept. Raises
+        RunError: as in `cached`; ValueError: after computing, some key still has no row.
 
         Args:
             name: of the stage, as in `cached`.
@@ -233,10 +234,6 @@ class Run:
             compute: given the keys that have a row, yields batches of rows for the others, in any order.
             key: a row's key; its `prompt_id` or `prompt.id` when not given.
             progress: called with the rows that there are and the rows wanted, at the start and after each batch.
-
-        Raises:
-            RunError: as in `cached`.
-            ValueError: after computing, some key still has no row.
         """
         stage = self.stage(name, depends)
         wanted = frozenset(keys)
@@ -265,13 +262,9 @@ class Run:
             self.counters[stage.name] = StageCount(before.found + found, before.made + made)
 
     def stage(self, name: str, depends: Mapping[str, object]) -> Stage:
-        """The stage `name` for exactly these dependencies, new or as an earlier session left it.
-
-        For what `cached` and `mapped` do not cover: a journal that is read while it is written.
-
-        Raises:
-            RunError: a dependency has no JSON form, or the folder cannot be written.
-        """
+        """The stage `name` for exactly these dependencies, new or as an earlier session left it. For what `cached` and
+        `mapped` do not cover: a journal that is read while it is written. Raises RunError: a dependency has no JSON
+        form, or the folder cannot be written."""
         stage = Stage.open(self.folder / "stages", name, depends)
         if stage.key in self._stages:
             return self._stages[stage.key]
@@ -281,11 +274,9 @@ class Run:
         return stage
 
     def save_result(self, filename: str, text: str) -> Path:
-        """Write a result at the top of the run folder, whole or not at all, and give its path.
-
-        What the same command wrote there for another configuration is kept beside it: `study.json` becomes
-        `study-HASH.json`, with the first eight characters of that configuration's hash (`config_hash` in the manifest).
-        """
+        """Write a result at the top of the run folder, whole or not at all, and give its path. What the same command
+        wrote there for another configuration is kept beside it: `study.json` becomes `study-HASH.json`, with the first
+        eight characters of that configuration's hash (`config_hash` in the manifest)."""
         path = self.folder / filename
         latest = self.manifest.latest
         earlier = [s for s in self.manifest.sessions[:-1] if s.command == latest.command and filename in s.files]

@@ -21,8 +21,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from demur import __version__
 from demur.errors import RunError
-from demur.runs._files import cannot_write, complete_lines, open_lines, remove_temporaries, write_text, write_whole
-from demur.runs._json import JSON, hash_of, to_json, without_secrets
+from demur.runs._files import (
+    JSON,
+    cannot_write,
+    complete_lines,
+    hash_of,
+    open_lines,
+    remove_temporaries,
+    to_json,
+    without_secrets,
+    write_text,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,21 +79,15 @@ def now() -> str:
 @lru_cache
 def key_versions() -> Mapping[str, str]:
     """The versions that are part of every key: demur's major and minor number, torch's and transformers' in full.
-
-    Another version of these may compute other numbers, so results of the one are not taken for results of the other.
-    """
+    Another version of these may compute other numbers, so results of the one are not taken for results of the other."""
     absent = {"torch": "none", "transformers": "none"}  # in a copy of the sources without an installation
     return {"demur": ".".join(__version__.split(".")[:2])} | absent | installed(*absent)
 
 
 def stage_key(name: str, depends: object, versions: Mapping[str, str] | None = None) -> str:
     """SHA-256, hex, of a stage's name, format, versions and dependencies as canonical JSON; secrets do not count.
-
-    `versions` are those of the packages that compute the results, `key_versions()` when not given.
-
-    Raises:
-        RunError: something in `depends` has no JSON form.
-    """
+    `versions` are those of the packages that compute the results, `key_versions()` when not given. Raises RunError:
+    something in `depends` has no JSON form."""
     plain = without_secrets(to_json(depends, f"{name}: depends"))
     used = dict(key_versions() if versions is None else versions)
     return hash_of({"stage": name, "format": STAGE_FORMAT, "versions": used, "depends": plain})
@@ -91,10 +95,8 @@ def stage_key(name: str, depends: object, versions: Mapping[str, str] | None = N
 
 @dataclass(eq=False)
 class StageFolder:
-    """What a stage has stored, for reading.
-
-    A value stands in `NAME.json`, a list or rows in `NAME.jsonl`, a value with tensors in `NAME.safetensors`.
-    """
+    """What a stage has stored, for reading. A value stands in `NAME.json`, a list or rows in `NAME.jsonl`, a value with
+    tensors in `NAME.safetensors`."""
 
     folder: Path
     name: str
@@ -110,11 +112,8 @@ class StageFolder:
         return f"Remove the folder {self.folder} and run again to compute this stage anew"
 
     def load(self, name: str, kind: KindOf[Kind]) -> Kind:
-        """The value of type `kind` that `save` stored under `name`: equal to what it was.
-
-        Raises:
-            RunError: there is none, or the file does not hold a `kind`.
-        """
+        """The value of type `kind` that `save` stored under `name`: equal to what it was. Raises RunError: there is
+        none, or the file does not hold a `kind`."""
         tensors = isinstance(kind, type) and issubclass(kind, Codec)
         ending = "jsonl" if get_origin(kind) is list else "safetensors" if tensors else "json"
         path = self._path(f"{name}.{ending}")
@@ -125,13 +124,9 @@ class StageFolder:
         return cast("Kind", self._tensors(path, kind) if tensors else self._parse(path, kind, path.read_bytes()))
 
     def rows(self, name: str, kind: KindOf[Kind]) -> list[Kind]:
-        """The rows of type `kind` appended under `name`, in order; none when nothing was appended.
-
-        A torn last line, left by a kill, is not given; in a finished stage it is an error.
-
-        Raises:
-            RunError: a line does not hold a `kind`; names file and line.
-        """
+        """The rows of type `kind` appended under `name`, in order; none when nothing was appended. A torn last line,
+        left by a kill, is not given; in a finished stage it is an error. Raises RunError: a line does not hold a
+        `kind`; names file and line."""
         path = self._path(f"{name}.jsonl")
         lines = list(complete_lines(path)) if path.is_file() else []
         if self.done and path.is_file() and sum(map(len, lines)) < path.stat().st_size:

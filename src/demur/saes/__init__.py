@@ -3,11 +3,9 @@
 `demur.saes.layouts` has what a further layout of files is written with.
 """
 
-from demur.saes._features import ActivationName, FeatureRows, Rows, SaeSpec, TopKRows, width_name, width_number
-from demur.saes._loading import load_saes, load_suite
-from demur.saes._presets import PRESETS, Preset, find_preset, get_preset
+from demur.saes._canonical import ActivationName, FeatureRows, Rows, SaeSpec, TopKRows, width_name, width_number
 from demur.saes._sae import DenseSae, Sae
-from demur.saes._suite import MissingLayerError, Suite
+from demur.saes._suite import PRESETS, MissingLayerError, Preset, Suite, find_preset, get_preset, load_saes, load_suite
 from demur.saes.layouts import LAYOUTS, HookError
 
 __all__ = [

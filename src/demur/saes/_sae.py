@@ -16,9 +16,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from demur.errors import SaeError
-from demur.saes._array_files import Arrays, Which, memory_array
-from demur.saes._canonical import Convention, SaeWeights
-from demur.saes._features import ActivationName, FeatureRows, Features, Rows, SaeSpec, TopKRows, keep_top, width_name
+from demur.saes._canonical import (
+    ActivationName,
+    Convention,
+    FeatureRows,
+    Features,
+    Rows,
+    SaeSpec,
+    SaeWeights,
+    TopKRows,
+    keep_top,
+    width_name,
+)
+from demur.saes._files import Arrays, Which, memory_array
 
 _DENSE_BLOCK = 4096
 _CHECKED_BYTES = 1 << 26
@@ -27,11 +37,9 @@ _SAELENS_FORMAT = "6.0.0"
 
 
 class Sae:
-    """One layer's SAE. Its file is fetched and opened when weights are first asked for, and never held whole.
-
-    Weights that are read are checked to be finite; see `check_file` for those that are not. `open_weights` finds its
-    arrays, `is_here` says whether that needs no download.
-    """
+    """One layer's SAE. Its file is fetched and opened when weights are first asked for, and never held whole. Weights
+    that are read are checked to be finite; see `check_file` for those that are not. `open_weights` finds its arrays,
+    `is_here` says whether that needs no download."""
 
     def __init__(
         self, spec: SaeSpec, open_weights: Callable[[], SaeWeights], *, is_here: Callable[[], bool] = lambda: True
@@ -51,11 +59,9 @@ class Sae:
         return weights
 
     def check_file(self) -> None:
-        """SaeError where the file is here and is truncated or malformed, or holds NaN or infinity.
-
-        Headers are compared with its size, shapes with each other. Biases and thresholds are read, and in SAEs of up to
-        64 MiB (float32) encoder and decoder too.
-        """
+        """SaeError where the file is here and is truncated or malformed, or holds NaN or infinity. Headers are compared
+        with its size, shapes with each other. Biases and thresholds are read, and in SAEs of up to 64 MiB (float32)
+        encoder and decoder too."""
         if self._is_here():
             self._weights.check()
             if 8 * self.spec.d_model * self.spec.d_sae <= _CHECKED_BYTES:
@@ -171,10 +177,8 @@ class DenseSae(Features):
         return state.hexdigest()
 
     def save_gemma_scope(self, folder: Path | str, *, average_l0: float) -> Path:
-        """Write `folder/layer_L/width_W/average_l0_N/params.npz`, as Gemma Scope does, and return its path.
-
-        `folder` is the suite's, shared by all layers. The same weights give the same bytes. SaeError for TopK.
-        """
+        """Write `folder/layer_L/width_W/average_l0_N/params.npz`, as Gemma Scope does, and return its path. `folder` is
+        the suite's, shared by all layers. The same weights give the same bytes. SaeError for TopK."""
         if self.activation == "topk":
             raise SaeError("Gemma Scope's layout holds JumpReLU dictionaries; save a TopK dictionary with save_saelens")
         place = f"layer_{self.layer}/width_{width_name(len(self.b_enc))}/average_l0_{round(average_l0)}"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from demur import data
-from demur.errors import InputError, ModelError
+from demur.errors import InputError
 from demur.judges import Judge, get_judge
-from demur.model import ChatModel
+from demur.model import ChatModel, read_config
 from demur.saes import Preset, Suite, find_preset, get_preset, load_saes, load_suite
 from demur.studies.config import ConfigT, StudyConfig
 from demur.types import Splits
@@ -62,17 +62,7 @@ def check_fit(config: StudyConfig, suite: Suite) -> None:
         ModelError: the model's configuration cannot be read.
         SaeError: the SAEs' width or layers do not fit.
     """
-    from transformers import AutoConfig
-
-    name = str(config.model)
-    try:
-        found = AutoConfig.from_pretrained(name, **({"revision": config.revision} if config.revision else {}))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"cannot read the configuration of {name!r}: {error}\nExpected a folder with config.json, or a hub id that "
-            "you can reach (gated models need `hf auth login`)"
-        ) from error
-    text = found.get_text_config(decoder=True)
+    text = read_config(str(config.model), config.revision).get_text_config(decoder=True)
     suite.check(d_model=int(text.hidden_size), n_layers=int(text.num_hidden_layers))
 
 

@@ -15,25 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from demur.testing._planted import Planted, Truth, planted
-    from demur.testing._tiny_models import FAMILIES, SLIDING_WINDOW, Family, save_tiny, tiny_model
-    from demur.testing._tiny_suite import tiny_suite
+    from demur.testing._tiny import FAMILIES, SLIDING_WINDOW, Family, save_tiny, tiny_model, tiny_suite
 
 __all__ = [
-    "FAMILIES",
-    "SLIDING_WINDOW",
-    "Family",
-    "Planted",
-    "Truth",
-    "planted",
-    "save_tiny",
-    "tiny_model",
-    "tiny_suite",
-]
-
-_ELSEWHERE = {"Planted": "_planted", "Truth": "_planted", "planted": "_planted", "tiny_suite": "_tiny_suite"}
+    "FAMILIES", "SLIDING_WINDOW", "Family", "Planted", "Truth", "planted", "save_tiny", "tiny_model", "tiny_suite",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ELSEWHERE.get(name, '_tiny_models')}"), name)
+    module = "_planted" if name in ("Planted", "Truth", "planted") else "_tiny"
+    return getattr(import_module(f"{__name__}.{module}"), name)

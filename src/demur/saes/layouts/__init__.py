@@ -13,10 +13,8 @@ from dataclasses import dataclass
 
 from demur.errors import SaeError
 from demur.registry import Registry
-from demur.saes._array_files import Arrays, NamedArray, memory_array, open_arrays
-from demur.saes._canonical import Convention, SaeWeights
-from demur.saes._features import SaeSpec, width_number
-from demur.saes._files import Config, SaeFiles
+from demur.saes._canonical import Convention, SaeSpec, SaeWeights, width_number
+from demur.saes._files import Arrays, Config, NamedArray, SaeFiles, memory_array, open_arrays
 from demur.saes._sae import Sae
 
 __all__ = [
@@ -120,7 +118,7 @@ LAYOUTS: Registry[Layout] = Registry(
         "gemma-scope-2": "demur.saes.layouts.gemma_scope:GEMMA_SCOPE_2",
         "llama-scope": "demur.saes.layouts.llama_scope:LLAMA_SCOPE",
         "saelens": "demur.saes.layouts.saelens:SAELENS",
-        "saelens-registry": "demur.saes.layouts.saelens_registry:SAELENS_REGISTRY",
+        "saelens-registry": "demur.saes.layouts.saelens:SAELENS_REGISTRY",
     },
 )
 """The known layouts, in the order in which a source is compared with them."""
@@ -133,9 +131,7 @@ _PRE = re.compile(r"blocks\.(\d+)\.hook_resid_pre")
 
 def residual_layer(hook: str, source: str) -> int:
     """The decoder layer whose output a hook name means; HookError where it is not the residual stream between layers.
-
-    `resid_pre` of layer `l` is the same tensor as `resid_post` of layer `l − 1` and is read as that.
-    """
+    `resid_pre` of layer `l` is the same tensor as `resid_post` of layer `l − 1` and is read as that."""
     if match := _POST.fullmatch(hook):
         return int(match[1] or match[2])
     if (match := _PRE.fullmatch(hook)) and int(match[1]) > 0:

@@ -1,10 +1,14 @@
-"""Outcomes, true or false: rates of one run and of several on the same prompts, their differences, and tests."""
+"""Rates, means and differences with 95 % intervals, tests, and trade-off curves.
+
+Outcomes are `True`, `False` or `None` (unscored: counted, never guessed); in arrays 1, 0 and nan. scipy is imported
+only where it is used.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -38,11 +42,8 @@ class Estimate(Value):
 
 
 def wilson(k: int, n: int, unscored: int = 0) -> Rate:
-    """`k` of `n` with its Wilson 95 % score interval: 0 to 1 with `n = 0`, where the rate's value is nan.
-
-    Raises:
-        ValueError: not `0 <= k <= n`, or `unscored` is negative.
-    """
+    """`k` of `n` with its Wilson 95 % score interval: 0 to 1 with `n = 0`, where the rate's value is nan. Raises
+    ValueError: not `0 <= k <= n`, or `unscored` is negative."""
     if not 0 <= k <= n or unscored < 0:
         raise ValueError(f"k={k} of n={n} with {unscored} unscored is not a count of outcomes")
     low, high = _wilson_interval(k / n, n) if n else (0.0, 1.0)
@@ -74,10 +75,7 @@ def clustered_rate(outcomes: Sequence[Outcomes]) -> Estimate:
     the two-way variance of the share (Cameron, Gelbach and Miller 2011, never less than that of the runs or of the
     prompts alone), and it is at most the number of prompts: with few runs and rare events `v` often comes out too small
     (coverage fell to .87). The normal quantile is Student's, with Satterthwaite's degrees of freedom. One run has its
-    Wilson interval.
-
-    Raises:
-        ValueError: runs of different lengths.
+    Wilson interval. Raises ValueError: runs of different lengths.
     """
     table = _outcome_table(outcomes)
     known = ~np.isnan(table)
@@ -85,7 +83,7 @@ def clustered_rate(outcomes: Sequence[Outcomes]) -> Estimate:
     if n == 0:
         return Estimate(value=math.nan, low=0.0, high=1.0, n=0, unscored=unscored)
     share, effective, freedom = _crossed_mean(table)
-    low, high = _wilson_interval(share, effective, student(freedom))
+    low, high = _wilson_interval(share, effective, _student(freedom))
     return Estimate(value=share, low=low, high=high, n=n, unscored=unscored)
 
 
@@ -122,15 +120,14 @@ def _crossed_mean(table: np.ndarray) -> tuple[float, float, float]:
 
 
 def _cluster_variance(gaps: np.ndarray, known: np.ndarray, axis: int) -> tuple[float, int]:
-    """Variance of the mean when its clusters, summed along `axis`, are what was sampled; and how many there are.
-
-    `gaps` are distances from the mean, 0 where unscored."""
+    """Variance of the mean when its clusters, summed along `axis`, are what was sampled; and how many there are. `gaps`
+    are distances from the mean, 0 where unscored."""
     sums = gaps.sum(axis)[known.any(axis)]
     m = len(sums)
     return (float((sums @ sums) / known.sum() ** 2 * m / (m - 1)) if m > 1 else 0.0), m
 
 
-def student(freedom: float, level: float = 0.05) -> float:
+def _student(freedom: float, level: float = 0.05) -> float:
     """The two-sided quantile of Student's t; with infinite degrees of freedom it is the normal one."""
     from scipy.special import stdtrit
 
@@ -138,11 +135,9 @@ def student(freedom: float, level: float = 0.05) -> float:
 
 
 class PairedTest(Value):
-    """Two methods on the same prompts, compared by the exact McNemar test.
-
-    `n` prompts are scored under both; on `only_first` the first method alone had the outcome. `p` is two-sided: a fair
-    coin on the discordant pairs (1 when there are none).
-    """
+    """Two methods on the same prompts, compared by the exact McNemar test. `n` prompts are scored under both; on
+    `only_first` the first method alone had the outcome. `p` is two-sided: a fair coin on the discordant pairs (1 when
+    there are none)."""
 
     n: int
     only_first: int
@@ -151,11 +146,8 @@ class PairedTest(Value):
 
 
 def mcnemar(first: Outcomes, second: Outcomes) -> PairedTest:
-    """Exact McNemar test; a prompt that is unscored in either is left out.
-
-    Raises:
-        ValueError: the two have different lengths.
-    """
+    """Exact McNemar test; a prompt that is unscored in either is left out. Raises ValueError: the two have different
+    lengths."""
     from scipy.special import bdtr
 
     a, b = _outcome_table([first, second])
@@ -169,10 +161,8 @@ def paired_difference(first: Outcomes, second: Outcomes) -> Estimate:
 
     Method 10 of Newcombe (1998, Stat. Med. 17:2635): the Wilson limits of both shares, put together by their
     correlation over the pairs. It stays within -1 and 1, and keeps its width where the methods agree everywhere or
-    nowhere. A prompt that is unscored in either is unscored; with no pair left all three numbers are nan.
-
-    Raises:
-        ValueError: the two have different lengths.
+    nowhere. A prompt that is unscored in either is unscored; with no pair left all three numbers are nan. Raises
+    ValueError: the two have different lengths.
     """
     return crossed_difference(first, [second])[0]
 
@@ -185,11 +175,9 @@ def crossed_difference(first: Outcomes, runs: Sequence[Outcomes]) -> tuple[Estim
     interval is Newcombe's for pairs, as in `paired_difference`, with the limits of `clustered_rate` for the runs.
 
     p is the larger of two: the level at which that interval would end at 0, and that of flipping the sign of each
-    prompt's mean difference. The second alone takes the runs as given, and rejects far too often; the first alone
-    is too sure of a few prompts. With one scored run p is McNemar's. With nothing scored all is nan.
-
-    Raises:
-        ValueError: runs of different lengths.
+    prompt's mean difference. The second alone takes the runs as given, and rejects far too often; the first alone is
+    too sure of a few prompts. With one scored run p is McNemar's. With nothing scored all is nan. Raises ValueError:
+    runs of different lengths.
     """
     from scipy.optimize import brentq
 
@@ -237,8 +225,8 @@ def _pair_limits(own: np.ndarray, table: np.ndarray) -> Callable[[float], tuple[
     phi = cross / math.sqrt(margins) * math.sqrt(effective / n) if margins > 0 else 0.0
 
     def limits(level: float) -> tuple[float, float]:
-        p_low, p_high = _wilson_interval(p, n, student(math.inf, level))
-        q_low, q_high = _wilson_interval(q, effective, student(freedom, level))
+        p_low, p_high = _wilson_interval(p, n, _student(math.inf, level))
+        q_low, q_high = _wilson_interval(q, effective, _student(freedom, level))
         below, above = (p - p_low, q_high - q), (p_high - p, q - q_low)
         low, high = (math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0)) for a, b in (below, above))
         return max(p - q - low, -1.0), min(p - q + high, 1.0)
@@ -247,11 +235,9 @@ def _pair_limits(own: np.ndarray, table: np.ndarray) -> Callable[[float], tuple[
 
 
 def sign_flip_p(differences: Numbers, *, resamples: int = 10000) -> float:
-    """Two-sided p value of a paired permutation test: the sign of each prompt's difference is a fair coin.
-
-    All sign patterns are gone through where there are no more of them than `resamples`; otherwise that many are drawn
-    and the observed one counts as one more, so that p is never 0. Zeros and nan say nothing and are left out.
-    """
+    """Two-sided p value of a paired permutation test: the sign of each prompt's difference is a fair coin. All sign
+    patterns are gone through where there are no more of them than `resamples`; otherwise that many are drawn and the
+    observed one counts as one more, so that p is never 0. Zeros and nan say nothing and are left out."""
     found = np.asarray(differences, dtype=np.float64)
     found = found[~np.isnan(found) & (found != 0)]
     if len(found) == 0:
@@ -267,10 +253,8 @@ def sign_flip_p(differences: Numbers, *, resamples: int = 10000) -> float:
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Holm's step-down adjustment: the chance of one false finding among all stays below the level.
-
-    nan (no test) is passed through and does not count.
-    """
+    """Holm's step-down adjustment: the chance of one false finding among all stays below the level. nan (no test) is
+    passed through and does not count."""
     p = np.array(p_values, dtype=np.float64)
     tests = int((~np.isnan(p)).sum())
     order = np.argsort(p)[:tests]  # nan comes last
@@ -279,11 +263,9 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
 
 class OneMoreDraw(Value):
-    """Whether a value could be one more of those drawn at random.
-
-    `p` is the share of all draws, the value among them, that lie at least as far from their mean; `low` and `high` are
-    the 95 % interval for one more draw, infinite for a single draw.
-    """
+    """Whether a value could be one more of those drawn at random. `p` is the share of all draws, the value among them,
+    that lie at least as far from their mean; `low` and `high` are the 95 % interval for one more draw, infinite for a
+    single draw."""
 
     p: float
     low: float
@@ -297,10 +279,8 @@ def one_more_draw(value: float, draws: Sequence[float], *, n: int | None = None)
     p is exact where the value is exchangeable with the draws: `(1 + draws at least as extreme) / (1 + draws)`, so 19
     draws are needed for .05. The interval is Student's prediction interval, which takes the draws as normal. For rates,
     `n` is the number of prompts behind each: the interval then stays within 0 and 1, and is no narrower than chance
-    answers to that many prompts make it (draws that are all 0 do not show that the next one is).
-
-    Raises:
-        ValueError: there is no draw.
+    answers to that many prompts make it (draws that are all 0 do not show that the next one is). Raises ValueError:
+    there is no draw.
     """
     found = np.array(draws, dtype=np.float64)
     m = len(found)
@@ -312,6 +292,176 @@ def one_more_draw(value: float, draws: Sequence[float], *, n: int | None = None)
     if n is not None:
         shrunk = (mean * m * n + 2) / (m * n + 4)
         spread = max(spread, math.sqrt(shrunk * (1 - shrunk) / n))
-    half = student(m - 1) * spread * math.sqrt(1 + 1 / m) if m > 1 else math.inf
+    half = _student(m - 1) * spread * math.sqrt(1 + 1 / m) if m > 1 else math.inf
     least, most = (-math.inf, math.inf) if n is None else (0, 1)
     return OneMoreDraw(p=p, low=max(mean - half, least), high=min(mean + half, most))
+
+
+def _resampled(n: int, resamples: int, seed: int = 0) -> np.ndarray:
+    """How often each of `n` prompts is in each bootstrap sample, shape (resamples, n)."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+
+
+def _percentiles(value: float, resampled: np.ndarray, n: int, unscored: int = 0) -> Estimate:
+    """An estimate with its percentile-bootstrap interval; samples that are nan are left out."""
+    known = resampled[~np.isnan(resampled)]
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (math.nan, math.nan)
+    return Estimate(value=value, low=float(low), high=float(high), n=n, unscored=unscored)
+
+
+def bootstrap_mean(
+    values: Numbers, weights: Numbers | None = None, *, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """Weighted mean over prompts, `Σ w v / Σ w`, with a percentile-bootstrap 95 % interval: prompts are resampled. A
+    value of nan and a weight of 0 are unscored. Weights are numbers of tokens, say. Raises ValueError: values and
+    weights of different lengths."""
+    numbers = np.asarray(values, dtype=np.float64)
+    given = np.ones_like(numbers) if weights is None else np.asarray(weights, dtype=np.float64)
+    if numbers.shape != given.shape or numbers.ndim != 1:
+        raise ValueError(f"cannot weight values of shape {numbers.shape} with {given.shape}")
+    known = ~np.isnan(numbers) & (given > 0)
+    n, unscored = int(known.sum()), int((~known).sum())
+    if n == 0:
+        return Estimate.unknown(unscored)
+    numbers, given = numbers[known], given[known]
+    counts = _resampled(n, resamples, seed)
+    means = counts @ (numbers * given) / (counts @ given)
+    return _percentiles(float(np.average(numbers, weights=given)), means, n, unscored)
+
+
+def mean_of_runs(values: Sequence[float], *, n: int) -> Estimate:
+    """Mean over a few runs, each a number measured on `n`, with Student's 95 % interval (infinite for one run)."""
+    numbers, runs = np.asarray(values, dtype=np.float64), len(values)
+    half = _student(runs - 1) * float(numbers.std(ddof=1)) / math.sqrt(runs) if runs > 1 else math.inf
+    value = float(numbers.mean())
+    return Estimate(value=value, low=value - half, high=value + half, n=n)
+
+
+def spearman(a: Numbers, b: Numbers) -> float:
+    """Spearman's rank correlation, ties at their average rank; pairs in which either value is nan are left out. The
+    result is nan where fewer than two pairs are left, or where one side is constant. Raises ValueError: the two are not
+    one-dimensional and of one length."""
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise ValueError(f"cannot correlate shapes {first.shape} and {second.shape}")
+    known = ~(np.isnan(first) | np.isnan(second))
+    return float(_rank_correlation(first[None, known], second[None, known])[0])
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of each row of `a` with that of `b`, nan where a row is constant."""
+    from scipy.stats import rankdata
+
+    x, y = (rankdata(side, axis=1) - (side.shape[1] + 1) / 2 for side in (a, b))
+    norm = np.sqrt((x * x).sum(1) * (y * y).sum(1))
+    return np.where(norm > 0, (x * y).sum(1) / np.where(norm > 0, norm, 1.0), math.nan)
+
+
+def spearman_over_prompts(a: np.ndarray, b: np.ndarray, *, resamples: int = 1000) -> Estimate:
+    """Rank correlation over features of two tables' means over prompts, with a 95 % interval. Each table holds the
+    finite scores by one method, shape (prompt, feature). Raises ValueError: the two are not tables of one shape."""
+    if a.ndim != 2 or a.shape != b.shape:
+        raise ValueError(f"cannot correlate shapes {a.shape} and {b.shape}")
+    n = len(a)
+    if n == 0:
+        return Estimate.unknown()
+    counts = _resampled(n, resamples) / n
+    return _percentiles(spearman(a.mean(0), b.mean(0)), _rank_correlation(counts @ a, counts @ b), n)
+
+
+def auroc(positive: Numbers, negative: Numbers, *, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """Chance that a positive scores above a negative, ties one half, with a 95 % interval; nan is unscored.
+
+    The interval is the union of two. The stratified bootstrap's makes no assumption on the scores, but is too narrow
+    for few of them and has no width where they are perfectly separated. Newcombe's (2006, Stat. Med. 25:559, method 5)
+    inverts a score test with Hanley and McNeil's variance: it always has width, and with few scores errs on the wide
+    side.
+    """
+    high, low = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
+    unscored = int(np.isnan(high).sum() + np.isnan(low).sum())
+    high, low = high[~np.isnan(high)], low[~np.isnan(low)]
+    n = len(high) + len(low)
+    if min(len(high), len(low)) == 0:
+        return Estimate.unknown(unscored).model_copy(update={"n": n})
+    wins = (high[:, None] > low) + 0.5 * (high[:, None] == low)
+    counts = _resampled(len(high), resamples, seed) @ wins, _resampled(len(low), resamples, seed + 1)
+    found = _percentiles(float(wins.mean()), (counts[0] * counts[1]).sum(1) / wins.size, n, unscored)
+    floor, ceiling = _auroc_limits(found.value, len(high), len(low))
+    return found.model_copy(update={"low": min(found.low, floor), "high": max(found.high, ceiling)})
+
+
+def _auroc_limits(area: float, positives: int, negatives: int) -> tuple[float, float]:
+    """The areas that a score test with Hanley and McNeil's variance would not reject at 5 %."""
+    from scipy.optimize import brentq
+
+    # Newcombe puts the mean of the two counts in place of each, so that either class may be the positive one.
+    star = (positives + negatives) / 2 - 1
+
+    def gap(x: float) -> float:
+        spread = x * (1 - x) * (1 + star * ((1 - x) / (2 - x) + x / (1 + x))) / (positives * negatives)
+        return (x - area) ** 2 - Z_95 * Z_95 * spread
+
+    # The gap is negative at the area and positive at 0 and 1; where the area is one of these, it is zero there and
+    # negative just inside, and that end is exactly the area.
+    low = 0.0 if area == 0 else cast("float", brentq(gap, 0.0, min(area, 1 - 1e-9)))
+    high = 1.0 if area == 1 else cast("float", brentq(gap, max(area, 1e-9), 1.0))
+    return low, high
+
+
+class TradeOff(NamedTuple):
+    """What each setting of a method costs, and what it achieves on each prompt. `cost` is its side effect, shape
+    (setting,); the clean model is a setting of cost 0. `outcomes`, shape (setting, prompt), are successes: 1, 0, a mean
+    over sets, or nan (unscored)."""
+
+    cost: np.ndarray
+    outcomes: np.ndarray
+
+
+class CurveGap(Value):
+    """Two curves read in the same way, and how far they are apart: `difference` is the first less the second. `p` is
+    two-sided: twice the share of bootstrap samples on the other side of 0, the observed one among them."""
+
+    first: Estimate
+    second: Estimate
+    difference: Estimate
+    p: float
+
+
+def value_at(cost: np.ndarray, success: np.ndarray, at: float) -> np.ndarray:
+    """The most success, shape (...), that costs at most `at`: linear between the best settings, level after the last.
+    `cost` has the shape (setting,), `success` (..., setting). Settings that cost more than another and achieve less do
+    not count. nan below the least cost."""
+    # Costs, ascending and each once, and the best success up to each.
+    order = np.argsort(cost, kind="stable")
+    x, y = cost[order], np.fmax.accumulate(success[..., order], axis=-1)
+    last = np.append(np.diff(x) > 0, True)
+    x, y = x[last], y[..., last]
+    place = int(np.searchsorted(x, at, side="right"))
+    if place == 0:
+        return np.full(y.shape[:-1], math.nan)
+    if place == len(x):
+        return np.asarray(y[..., -1])
+    share = (at - x[place - 1]) / (x[place] - x[place - 1])
+    return np.asarray((1 - share) * y[..., place - 1] + share * y[..., place])
+
+
+def compare_curves(first: TradeOff, second: TradeOff, cost: float, *, resamples: int = 2000) -> CurveGap:
+    """Two curves on the same prompts, in one order, read at one cost. Prompts are resampled, costs are not. Raises
+    ValueError: the curves are on different numbers of prompts."""
+    n = first.outcomes.shape[1]
+    if second.outcomes.shape[1] != n:
+        raise ValueError(f"the curves are on different numbers of prompts: {n} and {second.outcomes.shape[1]}")
+    counts = np.vstack([np.ones(n), _resampled(n, resamples)])
+    a, b = (value_at(each.cost, _shares(each.outcomes, counts), cost) for each in (first, second))
+    gaps = (a - b)[1:]
+    tail = min((gaps <= 0).sum(), (gaps >= 0).sum())
+    p = math.nan if np.isnan(a[0] - b[0]) else min(1.0, 2 * (1 + float(tail)) / (1 + resamples))
+    one, two, apart = (_percentiles(float(each[0]), each[1:], n) for each in (a, b, a - b))
+    return CurveGap(first=one, second=two, difference=apart, p=p)
+
+
+def _shares(outcomes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean success of each setting in each bootstrap sample, shape (sample, setting); nan where nothing is scored."""
+    known = ~np.isnan(outcomes)
+    scored = counts @ known.T
+    return np.where(scored > 0, counts @ np.where(known, outcomes, 0.0).T / np.maximum(scored, 1.0), math.nan)

@@ -1,4 +1,4 @@
-"""Tiny random models of the real classes, with tokenizers of the families' kinds, made offline at once.
+"""Tiny random models of the real classes, with tokenizers of the families' kinds and SAEs that fit, made offline.
 
 Their answers mean nothing. What is real is everything around the arithmetic: the classes and their configurations
 (soft-capping, sliding windows, grouped heads, tied embeddings, rotary variants), where the decoder layers sit, special
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +27,8 @@ from transformers import (
 )
 
 from demur.errors import InputError
+from demur.model import capture
+from demur.saes import ActivationName, DenseSae, Suite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +49,8 @@ def tiny_model(
     """A random model of `family` and its tokenizer, in float32 on the CPU, in evaluation mode.
 
     Weights are scaled so that every block matters and different prompts get different next tokens. Equal arguments give
-    equal weights; the global random state is left alone.
+    equal weights; the global random state is left alone. Raises InputError: unknown family, or `d_model` is not a
+    multiple of 8.
 
     Args:
         family: the real family to imitate.
@@ -53,9 +58,6 @@ def tiny_model(
         n_layers: decoder layers.
         d_model: width of the residual stream, a multiple of 8.
         context: longest sequence that the configuration admits, tokens.
-
-    Raises:
-        InputError: unknown family, or `d_model` is not a multiple of 8.
     """
     if family not in FAMILIES:
         raise InputError(f"unknown family {family!r}; choose one of {', '.join(FAMILIES)}")
@@ -91,11 +93,9 @@ def _config(traits: dict[str, Any], given: dict[str, Any]) -> PreTrainedConfig:
 
 
 def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a family in small, or of the planted model: `recipes/testing.py` trained them.
-
-    Class, special tokens, padding side, BOS habit and chat template are the family's. Any text encodes, and decodes to
-    itself (Qwen's normalises to NFC, as the real one does).
-    """
+    """The tokenizer of a family in small, or of the planted model: `recipes/testing.py` trained them. Class, special
+    tokens, padding side, BOS habit and chat template are the family's. Any text encodes, and decodes to itself (Qwen's
+    normalises to NFC, as the real one does)."""
     return cast("Any", AutoTokenizer).from_pretrained(_DATA / name)
 
 
@@ -125,3 +125,50 @@ def _randomise(model: PreTrainedModel, *, seed: int, zero_centred_norms: bool) -
             scale = 2.0 if "q_proj" in name else 1.0
             weight.copy_(scale * noise / weight[0].numel() ** 0.5)
     cast("Any", model.get_decoder()).norm.weight.add_(_FINAL_GAIN - 1.0)
+
+
+_RATE = 0.1  # fraction of tokens at which a feature fires
+_TOKENS = (16, 32)  # sequences, and tokens of each, that the thresholds are set on
+
+
+@torch.no_grad()
+def tiny_suite(
+    model: PreTrainedModel, *, d_sae: int = 64, seed: int = 0, activation: ActivationName = "jumprelu"
+) -> Suite:
+    """A random SAE for every decoder layer of `model`, whose features fire at about one token in ten.
+
+    Thresholds (or biases) are set on the model's own residuals over random tokens, the first of each sequence left
+    out. Decoder rows are unit vectors near their encoder columns, so that scaling a feature changes what it reads, as
+    in trained SAEs. `seed` is that of the tokens and the weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vocab: int = cast("Any", model.config).get_text_config().vocab_size
+    ids = torch.randint(vocab, _TOKENS, generator=generator).to(model.device)
+    with capture(tuple(cast("Any", model.get_decoder()).layers)) as residuals:
+        model(input_ids=ids, use_cache=False)
+    flat = {layer: residuals[layer][:, 1:].flatten(0, 1).float().cpu() for layer in sorted(residuals)}
+    return Suite.from_dense({layer: _sae(layer, x, d_sae, activation, generator) for layer, x in flat.items()})
+
+
+def _sae(
+    layer: int,
+    residual: Float[Tensor, "token d_model"],
+    d_sae: int,
+    activation: ActivationName,
+    generator: torch.Generator,
+) -> DenseSae:
+    mean = residual.mean(0)
+    w_enc = torch.nn.functional.normalize(torch.randn(residual.shape[1], d_sae, generator=generator), dim=0)
+    noise = torch.randn(d_sae, residual.shape[1], generator=generator) / residual.shape[1] ** 0.5
+    w_dec = torch.nn.functional.normalize(w_enc.T + noise, dim=-1)
+    b_enc = -(mean @ w_enc)
+    edge = (residual @ w_enc + b_enc).quantile(1 - _RATE, dim=0)
+    return DenseSae(
+        layer=layer,
+        w_enc=w_enc,
+        b_enc=b_enc - edge if activation == "relu" else b_enc,
+        threshold=edge if activation == "jumprelu" else None,
+        k=max(1, round(_RATE * d_sae)) if activation == "topk" else None,
+        w_dec=w_dec,
+        b_dec=mean,
+    )
