@@ -108,7 +108,6 @@ class Experiment:
         return {judge.name: CachedJudge(self.context.run, judge, self.context.progress, keep=True) for judge in judges}
 
     def run(self, found: Found | None) -> CompareResult:
-        """Compare the methods with F*: `found`, or else found as the configuration says."""
         context = self.context
         self.found = found or pipeline.find(context, context.splits.choosing)
         context.watch_coherence([answer for each in self.found.clean.answers["tuning"] for answer in each.answers])
@@ -257,7 +256,7 @@ class Experiment:
         prompts."""
         for method in self.methods:
             best = self.strengths[method.name].suppress
-            only = bool(method.follows) or (method.control and self.config.controls == "chosen")
+            only = method.follows or (method.control and self.config.controls == "chosen")
             for factor in (best,) if only else dict.fromkeys((*method.strengths(self.config, "suppress"), best)):
                 self.conditions.append(self._answer("test", "suppress", method, factor, "harmful"))
             others: list[Prompts] = [name for name in self.prompts["test"] if name != "harmful" and not method.local]
