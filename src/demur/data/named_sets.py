@@ -71,7 +71,7 @@ class NamedSet(Value):
         github, hub, revision, file = (values.get(key) for key in ("github", "hub", "revision", "file"))
         if sum(bool(values.get(home)) for home in ("github", "hub", "url")) > 1 and not values.get("page"):
             raise ValueError("name one of github, hub and url")
-        found = {"family": values.get("name"), "title": values.get("name")}
+        found = dict.fromkeys(("family", "title"), values.get("name"))
         if hub:
             found["page"] = f"https://huggingface.co/datasets/{hub}"
             found["url"] = f"{values.get('page', found['page'])}/resolve/{revision}/{file}"
@@ -131,8 +131,7 @@ def add_prompt_sets(path: str | Path) -> None:
 
 def prompt_sets() -> dict[str, NamedSet]:
     """All sets by name: demur's own, those of the files in `DEMUR_PROMPT_SETS`, and those that were added (last wins).
-    Raises DemurError: a file of `DEMUR_PROMPT_SETS` cannot be used, or a set of an installed package cannot be
-    loaded."""
+    Raises DemurError: such a file cannot be used, or a set of an installed package cannot be loaded."""
     files = [_BUILT_IN, *filter(None, os.environ.get(_ADDED, "").split(os.pathsep))]
     found = {named.name: named for path in files for named in read_set_file(path)}
     return found | {name: PROMPT_SETS[name] for name in PROMPT_SETS}
@@ -148,9 +147,7 @@ def split_source(source: str | Path) -> tuple[str, str | None]:
 def find_set(source: str | Path) -> NamedSet | None:
     """The set that a source names; None where it is a file, which wins, or names no set. Fetches nothing."""
     name, _ = split_source(source)
-    if Path(name).expanduser().is_file():
-        return None
-    return _by_folded_name().get(_folded(name))
+    return None if Path(name).expanduser().is_file() else _by_folded_name().get(_folded(name))
 
 
 def named_set(name: str) -> NamedSet:
@@ -185,10 +182,8 @@ def _named_set(path: Path, values: dict[str, Any]) -> NamedSet:
     try:
         return NamedSet.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, each['loc'])) or 'the set'}: {each['msg'].removeprefix('Value error, ')}"
-            for each in error.errors()
-        )
+        said = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+        problems = "; ".join(f"{place or 'the set'}: {what}" for place, what in said)
         raise InputError(f"{path}, set {values['name']!r}: {problems}") from None
 
 
@@ -211,10 +206,9 @@ def is_intact(named: NamedSet, path: Path) -> bool:
 def fetch(named: NamedSet) -> Path:
     """The set's file in the cache, downloaded at its pinned revision if it is not there yet.
 
-    Files of the Hugging Face hub come through huggingface_hub (the user's token is sent for gated sets alone), others
-    through pooch. What comes is checked against the set's hash, or, where that is not known, for its columns, before it
-    takes its place. `HF_HUB_OFFLINE=1` and `DEMUR_OFFLINE=1` forbid the download. Raises InputError: it cannot be
-    downloaded, or its bytes are not those that are expected.
+    The user's token is sent for gated sets of the Hugging Face hub alone. What comes is checked against the set's hash,
+    or, where that is not known, for its columns, before it takes its place. `HF_HUB_OFFLINE=1` and `DEMUR_OFFLINE=1`
+    forbid the download. Raises InputError: it cannot be downloaded, or its bytes are not those that are expected.
     """
     target = cache_path(named)
     damaged = target.is_file() and not is_intact(named, target)
@@ -288,11 +282,11 @@ def _downloaded(named: NamedSet, target: Path, folder: Path) -> Path:
         raise _gated(named, status) from error
     if not is_intact(named, part):
         raise _unavailable(named, f"the file at {named.url} has changed: its SHA-256 is not {named.sha256}")
-    if named.sha256 is None:
-        try:
+    try:
+        if named.sha256 is None:
             _check_rows(named, part, named.url)
-        except InputError as error:
-            raise _unavailable(named, f"what {named.url} gave is not this set: {error}") from error
+    except InputError as error:
+        raise _unavailable(named, f"what {named.url} gave is not this set: {error}") from error
     return part
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from demur.data.named_sets import Kind, NamedSet, cache_path, fetch, find_set, prompt_sets, split_source
 from demur.data.tables import COLUMNS, KINDS, PROMPT_COLUMNS, Row, Table, file_digest, kind_of, read_table
@@ -26,16 +26,16 @@ _COLUMN_HINT = "SOURCE::COLUMN"
 
 @dataclass(frozen=True)
 class Reading:
-    """The prompts of one source, and an exact account of the rows that they came from. `rows == len(prompts) + empty +
-    duplicates + left_out + beyond_limit`."""
+    """The prompts of one source, and why the other of its rows were dropped: `rows == len(prompts) + empty + duplicates
+    + left_out + beyond_limit`."""
 
     prompts: PromptSet
     column: str
     rows: int
     empty: int
-    """Rows whose prompt is absent or blank: dropped."""
+    """Rows whose prompt is absent or blank."""
     duplicates: int
-    """Rows whose prompt stood in an earlier row (compared without case and spacing): dropped."""
+    """Rows whose prompt stood in an earlier row (compared without case and spacing)."""
     left_out: int
     """Rows of another class, or of another set that is kept in the same file."""
     beyond_limit: int
@@ -47,13 +47,12 @@ def read_prompts(
 ) -> PromptSet:
     """Prompts of one or several sources: files (csv, tsv, json, jsonl, txt, parquet) or public sets by name.
 
-    A source is `FILE`, `NAME` or either with `::COLUMN`, which names the column (key, in JSON) of the prompt; without
-    it the column is found by its usual names. A file wins over a set of the same name. Texts are stripped of outer
-    white space. Ids are file stem, six digits of the file's hash, and row from 0; those of several sources begin with
-    the number of the source. Blank and repeated prompts are dropped, and so are the rows of the other class, where a
-    column tells the classes apart (XSTest's `label`, say) and `label` is not None; warnings on the logger `demur.data`
-    count them. `limit` keeps the first so many prompts of each source. Raises InputError: a source, a column or a cell
-    cannot be used, or no row has this label.
+    A source is `FILE`, `NAME` or either with `::COLUMN`, the column (key, in JSON) of the prompt, otherwise found by
+    its usual names. A file wins over a set of the same name. Ids are file stem, six digits of the file's hash, and row
+    from 0; with several sources, behind the source's number. Texts are stripped. Blank and repeated prompts and, where
+    a column tells the classes apart, rows of another class than `label` are dropped, and counted in warnings on
+    `demur.data`. `limit` is per source. Raises InputError: a source, a column or a cell cannot be used, or no row has
+    this label.
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
     if not sources:
@@ -99,12 +98,10 @@ def read_counted(source: str | Path, *, label: Label | None, limit: int | None =
 def read_texts(source: str | Path, *, limit: int | None = None) -> tuple[str, ...]:
     """The documents of a file (txt, json, jsonl, csv, tsv, parquet; zipped or not), or of a set by name.
 
-    A source is named as for `read_prompts`. In a txt file every line is a document; text that is wrapped over lines
-    belongs in another format. Elsewhere a document is a cell of one column. Documents are stripped of outer white
-    space, and blank ones are dropped. They are not compared: a document that is there twice counts twice. Of the first
-    `limit` documents, little more of the file is read than they take, except of a json file that does not hold one
-    value a line, which is read whole. Raises InputError: the source, the column or a cell cannot be used, or there is
-    no document.
+    A source is named as for `read_prompts`. A document is a line of a txt file, elsewhere a cell of one column,
+    stripped; blank ones are dropped, repeated ones kept. Little more of the file is read than the first `limit` take,
+    but a json file that does not hold one value a line is read whole. Raises InputError: the source, the column or a
+    cell cannot be used, or there is no document.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected at least 1 document")
@@ -157,7 +154,7 @@ def _collect(
         if limit is not None and len(kept) >= limit:
             counts["beyond_limit"] += 1
             continue
-        if not named.holds(row) or (classes is not None and classes.label(row) != label):
+        if not named.holds(row) or (classes is not None and classes.labels.get(_value(row, classes.column)) != label):
             counts["left_out"] += 1
             continue
         text = _cell(table.path, number, row, column, turns=True)
@@ -165,8 +162,8 @@ def _collect(
         if not key or key in kept:
             counts["duplicates" if key else "empty"] += 1
             continue
-        group = row.get(category) if category else None
-        group = str(group).strip() or None if isinstance(group, str | int) else None
+        cell = row.get(category) if category else None
+        group = str(cell).strip() or None if isinstance(cell, str | int) else None
         kept[key] = Prompt(id=f"{stem}:{number}", text=text, label=label, category=group, source=named.name)
     return Reading(PromptSet(name=named.name, prompts=tuple(kept.values())), column, **counts)
 
@@ -190,16 +187,11 @@ def _cell(path: Path, number: int, row: Row, column: str, *, turns: bool = False
     return cell.strip()
 
 
-@dataclass(frozen=True)
-class _ClassColumn:
-    """A column whose values tell harmful prompts from harmless ones."""
+class _ClassColumn(NamedTuple):
+    """A column whose values tell harmful prompts from harmless ones. A blank cell has no class."""
 
     column: str
     labels: Mapping[str, Label | None]
-
-    def label(self, row: Row) -> Label | None:
-        """The class of a row; None where the cell is blank."""
-        return self.labels.get(_value(row, self.column))
 
 
 def _class_column(path: Path, columns: Sequence[str], *, besides: str) -> _ClassColumn | None:
@@ -226,10 +218,8 @@ def _label(column: str, value: str, contrast: bool) -> Label | None:
     if column in _HARMFUL_IF_YES and value in _WORDS["yes"] + _WORDS["no"]:
         return "harmful" if (value in _WORDS["yes"]) == _HARMFUL_IF_YES[column] else "harmless"
     words = set(re.split(r"[^a-z]+", value))
-    harmful, harmless = (not words.isdisjoint(_WORDS[label]) for label in ("harmful", "harmless"))
-    if harmful == harmless:
-        return None
-    return "harmful" if harmful else "harmless"
+    named: list[Label] = [label for label in ("harmful", "harmless") if not words.isdisjoint(_WORDS[label])]
+    return named[0] if len(named) == 1 else None
 
 
 def _value(row: Row, column: str) -> str:

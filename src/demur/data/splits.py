@@ -47,12 +47,10 @@ def load_prompts(
         seed: decides which prompt goes where.
     """
     bad, good = read_prompts(harmful, label="harmful"), read_prompts(harmless, label="harmless")
-    tests: dict[str, PromptSet] = {}
-    if test_harmful is not None:
-        tests["test_harmful"] = read_prompts(test_harmful, label="harmful")
-    if test_harmless is not None:
-        tests["test_harmless"] = read_prompts(test_harmless, label="harmless")
-    return make_splits(bad, good, sizes=n or SplitSizes(), seed=seed, **tests)
+    bad_test = None if test_harmful is None else read_prompts(test_harmful, label="harmful")
+    good_test = None if test_harmless is None else read_prompts(test_harmless, label="harmless")
+    sizes = n or SplitSizes()
+    return make_splits(bad, good, sizes=sizes, seed=seed, test_harmful=bad_test, test_harmless=good_test)
 
 
 def make_splits(
@@ -66,13 +64,12 @@ def make_splits(
 ) -> Splits:
     """Split both classes into direction / selection / tuning / test, no prompt in two places.
 
-    Two prompts are one when they agree without case and spacing. A prompt's place depends on its text, the seed and the
-    other prompts, not on the order of the files. Prompts that are nearly those of the test split (three quarters of
-    their five-character sequences in common) are dropped from the other splits, unless nearly all are, as where a
-    template wrote them. Where a class has fewer prompts than wanted, every split first gets its minimum (8 direction, 4
-    of the others), then a share of the rest. What was dropped or fell short is in `Splits.warnings`, and logged on
-    `demur.data`. Raises InputError: a prompt is both harmful and harmless, a class has too few prompts, or the seed is
-    out of range.
+    Two prompts are one when they agree without case and spacing. A prompt's place does not depend on the order of the
+    files. Prompts that are nearly those of the test split (three quarters of their five-character sequences in common)
+    are dropped from the others, unless nearly all are, as where a template wrote them. With fewer prompts than wanted
+    every split gets its minimum (8 direction, 4 of the others), then a share of the rest. What was dropped or fell
+    short is in `Splits.warnings`, and logged on `demur.data`. Raises InputError: a prompt is both harmful and harmless,
+    a class has too few prompts, or the seed is out of range.
 
     Args:
         harmful, harmless: all prompts of a class.
@@ -166,7 +163,8 @@ class _Class:
         for prompt in prompts:
             if len(found) == sum(sizes.values()):
                 break
-            (dropped if _is_near(_grams(prompt.text), grams) else found).append(prompt)
+            mine = _grams(prompt.text)
+            (dropped if any(_is_near(mine, other) for other in grams) else found).append(prompt)
         if not dropped:
             return found
         number, first = f"{len(dropped)} of {len(dropped) + len(found)}", f"the first is {dropped[0].id}"
@@ -220,12 +218,8 @@ def _grams(text: str) -> frozenset[str]:
     return frozenset(plain[start : start + _GRAM] for start in range(len(plain) - _GRAM + 1))
 
 
-def _is_near(mine: frozenset[str], others: Sequence[frozenset[str]]) -> bool:
-    """Whether a text shares most of its sequences with one of the others (Jaccard index), neither of them short."""
-    for other in others:
-        small, large = sorted((len(mine), len(other)))
-        if small < max(_SHORTEST, _OVERLAP * large):
-            continue
-        if (1 + _OVERLAP) * len(mine & other) >= _OVERLAP * (small + large):
-            return True
-    return False
+def _is_near(mine: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether two texts share most of their sequences (Jaccard index), neither of them short."""
+    small, large = sorted((len(mine), len(other)))
+    long_enough = small >= max(_SHORTEST, _OVERLAP * large)
+    return long_enough and (1 + _OVERLAP) * len(mine & other) >= _OVERLAP * (small + large)

@@ -38,15 +38,12 @@ class Table:
     path: Path
     columns: tuple[str, ...]
     rows: Callable[..., Iterator[Row]]
-    """The rows in order, with at least the columns that it is given (default: all); InputError at a malformed one.
-
-    A cell that the file does not have is None or missing.
-    """
+    """The rows in order, with at least the columns that it is given (default: all); InputError at a malformed one. A
+    cell that the file does not have is None or missing."""
 
     def find_column(self, wanted: str | None, ranked: Sequence[str], *, what: str, option: str) -> str:
-        """The column called `wanted` (without case), or, where that is None, the first of `ranked` that this file has.
-        `ranked` is in lower case. `what` is looked for, and `option` names it, in the message of the InputError that is
-        raised where there is none."""
+        """The column called `wanted` (without case), or, where that is None, the first of `ranked` (lower case) that
+        this file has. Where there is none, InputError says that `what` is looked for, and that `option` names it."""
         found = self.optional_column(ranked if wanted is None else [wanted.casefold()])
         if found is not None:
             return found
@@ -64,11 +61,11 @@ class Table:
 def read_table(path: str | Path, *, later_columns: bool = True) -> Table:
     """Open a csv, tsv, json, jsonl, txt or parquet file; all but parquet may be zipped (`.jsonl.gz`).
 
-    JSON may be a list of strings, a list of objects, an object of lists of strings by category (the names of nested
-    categories are joined with " / "), an object of columns, an object with one list of records among other entries, or
-    one value a line, which is read whole with `later_columns`, for columns that first appear in a later row. A txt file
-    has one row per line. An empty csv or tsv cell counts as absent. Raises InputError: the file is missing, empty, of
-    an unknown kind, not UTF-8 or malformed; or a row is, when asked for.
+    JSON may be a list of strings or objects, an object of lists of strings by category (names of nested ones are joined
+    with " / "), of columns, or with one list of records among other entries, or one value a line, which is read whole
+    with `later_columns`, for columns that first appear in a later row. A txt file has one row per line. An empty csv or
+    tsv cell counts as absent. Raises InputError: the file is missing, empty, of an unknown kind, not UTF-8 or
+    malformed; or a row is, when asked for.
     """
     path = Path(path)
     kind = _checked_kind(path)
@@ -154,10 +151,8 @@ def _delimited(path: Path, separator: str) -> Table:
     def rows(_: Sequence[str] = ()) -> Iterator[Row]:
         for row in filled:
             if len(row) > len(columns):
-                raise InputError(
-                    f"{path}, line {reader.line_num}: {len(row)} cells but {len(columns)} columns; "
-                    "quote cells that contain the separator"
-                )
+                found = f"{path}, line {reader.line_num}: {len(row)} cells but {len(columns)} columns"
+                raise InputError(f"{found}; quote cells that contain the separator")
             yield {name: cell or None for name, cell in zip(columns, row, strict=False)}
 
     filled = cells()

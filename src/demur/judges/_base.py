@@ -49,11 +49,8 @@ class Reading(NamedTuple):
 
 
 class JudgeStopped(DemurError):
-    """A judge cannot go on at all: access refused, no server, no such model.
-
-    Attributes:
-        verdicts: those reached before, one per row; the other rows are unscored. Empty when raised by `stream`.
-    """
+    """A judge cannot go on at all: access refused, no server, no such model. `verdicts`: those reached before, one per
+    row, the other rows unscored; empty when raised by `stream`."""
 
     def __init__(self, message: str, verdicts: Sequence[Verdict] = ()) -> None:
         super().__init__(message)
@@ -83,8 +80,7 @@ class Judge(ABC):
     @property
     def identity(self) -> Mapping[str, Any]:
         """Everything that a verdict depends on, as JSON data without secrets; equal identities may share a cache. Here:
-        the kind and the module that defines the judge. Raises InputError: the module has no source file (a notebook
-        cell); such a judge must define `identity`."""
+        kind and source of the judge's module. Raises InputError: it has no source file (a notebook cell)."""
         try:
             return {"kind": self.kind, "rules": rules_digest(Path(inspect.getfile(type(self))))}
         except (OSError, TypeError) as error:
@@ -113,8 +109,7 @@ class Judge(ABC):
                 raise stopped
 
     def check(self) -> None:  # noqa: B027 - a judge made of rules has nothing to try
-        """Try whether this judge can judge, before anything else starts. Raises DemurError: it cannot; says why, and
-        what to do."""
+        """Try whether this judge can judge, before anything starts. Raises DemurError: it cannot; says what to do."""
 
     def close(self) -> None:  # noqa: B027 - nor anything to free
         """Free what it holds. It may judge again."""

@@ -67,19 +67,16 @@ def judge_file(
 
     A line is `{"row": 0, "outcome": "refusal"}`; judges of harm add `harmful`, and `score` where they grade. A value is
     null where the judge cannot tell, where it failed on the row, and where there is no answer (an empty csv cell, a
-    missing or null JSON entry; an empty JSON string is one). `out` appears whole or not at all.
-
-    The verdicts of a judge that costs time or money are kept in the folder `OUT.cache` as they come: the same call asks
-    only for those that are missing.
+    missing or null JSON entry; an empty JSON string is one). `out` appears whole or not at all. What a judge that costs
+    time or money says is kept in the folder `OUT.cache`: the same call asks only for what is missing.
 
     Args:
         path: the answers.
         judge: a judge, or its name (`get_judge`).
-        prompt_column: found by its usual names when not given.
-        answer_column: found by its usual names when not given.
+        prompt_column, answer_column: found by their usual names when not given.
         out: the file to write.
-        model: the model that wrote the answers, without intervention: an answer that it would not write is incoherent
-            (`CoherentJudge`). It is calibrated on its own answers to the file's prompts, at most 128 of them.
+        model: the one that wrote the answers, without intervention: what it would not write is incoherent
+            (`CoherentJudge`, calibrated on its own answers to at most 128 of the file's prompts).
         max_new_tokens: length of those answers.
         progress: called with (what, rows done, rows to do).
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from demur.errors import DemurError, InputError, RunError
-from demur.judges._base import Judge, Usage, unscored
+from demur.judges._base import Judge, unscored
 from demur.judges._classifier import Placement
 from demur.judges._endpoint import Endpoint
 from demur.registry import Registry
@@ -40,9 +40,8 @@ def get_judge(name: str, *, placement: Placement | None = None, endpoint: Endpoi
     """The judge called `name`: a kind, or KIND=MODEL (a hub id or folder, or a model's name at an endpoint).
 
     Nothing is loaded or asked yet; `Judge.check` tries it. `placement` is for judges whose model runs here, `endpoint`
-    for those that ask an endpoint (default: from the environment). Raises InputError: there is no such kind (names
-    those there are, and the nearest), a model is missing or named where none is taken, or `placement` or `endpoint` is
-    of no use to it.
+    for those that ask one (default: from the environment). Raises InputError: there is no such kind, a model is missing
+    or named where none is taken, or `placement` or `endpoint` is of no use to it.
     """
     kind, equals, model = name.partition("=")
     make: Any = JUDGES[kind]
@@ -142,9 +141,8 @@ def opened(judge: str | Judge) -> AbstractContextManager[Judge]:
 
 
 def judge(answers: Iterable[Answer], judge: str | Judge = "patterns") -> Judgement:
-    """Judge answers, from `ChatModel.generate` or made by hand; `judge` is a judge, or the name of one (`get_judge`).
-    Raises InputError: there is no judge of that name; JudgeStopped: the judge cannot go on; carries the verdicts
-    reached."""
+    """Judge answers, from `ChatModel.generate` or made by hand; `judge` is one, or its name (`get_judge`). Raises
+    InputError: there is no judge of that name; JudgeStopped: it cannot go on; carries the verdicts reached."""
     given = tuple(answers)
     with opened(judge) as reader:
         verdicts = tuple(reader.judge(given))
@@ -162,14 +160,14 @@ class StoredVerdict(Value):
 class CachedJudge:
     """A judge within a run folder, where its verdicts are kept: one stage per judge identity.
 
-    Rows are stored as they come: a judge that streams loses what is under way when it is interrupted, any other at
-    most 64 rows. Only final readings are stored, so an answer on which the judge failed is asked again by a later run,
-    and is never taken for a score. A judge that had to stop is not asked again by this process.
+    Rows are stored as they come: an interruption loses what is under way, of a judge that does not stream at most 64
+    rows. Only final readings are stored, so an answer on which the judge failed is asked again by a later run, and is
+    never taken for a score. A judge that had to stop is not asked again by this process.
 
     Args:
         run: the run folder.
         judge: whose verdicts.
-        progress: called with (what, rows done, rows to do).
+        progress: called with (what, rows done, rows to do) where the judge costs time or money.
         keep: keep the verdicts (default: those of a judge that costs time or money; rules are quicker applied anew).
     """
 
@@ -180,7 +178,7 @@ class CachedJudge:
         self.cached = 0
         """Verdicts that were known."""
         self._run = run
-        self._progress = progress
+        self._progress = progress if judge.costly else None
         self._keep = judge.costly if keep is None else keep
         self._stage: Stage | None = None
         self._known: dict[str, Verdict] = {}
@@ -243,13 +241,6 @@ class CachedJudge:
             f"the judge {self.reader.name} failed on {len(self._failed)} answers, which count as unscored, never as a "
             f"score ({why}); run the same command again to ask for them anew"
         )
-
-    @property
-    def usage(self) -> Usage | None:
-        return self.reader.usage
-
-    def close(self) -> None:
-        self.reader.close()
 
 
 def _key(answer: Answer) -> str:

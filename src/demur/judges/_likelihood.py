@@ -68,14 +68,8 @@ class Coherence(Value):
 
 
 class CoherentJudge(StreamingJudge):
-    """A judge of outcomes that calls incoherent what the clean model would not write, whatever the judge says of it.
-
-    Args:
-        judge: whose verdicts the other answers get.
-        losses: of each token of answers, under the clean model.
-        coherence: the limits.
-        model: what tells the clean model apart from others, as JSON data, for the judge's identity.
-    """
+    """A judge of outcomes that calls incoherent what the clean model would not write (by `losses` and `coherence`), and
+    says of other answers what `judge` does. `model` tells the clean model apart, as JSON data, in the identity."""
 
     kind: ClassVar[str] = "coherent"
 
@@ -88,9 +82,8 @@ class CoherentJudge(StreamingJudge):
 
     @classmethod
     def of(cls, judge: Judge, model: ChatModel, clean: Sequence[Answer]) -> CoherentJudge:
-        """A judge of outcomes calibrated on a model's own answers. `clean` are those without intervention, to harmful
-        and to harmless prompts that no result is measured on. Raises InputError: there are too few answers, or the
-        judge states no outcome."""
+        """A judge of outcomes calibrated on a model's own answers (`clean`): no intervention, harmful and harmless
+        prompts that no result is measured on. Raises InputError: they are too few, or the judge states no outcome."""
         from demur.method.likelihood import answer_token_losses
         from demur.model import model_identity
 

@@ -110,9 +110,8 @@ Rows = FeatureRows | TopKRows
 
 @dataclass(frozen=True)
 class Convention:
-    """How the arrays of a file are to be used: `f = act((scale·x − centred·b_dec) w_enc + b_enc)` and
-    `x̂ = (f w_dec + b_dec) / scale`. With `unit_decoder` the activation sees pre-activations times the
-    norm of their decoder row, and the decoder's rows are used with unit norm."""
+    """How arrays are used: `f = act((scale·x − centred·b_dec) w_enc + b_enc)`, `x̂ = (f w_dec + b_dec) / scale`. With
+    `unit_decoder` the activation sees pre-activations times the norm of their decoder row, which is used at norm 1."""
 
     activation: ActivationName = "jumprelu"
     k: int | None = None
@@ -199,8 +198,7 @@ class SaeWeights:
 
     def encoder_rows(self, which: Which) -> tuple[Float[Tensor, "k d_model"], Float[Tensor, " k"]]:
         """Canonical encoder columns, features first, and their biases. Each feature is folded on its own (sums over
-        `d_model` run along contiguous rows in float64), so the numbers do not depend on which other features are asked
-        for."""
+        `d_model` in float64), so the numbers do not depend on which others are asked for."""
         w_enc = self.encoder.take(which)
         b_enc = self.b_enc.take(which) if self.b_enc else torch.zeros(len(which))
         if self.convention.centred:
@@ -218,10 +216,9 @@ class SaeWeights:
             return None
         if self.threshold is None:
             values = torch.full((len(which),), self.convention.threshold or 0.0)
-        elif self.threshold.shape == (1,):
-            values = self.threshold.whole().expand(len(which))
         else:
-            values = self.threshold.take(which)
+            one = self.threshold.shape == (1,)
+            values = self.threshold.whole().expand(len(which)) if one else self.threshold.take(which)
         if self.threshold_is_log:
             values = values.exp()
             if not bool(torch.isfinite(values).all()):

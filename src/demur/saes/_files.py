@@ -1,8 +1,7 @@
 """Where SAE files come from (a local folder, or a hub repository at one commit), and the arrays in them.
 
-A few rows or columns of an array are read without the rest. npz and safetensors files both hold numbers at an offset,
-so both are memory-mapped. Compressed npz members cannot be: each is unpacked once, when it is first read, into a
-temporary file that is mapped instead.
+A few rows or columns are read without the rest: files are memory-mapped. A compressed npz member is unpacked once, when
+it is first read, into a temporary file that is mapped instead.
 """
 
 from __future__ import annotations
@@ -216,9 +215,7 @@ class SaeFiles:
     """The files under a local folder, by their relative paths; base of other sources of SAEs."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.name = str(folder)
-        """For people."""
+        self._folder, self.name = folder, str(folder)
         self.files = tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()))
 
     def path(self, file: str) -> Path:
@@ -294,21 +291,18 @@ def _cached(repo: str, revision: str | None, why: Exception) -> tuple[str, tuple
     try:
         folder = huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True)
     except Exception as error:
-        # Files are fetched one at a time, so a snapshot is seldom complete, and newer releases of the library say only
-        # in the error where such a one is.
+        # A snapshot is seldom complete, and newer releases of the library say only in the error where such a one is.
         folder = getattr(error, "snapshot_path", None)
         if folder is None:
-            raise SaeError(
-                f"{repo} cannot be listed ({first_line(why)}), and nothing of it is in the local cache. "
-                "Connect to the network, or give a local folder."
-            ) from error
+            nothing = f"{repo} cannot be listed ({first_line(why)}), and nothing of it is in the local cache"
+            raise SaeError(f"{nothing}. Connect to the network, or give a local folder.") from error
     return Path(folder).name, SaeFiles(Path(folder)).files
 
 
 class Config:
-    """The fields of one JSON object. A dotted name reaches into nested objects. Each method takes several names for a
-    field, and uses the first that is there and not null. `number`, `integer` and `text` raise SaeError, which names
-    file and field, when there is none or it is of another type."""
+    """The fields of one JSON object, nested ones by dotted names. Of several names for a field, the first that is there
+    and not null counts. `number`, `integer`, `text`: SaeError (file and field) where there is none, or of another type.
+    """
 
     def __init__(self, file: str, values: dict[str, Any]) -> None:
         self.file = file
@@ -352,9 +346,8 @@ def first_line(error: Exception) -> str:
 
 
 def file_identity(path: Path) -> str:
-    """Name, size and SHA-256 of a local file. Of files above 64 MiB, 256 evenly spaced samples of 64 KiB are hashed,
-    the first and the last bytes among them (an npz file ends with the checksums of all its members), so that a suite of
-    gigabytes has its key in seconds."""
+    """Name, size and SHA-256 of a local file; above 64 MiB, of 256 evenly spaced samples of 64 KiB, with the first and
+    the last bytes (an npz file ends with its members' checksums): a suite of gigabytes has its key in seconds."""
     size = path.stat().st_size
     state = hashlib.sha256()
     with path.open("rb") as file:

@@ -37,16 +37,13 @@ _SAELENS_FORMAT = "6.0.0"
 
 
 class Sae:
-    """One layer's SAE. Its file is fetched and opened when weights are first asked for, and never held whole. Weights
-    that are read are checked to be finite; see `check_file` for those that are not. `open_weights` finds its arrays,
-    `is_here` says whether that needs no download."""
+    """One layer's SAE. Its file is fetched and opened (`open_weights`) when weights are first asked for, and never held
+    whole; what is read is checked to be finite. `is_here` says whether opening it needs no download."""
 
     def __init__(
         self, spec: SaeSpec, open_weights: Callable[[], SaeWeights], *, is_here: Callable[[], bool] = lambda: True
     ) -> None:
-        self.spec = spec
-        self._open = open_weights
-        self._is_here = is_here
+        self.spec, self._open, self._is_here = spec, open_weights, is_here
 
     @cached_property
     def _weights(self) -> SaeWeights:
@@ -59,9 +56,8 @@ class Sae:
         return weights
 
     def check_file(self) -> None:
-        """SaeError where the file is here and is truncated or malformed, or holds NaN or infinity. Headers are compared
-        with its size, shapes with each other. Biases and thresholds are read, and in SAEs of up to 64 MiB (float32)
-        encoder and decoder too."""
+        """SaeError where the file is here and is truncated or malformed, or holds NaN or infinity in biases or
+        thresholds, or, in SAEs of up to 64 MiB (float32), in encoder or decoder."""
         if self._is_here():
             self._weights.check()
             if 8 * self.spec.d_model * self.spec.d_sae <= _CHECKED_BYTES:
@@ -73,9 +69,8 @@ class Sae:
         chosen = tuple(int(index) for index in indices)
         for index in chosen:
             if not 0 <= index < self.spec.d_sae:
-                raise SaeError(
-                    f"layer {self.spec.layer} has features 0 to {self.spec.d_sae - 1}, not {index} ({self.spec.source})"
-                )
+                there = f"layer {self.spec.layer} has features 0 to {self.spec.d_sae - 1}"
+                raise SaeError(f"{there}, not {index} ({self.spec.source})")
         rows = self._feature_rows(chosen)
         if self.spec.activation != "topk":
             return rows
@@ -90,10 +85,8 @@ class Sae:
     def encoder_blocks(self, size: int) -> Iterator[FeatureRows]:
         """The dictionary in order, at most `size` features at a time; SaeError for a TopK dictionary."""
         if self.spec.activation == "topk":
-            raise SaeError(
-                f"layer {self.spec.layer} has a TopK dictionary ({self.spec.source}): a block of it cannot "
-                "be encoded without the rest; use dense() or rows()"
-            )
+            topk = f"layer {self.spec.layer} has a TopK dictionary ({self.spec.source})"
+            raise SaeError(f"{topk}: a block of it cannot be encoded without the rest; use dense() or rows()")
         return (self._feature_rows(block) for block in _blocks(self.spec.d_sae, size))
 
     def dense(self) -> DenseSae:
@@ -148,16 +141,9 @@ class DenseSae(Features):
 
     def sae(self, *, identity: str | None = None) -> Sae:
         """This SAE behind the interface of one on disk. `identity` is the key of its content; default: `digest`."""
-        d_model, d_sae = self.w_enc.shape
-        spec = SaeSpec(
-            layer=self.layer,
-            d_model=d_model,
-            d_sae=d_sae,
-            activation=self.activation,
-            k=self.k,
-            source="memory",
-            identity=identity or f"memory:{self.digest()}",
-        )
+        sizes = {"d_model": self.w_enc.shape[0], "d_sae": self.w_enc.shape[1]}
+        key = identity or f"memory:{self.digest()}"
+        spec = SaeSpec(layer=self.layer, **sizes, activation=self.activation, k=self.k, source="memory", identity=key)
         name = f"layer {self.layer} in memory"
         arrays = Arrays(name, {key: memory_array(name, key, tensor) for key, tensor in self.tensors.items()})
         return Sae(spec, lambda: SaeWeights.of(arrays, Convention(self.activation, self.k)))

@@ -92,10 +92,9 @@ def _spans(numbers: Sequence[int]) -> str:
     """`0–25`, or `0–3, 7, 9–11`."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
+        if not parts or number != parts[-1][-1] + 1:
+            parts.append([])
+        parts[-1].append(number)
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts)
 
 
@@ -167,13 +166,13 @@ class Suite(Mapping[int, Sae]):
     def check(self, *, d_model: int, n_layers: int) -> None:
         """SaeError where an SAE's configuration does not fit a model; no weight is read or downloaded."""
         for spec in self.specs:
-            wrong = ""
             if spec.d_model != d_model:
                 wrong = f"reads residuals of width {spec.d_model}, but the model's are {d_model}"
             elif spec.layer >= n_layers:
                 wrong = f"sits on layer {spec.layer}, but the model has 0 to {n_layers - 1}"
-            if wrong:
-                raise SaeError(f"{spec.source} {wrong}; choose SAEs that were trained on this model or its base")
+            else:
+                continue
+            raise SaeError(f"{spec.source} {wrong}; choose SAEs that were trained on this model or its base")
 
     def check_files(self) -> None:
         """`Sae.check_file` of every layer, so that damage shows before anything is computed."""
@@ -190,9 +189,8 @@ def load_saes(
     average_l0: float | None = None,
     revision: str | None = None,
 ) -> Suite:
-    """The SAEs of a model, checked to fit it; of one that is given by its hub id, not checked. Raises InputError:
-    `source` is not given and the model has no preset; or as in `load_suite`; SaeError: as in `load_suite`, or the SAEs
-    do not fit the model.
+    """The SAEs of a model, checked to fit it; of one that is given by its hub id, not checked. Raises as `load_suite`
+    does; InputError too where there is neither `source` nor preset, SaeError where the SAEs do not fit the model.
 
     Args:
         source: as in `load_suite`, or a model that has a preset, for a fine-tune of it; default: the preset of `model`.

@@ -451,8 +451,9 @@ class Experiment:
     def _close_judges(self) -> dict[str, str]:
         """Free the judges of harm; what was asked of endpoints."""
         for judging in self.harm.values():
-            judging.close()
-        return {judging.reader.name: str(judging.usage) for judging in self._judging if judging.usage}
+            judging.reader.close()
+        readers = [judging.reader for judging in self._judging]
+        return {reader.name: str(reader.usage) for reader in readers if reader.usage}
 
     @property
     def _judging(self) -> tuple[CachedJudge, ...]:

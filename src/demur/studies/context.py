@@ -303,6 +303,6 @@ def run_study(
         try:
             result = context.completed(study.run(context))
         finally:
-            context.judging.close()
+            context.judging.reader.close()
         context.run.save_result(study.file, result.model_dump_json(indent=1))
     return result

@@ -91,10 +91,8 @@ class Layout:
     marker: str
     """Regular expression of the path of the one file that marks an SAE, or of its configuration."""
     describe: Callable[[SaeFiles, re.Match[str]], FoundSae | None]
-    """What names and configurations say of an SAE, given the match of `marker`; None: no SAE after all.
-
-    Raises HookError for an SAE of other activations than the residual stream's.
-    """
+    """What names and configurations say of an SAE, given the match of `marker`; None: no SAE after all. Raises
+    HookError for an SAE of other activations than the residual stream's."""
 
     def find(self, files: SaeFiles) -> list[FoundSae]:
         """All SAEs of this layout that read the residual stream; HookError where all are of other activations."""
@@ -114,9 +112,9 @@ LAYOUTS: Registry[Layout] = Registry(
     "demur.sae_layouts",
     "SAE layout",
     {
-        "gemma-scope": "demur.saes.layouts.gemma_scope:GEMMA_SCOPE",
-        "gemma-scope-2": "demur.saes.layouts.gemma_scope:GEMMA_SCOPE_2",
-        "llama-scope": "demur.saes.layouts.llama_scope:LLAMA_SCOPE",
+        "gemma-scope": "demur.saes.layouts.scope:GEMMA_SCOPE",
+        "gemma-scope-2": "demur.saes.layouts.scope:GEMMA_SCOPE_2",
+        "llama-scope": "demur.saes.layouts.scope:LLAMA_SCOPE",
         "saelens": "demur.saes.layouts.saelens:SAELENS",
         "saelens-registry": "demur.saes.layouts.saelens:SAELENS_REGISTRY",
     },

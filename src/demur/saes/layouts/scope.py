@@ -1,13 +1,20 @@
-"""Gemma Scope and Gemma Scope 2: one file per SAE, JumpReLU, nothing to fold."""
+"""Gemma Scope, Gemma Scope 2 and Llama Scope: one file per SAE, JumpReLU.
+
+Llama Scope's were trained on residuals scaled from their mean norm (in the hyperparameters) to `sqrt(d_model)`. The
+factor is folded into encoder, decoder and the one threshold as SAELens does, so that feature values agree with it.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 from pathlib import PurePosixPath
 
 from demur.errors import SaeError
-from demur.saes.layouts import Config, FoundSae, HookError, Layout, SaeFiles, residual_layer, width_number
+from demur.saes._canonical import Convention, SaeWeights, width_number
+from demur.saes._files import Arrays
+from demur.saes.layouts import Config, FoundSae, HookError, Layout, SaeFiles, residual_layer
 
 _RELEASE = re.compile(r"gemma-scope-(\w+)-(?:pt|it)-(\w+)")
 _D_MODEL = {"2b": 2304, "9b": 3584, "27b": 4608}
@@ -36,9 +43,8 @@ def _describe(files: SaeFiles, match: re.Match[str]) -> FoundSae:
 def _describe_2(files: SaeFiles, match: re.Match[str]) -> FoundSae:
     site = match["site"] or PurePosixPath(files.name).name
     if not site.startswith("resid_post"):
-        raise HookError(
-            f"{files.name}/{match[0]} is of {site}; demur needs the SAEs under resid_post_all or resid_post"
-        )
+        where = f"{files.name}/{match[0]} is of {site}"
+        raise HookError(f"{where}; demur needs the SAEs under resid_post_all or resid_post")
     layer, d_sae = int(match["layer"]), width_number(match["width"])
     d_model = _d_model(files, match[0], _RELEASE_2.search(files.name), _D_MODEL_2)
     average_l0 = partial(_average_l0, files, match, layer)
@@ -67,3 +73,32 @@ GEMMA_SCOPE_2 = Layout(
     _describe_2,
 )
 """`resid_post_all` has every layer, `resid_post` a few layers at more widths and sparsities."""
+
+
+def _describe_llama(files: SaeFiles, match: re.Match[str]) -> FoundSae:
+    config = files.config(match[0])
+    hook = config.text("hook_point_in")
+    layer = residual_layer(hook, config.file)
+    if config.get("hook_point_out") not in (None, hook):
+        raise HookError(f"{config.file} is a transcoder to {config.get('hook_point_out')}; demur needs SAEs")
+    if config.get("act_fn") not in (None, "jumprelu"):
+        raise SaeError(f"{config.file}: act_fn is {config.get('act_fn')!r}; Llama Scope's SAEs are jumprelu")
+    d_model, d_sae = config.integer("d_model"), config.integer("d_sae")
+    scale = math.sqrt(d_model) / config.number("dataset_average_activation_norm.in")
+    convention = Convention(
+        centred=bool(config.get("apply_decoder_bias_to_pre_encoder")),
+        scale=scale,
+        threshold=config.number("jump_relu_threshold") * scale,
+    )
+    weights = f"{match[1] or ''}checkpoints/final.safetensors"
+    return FoundSae(files, weights, layer, convention, d_model, d_sae, hook, read=_read_llama)
+
+
+def _read_llama(arrays: Arrays, convention: Convention) -> SaeWeights:
+    encoder, decoder = arrays["encoder.weight"], arrays["decoder.weight"].T
+    return SaeWeights(arrays.file, encoder, decoder, arrays["encoder.bias"], arrays["decoder.bias"], convention)
+
+
+LLAMA_SCOPE = Layout(
+    "Llama Scope (hyperparams.json + checkpoints/final.safetensors)", r"(.*/)?hyperparams\.json", _describe_llama
+)
