@@ -41,11 +41,10 @@ def task_identity(task: str | Path) -> dict[str, object]:
     there is no such file or folder.
 
     Returns:
-        `harness`: the installed version (None: not installed). `task`: the name, or the last part of the path. For a
-        path also `files`, name → content of the files beside it (for a group or a folder, of those in subfolders too),
-        without caches of data; and `elsewhere`, [name, content] of the files in other places that the YAML names:
-        included files, modules, data. Content is the SHA-256 (hex), or size (bytes) and time of change (ns) of files
-        that are larger than 200 MiB or cannot be read.
+        `harness`: the installed version or None. `task`: the name, or the last part of the path. For a path also
+        `files`, name → content of the files beside it (for a group or folder, in subfolders too) but caches of data;
+        and `elsewhere`, [name, content] of included files, modules and data in other places. Content is the SHA-256
+        (hex), or size (bytes) and time of change (ns) of files that are larger than 200 MiB or cannot be read.
     """
     try:
         harness = metadata.version("lm_eval")

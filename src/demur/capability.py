@@ -1,7 +1,7 @@
 """Capability under intervention: tasks of lm-evaluation-harness, run on a model that is already loaded.
 
-The harness builds the prompts, calls the model and scores the answers. demur keeps the intervention installed while it
-does, so the clean model's numbers are the harness's own. Importing this module imports neither torch nor the harness.
+The harness does all but intervene, so the clean model's numbers are its own. Importing this module imports neither
+torch nor the harness.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ _EXPECTED = ("`pretrained` model kwarg is not of type", "Passed an already-initi
 
 
 class CapabilityRow(Value):
-    """One number of lm-evaluation-harness, and what it was measured on. `task`, `metric`, `filter` and `version` are
-    the harness's own (`gsm8k`, `exact_match`, `strict-match`, 3). The value is in the metric's unit: a fraction for
-    accuracies. `stderr` is the harness's, None where it gives none."""
+    """One number of lm-evaluation-harness, in the metric's unit (a fraction for accuracies), and what it was measured
+    on. `task`, `metric`, `filter`, `version` (`gsm8k`, `exact_match`, `strict-match`, 3) and `stderr` are its own."""
 
     task: str
     group: bool = False
@@ -75,20 +74,15 @@ class CapabilityRow(Value):
 
 
 def capability_change(before: CapabilityRow, after: CapabilityRow) -> Estimate:
-    """Mean of `after − before` over documents, paired, with a 95 % interval (normal, from the differences' spread).
-
-    Both rows answer the same questions, so this interval is mostly much narrower than the rows' own standard errors
-    suggest. Raises InputError: the rows are of different tasks, metrics, filters or questions, or hold no scores per
-    document.
-    """
+    """Mean of `after − before` over documents, paired, with a 95 % interval (normal, from the differences' spread),
+    mostly much narrower than the rows' standard errors suggest. Raises InputError: the rows are of different tasks,
+    metrics, filters or questions, or hold no scores per document."""
     names = [f"{row.task} {row.metric} ({row.filter})" for row in (before, after)]
     if names[0] != names[1]:
         raise InputError(f"{names[0]} cannot be compared with {names[1]}; give two rows of one task, metric and filter")
     if before.digest != after.digest:
-        raise InputError(
-            f"the two rows of {names[0]} were measured on different questions or prompts; measure both with the same "
-            "limit, seed, number of examples and chat template"
-        )
+        differ = f"the two rows of {names[0]} were measured on different questions or prompts"
+        raise InputError(f"{differ}; measure both with the same limit, seed, number of examples and chat template")
     if not before.scores or len(before.scores) != len(after.scores):
         raise InputError(f"{names[0]} has no score for each document, so its change cannot be paired")
     changes = [y - x for x, y in zip(before.scores, after.scores, strict=True)]
@@ -139,14 +133,8 @@ def measure_capability(
         loaded = [one for task in tasks for one in _load(task, model.name)]
         lm = _wrapped(model, batch_size)
     _check_loaded(loaded, shots)
-    asked = {
-        "limit": limit,
-        "system_instruction": model.chat.system_prompt if chat_template else None,
-        "apply_chat_template": chat_template,
-        "fewshot_as_multiturn": True,
-        "bootstrap_iters": _BOOTSTRAP,
-        "log_samples": True,
-    }
+    asked = {"limit": limit, "bootstrap_iters": _BOOTSTRAP, "log_samples": True, "apply_chat_template": chat_template}
+    asked |= {"system_instruction": model.chat.system_prompt if chat_template else None, "fewshot_as_multiturn": True}
     name = "none" if intervention is None else intervention.id
     rows: list[CapabilityRow] = []
     for done, one in enumerate(loaded, 1):
@@ -163,9 +151,8 @@ def measure_capability(
 def check_tasks(tasks: Sequence[str | Path]) -> None:
     """Refuse tasks that `measure_capability` could not find, before anything is computed; nothing is downloaded.
 
-    Of local tasks the YAML is read, and the data files that it names are looked for. Tasks of the harness are known by
-    name only: whether their data and the packages that they need are there shows when they are loaded. Raises
-    InputError: the extra is not installed, a task is unknown, a file is not there or no task.
+    Of local tasks the YAML is read, and the data files that it names are looked for; tasks of the harness are known by
+    name only. Raises InputError: the extra is not installed, a task is unknown, a file is not there or no task.
     """
     if tasks:
         _harness()
@@ -186,9 +173,8 @@ def _harness(part: str = "") -> Any:
             warnings.simplefilter("ignore")  # of what it imports
             return import_module(f"lm_eval{part}")
     except ImportError as error:
-        raise InputError(
-            f"capability is measured with lm-evaluation-harness; install it with: pip install 'demur[eval]' ({error})"
-        ) from error
+        way = "install it with: pip install 'demur[eval]'"
+        raise InputError(f"capability is measured with lm-evaluation-harness; {way} ({error})") from error
 
 
 def _wrapped(model: ChatModel, batch_size: int) -> Any:
@@ -197,15 +183,10 @@ def _wrapped(model: ChatModel, batch_size: int) -> Any:
 
     # As demur fills the template: no thinking, and a date that does not change by the day.
     template = {"thinking": False, "date_string": PINNED_DATE.strftime("%d %b %Y")}
-    return _harness(".models.huggingface").HFLM(
-        pretrained=model.hf,
-        tokenizer=copy.deepcopy(model.tokenizer),
-        backend="causal",
-        max_length=model.max_context,
-        batch_size=batch_size,
-        enable_thinking=False,
-        chat_template_args=template,
-    )
+    asked = {"backend": "causal", "max_length": model.max_context, "batch_size": batch_size, "enable_thinking": False}
+    tokenizer = copy.deepcopy(model.tokenizer)
+    hflm = _harness(".models.huggingface").HFLM
+    return hflm(pretrained=model.hf, tokenizer=tokenizer, chat_template_args=template, **asked)
 
 
 class _Loaded(NamedTuple):
@@ -244,9 +225,8 @@ def _evaluate(lm: Any, one: _Loaded, asked: Mapping[str, Any]) -> Any:
         return _harness(".evaluator").evaluate(lm=lm, task_dict=one.tasks, **asked)
     except Exception as error:
         if is_out_of_memory(error):
-            raise ModelError(
-                f"the memory does not hold {lm.batch_size} rows of task {one.name}; lower the batch size"
-            ) from error
+            held = f"the memory does not hold {lm.batch_size} rows of task {one.name}"
+            raise ModelError(f"{held}; lower the batch size") from error
         if isinstance(error, AssertionError | ValueError) and not isinstance(error, DemurError):
             raise InputError(f"task {one.name} cannot be measured on this model: {error}") from error
         raise
@@ -302,10 +282,10 @@ def _digest(results: Mapping[str, Any], name: str) -> str:
     scoring = [config.get(key) for key in ("output_type", "repeats", "filter_list", "metric_list", "process_results")]
     asked = [[s["doc_hash"], s["target_hash"], s["arguments"]] for s in samples if s["filter"] == samples[0]["filter"]]
 
-    # Functions and classes print an address.
-    text = json.dumps(
-        [scoring, asked], default=lambda it: getattr(it, "__qualname__", str(it)), sort_keys=True, ensure_ascii=False
-    )
+    def named(it: object) -> str:  # Functions and classes print an address.
+        return getattr(it, "__qualname__", str(it))
+
+    text = json.dumps([scoring, asked], default=named, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -321,9 +301,8 @@ def _find(task: str | Path, model: str | None = None) -> tuple[Any, list[str], P
     path = local_path(task)
     # The harness finds a task by its file alone, but a group by its name among the files beside it.
     folder = path if path is None or path.is_dir() else path.parent if is_group(path) else None
-    manager = _harness(".tasks").TaskManager(
-        include_path=folder, include_defaults=False, metadata=model and {"pretrained": model}
-    )
+    options = {"include_path": folder, "include_defaults": False, "metadata": model and {"pretrained": model}}
+    manager = _harness(".tasks").TaskManager(**options)
     places = {name: entry.yaml_path for name, entry in manager.task_index.items() if entry.yaml_path}
     if path is None:
         if task not in _built_in():

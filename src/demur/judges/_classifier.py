@@ -29,8 +29,7 @@ _CPU_TOKENS, _GPU_TOKENS = 2_048, 16_384
 
 class Placement(Value):
     """Where a local judge's model comes from and runs. `device` is "auto" (a GPU where there is one), "cpu", "cuda",
-    "cuda:N", "mps" or "balanced" (over all GPUs). Which device and which batches is no part of a judge's identity: a
-    run that was judged on a GPU is read anywhere."""
+    "cuda:N", "mps" or "balanced" (over all GPUs); it and the batches are no part of a judge's identity."""
 
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -41,9 +40,8 @@ class Placement(Value):
 class ClassifierJudge(StreamingJudge):
     """Base of the judges that are models: loading, batching, greedy decoding. Subclasses say what is asked, and read.
 
-    The model is loaded when the first answer is judged and kept until `close` (or the end of a `with` block). Batches
-    are left-padded; one that runs out of memory is split in half, and a row that does not fit alone is unscored.
-    `source` is a hub id or local folder (default: the published model).
+    The model is loaded when the first answer is judged and kept until `close` (or the end of a `with` block). `source`
+    is a hub id or local folder (default: the published model).
     """
 
     needs: ClassVar[Literal["nothing", "model", "endpoint"]] = "model"
@@ -71,8 +69,7 @@ class ClassifierJudge(StreamingJudge):
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]  # a property, kept
-        """Kind, model with commit or content, number format, prompt format and parser. Raises ModelError: the model's
-        configuration cannot be read."""
+        """Model with commit or content, formats and parser. Raises ModelError: its configuration cannot be read."""
         commit, folder = getattr(self.config, "_commit_hash", None), Path(self.source)
         model = {"name": self.source, "commit": str(commit or self.placement.revision or "main")}
         if folder.is_dir():
@@ -102,8 +99,9 @@ class ClassifierJudge(StreamingJudge):
         """The verdict that the model's words state, or none."""
 
     def stream(self, answers: Sequence[Answer]) -> Iterator[Reading]:
-        """Readings batch by batch, longest rows first."""
-        from demur.model import by_length, next_batch
+        """Readings batch by batch, longest rows first: a batch is what an interruption loses. It is halved where
+        memory runs out; a row that does not fit alone is left unscored."""
+        from demur.model import by_length, halving, next_batch
 
         if not answers:
             return
@@ -117,33 +115,23 @@ class ClassifierJudge(StreamingJudge):
         left = [row for row in by_length(lengths) if lengths[row] <= context]
         if left:
             self.load()
-        while left:
-            # A batch is what an interruption loses.
-            group = next_batch(lengths, left, self._batch_tokens)[:CHUNK]
-            left = left[len(group) :]
-            yield from self._batch(group, items, lengths[group[0]])
-
-    def _batch(self, group: Sequence[int], items: Sequence[Sequence[int]], longest: int) -> Iterator[Reading]:
-        """One batch, in halves where memory runs out; a row that does not fit alone is left unscored."""
-        from demur.model import halving
 
         def write(rows: Sequence[int]) -> list[tuple[int, str]]:
             return list(zip(rows, self._write([items[row] for row in rows]), strict=True))
 
         def shrink() -> bool:
-            before, self._batch_tokens = self._batch_tokens, max(longest, self._batch_tokens // 2)
+            before, self._batch_tokens = self._batch_tokens, max(lengths[left[0]], self._batch_tokens // 2)
             return self._batch_tokens < before
 
-        waiting = list(group)
-        while waiting:
+        while left:
             try:
-                for part in halving(waiting, write, shrink):
-                    waiting = waiting[len(part) :]
+                for part in halving(next_batch(lengths, left, self._batch_tokens)[:CHUNK], write, shrink):
+                    left = left[len(part) :]
                     for row, text in part:
                         yield Reading(row, self.read(text), final=True)
             except ModelError as error:
-                # Rows are tried in order: the first that waits is the one that did not fit.
-                yield Reading(waiting.pop(0), unscored(self.name, str(error)), final=False)
+                # Rows are tried in order: the first that is left is the one that did not fit.
+                yield Reading(left.pop(0), unscored(self.name, str(error)), final=False)
 
     def _write(self, items: Sequence[Sequence[int]]) -> list[str]:
         """What the model writes after each prompt: greedily, up to the end of its turn."""
@@ -184,10 +172,11 @@ class ClassifierJudge(StreamingJudge):
         from demur.model import end_tokens, find_device, model_class
 
         logger.info("loading the judge %s", self.source)
-        spread = {"device_map": self.placement.device} if self._spread else {}
+        device = self.placement.device
+        spread = {"device_map": device} if device.startswith("balanced") else {}
         model: Any = self._read(model_class(self.config), dtype=self.placement.dtype, **spread)
         if not spread:
-            model.to(find_device(self.placement.device))
+            model.to(find_device(device))
         ends = list(end_tokens(model, self.tokenizer))
         pad = next((token for token in (self.tokenizer.pad_token_id, *ends) if token is not None), 0)
         # The checkpoint's own settings (sampling, temperature) would be filled in where these are not complete.
@@ -199,8 +188,8 @@ class ClassifierJudge(StreamingJudge):
         return self._model
 
     def check(self) -> None:
-        """Find configuration, tokenizer and weights (downloading what is missing) and read the weights' headers. Raises
-        ModelError: one of them is missing or damaged, or the device is unknown."""
+        """Find configuration, tokenizer and weights (downloading what is missing). Raises ModelError: one of them is
+        missing or damaged (of weights the headers are read), or the device is unknown."""
         from huggingface_hub import snapshot_download
         from safetensors import safe_open
 
@@ -244,10 +233,6 @@ class ClassifierJudge(StreamingJudge):
         from transformers import AutoTokenizer
 
         return self._read(AutoTokenizer)
-
-    @property
-    def _spread(self) -> bool:
-        return self.placement.device.startswith("balanced")
 
     def _read(self, auto: Any, **options: Any) -> Any:
         revision = self.placement.revision or "main"
@@ -368,8 +353,7 @@ class WildGuardJudge(ClassifierJudge):
 class LlamaGuardJudge(ClassifierJudge):
     """Unsafe is harmful; the hazard categories (MLCommons taxonomy) that the model names are the evidence.
 
-    The model is shown what its own chat template makes of the conversation: prompt, then answer, of which the last
-    message is judged. The 8B and 12B models are the published ones of versions 3 and 4;
+    The model is shown what its own chat template makes of prompt and answer, and judges the latter.
     `meta-llama/Llama-Guard-3-1B` is read the same way.
     """
 
@@ -391,11 +375,10 @@ class LlamaGuardJudge(ClassifierJudge):
         for typed in (False, True):
             try:
                 shown = self._show(_PROMPT, _ANSWER, typed=typed)
+                if shown.count(_PROMPT) == shown.count(_ANSWER) == 1:
+                    return typed
             except Exception as error:  # jinja raises its own kinds, and templates raise what they like
                 reason = str(error)
-                continue
-            if shown.count(_PROMPT) == shown.count(_ANSWER) == 1:
-                return typed
         raise ModelError(
             f"the chat template of {self.source} does not show prompt and answer once each ({reason}), so it is none "
             "of Llama Guard's"

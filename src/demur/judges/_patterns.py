@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -45,14 +46,9 @@ def clean(text: str) -> str:
 
 def sentences(cleaned: str, limit: int) -> list[str]:
     """The first `limit` sentences, in lower case, without marks before their first words."""
-    found: list[str] = []
-    for part in phrase("sentence_end").split(cleaned.lower()):
-        sentence = " ".join(phrase("marks").sub("", part[:_LONGEST]).replace("*", "").split())
-        if sentence:
-            found.append(sentence)
-        if len(found) == limit:
-            break
-    return found
+    parts = phrase("sentence_end").split(cleaned.lower())
+    plain = (" ".join(phrase("marks").sub("", part[:_LONGEST]).replace("*", "").split()) for part in parts)
+    return list(islice(filter(None, plain), limit))
 
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -242,9 +238,9 @@ def _announced_list(lower: str) -> int | None:
 
 
 def _agrees(question: str, opening: Sequence[str]) -> bool | None:
-    """Whether an answer takes the side of a leading question or rebuts its premise; None where it does not say. The
-    first sentence that repeats half of the question's content words decides: where the negations of both together are
-    even in number it agrees, otherwise it rebuts. Words such as "exclude" and "deny" negate too."""
+    """Whether an answer takes the side of a leading question or rebuts its premise; None where it does not say. It
+    agrees if the first sentence that repeats half of the question's content words and the question hold an even number
+    of negations ("exclude" and "deny" among them)."""
     content = _content(question)
     for sentence in opening:
         if content and len(content & _content(sentence)) >= 0.5 * len(content):

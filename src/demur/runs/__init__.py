@@ -1,8 +1,19 @@
 """Run folders: a manifest, and stages that resume and never overwrite one another."""
 
-from demur.runs._files import JSON, as_toml, hash_of, to_json, write_text
 from demur.runs._run import Manifest, Run, RunView, Session, StageCount, StageRef, read_run
-from demur.runs._stage import Codec, KindOf, Stage, StageFolder, key_versions, stage_key
+from demur.runs._stage import (
+    JSON,
+    Codec,
+    KindOf,
+    Stage,
+    StageFolder,
+    as_toml,
+    hash_of,
+    key_versions,
+    stage_key,
+    to_json,
+    write_text,
+)
 
 __all__ = [
     "JSON", "Codec", "KindOf", "Manifest", "Run", "RunView", "Session", "Stage", "StageCount", "StageFolder",

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_origin
 
-from filelock import BaseFileLock
+from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import BaseModel, Field, ValidationError
 
 from demur.errors import RunError
-from demur.runs._files import (
+from demur.runs._stage import (
     JSON,
-    LOCK_FILES,
     TEMPORARY,
+    Kind,
+    KindOf,
+    Stage,
+    StageFolder,
     hash_of,
-    lock_folder,
+    installed,
+    now,
     remove_temporaries,
     to_json,
     without_secrets,
     write_text,
 )
-from demur.runs._stage import Kind, KindOf, Stage, StageFolder, installed, now
 from demur.types import Value
 
 MANIFEST = "manifest.json"
+_LOCK_FILES = (".lock", ".writer")
+"""The lock, and who holds it. (Two files: some systems cannot read a locked one.)"""
 _PACKAGES = "demur torch transformers tokenizers safetensors huggingface-hub numpy scipy sae-lens"
 
 Progress = Callable[[int, int], None]
@@ -47,10 +53,9 @@ class StageRef(Value):
 class Session(Value):
     """One time that a `command` of `demur` was run on this folder.
 
-    `config` is what was asked. `inputs` maps an input (a prompt set, say) to the hash of its content, `identities` the
-    model and the SAEs to where they are from, their revision and hashes, `versions` packages to those installed. Times
-    are UTC, ISO 8601; `finished` is None while running, and for good after an interruption. `files` are the results
-    that it wrote at the top of the run folder. Secrets are blotted out.
+    `config` is what was asked, `inputs` maps a prompt set, say, to the hash of its content, `identities` the model and
+    the SAEs to source, revision and hashes, `versions` packages to those installed. Times are UTC, ISO 8601; `finished`
+    stays None after an interruption. `files` are its results at the top of the folder. Secrets are blotted out.
     """
 
     config: dict[str, Any]
@@ -119,9 +124,8 @@ def _prompt_id(row: Any) -> str:
 
 @dataclass(eq=False)
 class Run:
-    """A run folder that this process writes. Use as a context manager, or call `close`. Leaving the `with` block
-    without an exception marks the session as finished, the last of `manifest`. `counters`: name of a stage → what was
-    found and what was made, each stage counted once."""
+    """A run folder that this process writes, until `close` or the end of a `with` block, which marks the session as
+    finished unless it raises. `counters`: name of a stage → what was found and made, each stage counted once."""
 
     folder: Path
     manifest: Manifest
@@ -139,21 +143,13 @@ class Run:
         command: str = "study",
         seeds: Mapping[str, int] | None = None,
     ) -> Run:
-        """Take hold of a run folder, made if it is new, and record this session in its manifest.
-
-        A folder that holds a run is resumed: stages whose key is the same are found as they were left, others get
-        folders of their own beside them. Raises RunError: the folder cannot be written, holds something else, or is in
-        use by another process.
-
-        Args:
-            folder: of the run.
-            config: what was asked, as JSON data; tokens, keys and passwords in it are not written.
-            command: of `demur`, that asks it; a folder may hold several studies.
-            seeds: purpose → seed.
-        """
+        """Take hold of a run folder, made if it is new, and record this session in its manifest. Stages of the same key
+        are found as they were left, others get folders beside them. `config` is what the `command` of `demur` asks, as
+        JSON data; secrets in it are not written. `seeds`: purpose → seed. Raises RunError: the folder cannot be
+        written, holds something else, or is in use by another process."""
         folder = Path(folder)
         plain = cast("dict[str, Any]", without_secrets(to_json(config, "config")))
-        lock = lock_folder(folder)
+        lock = _lock_folder(folder)
         try:
             session = Session(
                 config=plain,
@@ -187,10 +183,8 @@ class Run:
         *,
         progress: Progress | None = None,
     ) -> Kind:
-        """A value that is computed once for each set of dependencies, then read from the run folder.
-
-        What is returned was read back from disk, so that a resumed run goes on with exactly what the first one had.
-        Raises RunError: a dependency has no JSON form, the folder cannot be written, or what it holds is damaged.
+        """A value that is computed once for each set of dependencies, and always read back from the run folder. Raises
+        RunError: a dependency has no JSON form, the folder cannot be written, or what it holds is damaged.
 
         Args:
             name: of the stage: lower-case letters, digits, `_`, `-`.
@@ -262,9 +256,8 @@ class Run:
             self.counters[stage.name] = StageCount(before.found + found, before.made + made)
 
     def stage(self, name: str, depends: Mapping[str, object]) -> Stage:
-        """The stage `name` for exactly these dependencies, new or as an earlier session left it. For what `cached` and
-        `mapped` do not cover: a journal that is read while it is written. Raises RunError: a dependency has no JSON
-        form, or the folder cannot be written."""
+        """The stage `name` for exactly these dependencies, new or as an earlier session left it: a journal that is read
+        while it is written. Raises RunError: a dependency has no JSON form, or the folder cannot be written."""
         stage = Stage.open(self.folder / "stages", name, depends)
         if stage.key in self._stages:
             return self._stages[stage.key]
@@ -275,8 +268,7 @@ class Run:
 
     def save_result(self, filename: str, text: str) -> Path:
         """Write a result at the top of the run folder, whole or not at all, and give its path. What the same command
-        wrote there for another configuration is kept beside it: `study.json` becomes `study-HASH.json`, with the first
-        eight characters of that configuration's hash (`config_hash` in the manifest)."""
+        wrote there for another configuration stays: `study.json` as `study-HASH.json` (8 digits of `config_hash`)."""
         path = self.folder / filename
         latest = self.manifest.latest
         earlier = [s for s in self.manifest.sessions[:-1] if s.command == latest.command and filename in s.files]
@@ -309,12 +301,30 @@ class Run:
         self.close(finished=kind is None)
 
 
+def _lock_folder(folder: Path) -> BaseFileLock:
+    """Make the folder, if it is new, and take the right to write it, which ends with this process at the latest."""
+    path, writer = (folder / name for name in _LOCK_FILES)
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        writer.write_text(f"process {os.getpid()}")
+    except Timeout:
+        holder = writer.read_text() if writer.is_file() else "another process"
+        raise RunError(f"{folder} is being written by {holder}; wait, or choose another folder") from None
+    except (OSError, NotImplementedError) as error:
+        lock.release()
+        why = getattr(error, "strerror", None) or error
+        raise RunError(f"the run folder {folder} cannot be written: {why}; choose another with --out") from error
+    return lock
+
+
 def _earlier_sessions(folder: Path) -> tuple[Session, ...]:
     """The sessions of the run that `folder` holds; none for an empty folder."""
     remove_temporaries(folder)
     if (folder / MANIFEST).exists():
         return read_run(folder).manifest.sessions
-    others = [p.name for p in folder.iterdir() if p.name not in LOCK_FILES and not p.name.startswith(TEMPORARY)]
+    others = [p.name for p in folder.iterdir() if p.name not in _LOCK_FILES and not p.name.startswith(TEMPORARY)]
     if others:
         raise RunError(f"{folder} holds {others[0]!r} but no run; choose an empty or new folder with --out")
     return ()

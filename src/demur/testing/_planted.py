@@ -1,12 +1,10 @@
 """A model and dictionary built by hand, whose causal features are known; `docs/explanation/planted.md` tells how.
 
-The model is a Llama whose circuit is written down, not learned. Everything is stated in a basis of named axes and then
-turned by one random rotation, so that no coordinate of the residual but the first means anything by itself. Two devices
-make a real transformer block compute what is written:
+The model is a Llama whose circuit is stated in a basis of named axes, then turned by one random rotation, so that no
+coordinate of the residual but the first means anything by itself. Two devices make a real block compute it:
 
 - A constant of size `CONSTANT` on the first axis, which is not turned, dominates the norm of the residual: RMSNorm is
-  the identity up to a factor within a few parts in a hundred thousand of 1. Real models have such an outlier coordinate
-  too.
+  the identity up to a few parts in a hundred thousand. Real models have such an outlier coordinate too.
 - The MLP's activation is ReLU and its up-projection reads the constant: unit j is `relu(w_j · x + b_j)`.
 """
 
@@ -254,13 +252,11 @@ class Planted:
         model: a `LlamaForCausalLM`, float32, on the CPU, in evaluation mode.
         tokenizer: with Gemma 2's chat template; adds BOS by default, pads on the left.
         suite: a JumpReLU dictionary of 48 features for each of its 4 layers.
-        harmful: 64 prompts it refuses, 16 of each of 4 categories.
-        harmless: 64 prompts it answers.
+        harmful, harmless: 64 prompts it refuses, 16 of each of 4 categories, and 64 it answers.
         over_refusal: 32 harmless prompts with one harm word, which it answers.
         truth: what each feature is.
         harm_of: category of a harmful prompt → the two harm features that fire on it.
-        refusal: its refusal, word for word.
-        compliance: its answer to everything else.
+        refusal, compliance: its refusal, and its answer to everything else, word for word.
         refusal_token, compliance_token: the first tokens of these.
         axes: where each named axis of the circuit points: unit vectors of length `d_model`.
     """
@@ -325,17 +321,9 @@ def _sae(layer: int, basis: Float[Tensor, "axis d_model"], generator: torch.Gene
     thresholds = torch.full((_D_SAE,), _FILLER_THRESHOLD)
     for index, name in enumerate(_order(layer)):
         if name:
-            rows[index] = basis[AXIS[name]]
-            thresholds[index] = _THRESHOLD
-    return DenseSae(
-        layer=layer,
-        w_enc=rows.T.contiguous(),
-        b_enc=torch.zeros(_D_SAE),
-        threshold=thresholds,
-        k=None,
-        w_dec=rows.clone(),
-        b_dec=CONSTANT * basis[AXIS["constant"]],
-    )
+            rows[index], thresholds[index] = basis[AXIS[name]], _THRESHOLD
+    b_enc, b_dec = torch.zeros(_D_SAE), CONSTANT * basis[AXIS["constant"]]
+    return DenseSae(layer, rows.T.contiguous(), b_enc, thresholds, w_dec=rows.clone(), k=None, b_dec=b_dec)
 
 
 def _harm_of() -> dict[str, frozenset[FeatureId]]:
@@ -352,8 +340,7 @@ _KINDS = {"": "filler", "refuse": "refusal", "aligned": "aligned_inert", "backup
 def _truth() -> Truth:
     found: dict[str, set[FeatureId]] = {field.name: set() for field in fields(Truth)}
     for layer in _KNOWN:
+        kinds = dict.fromkeys(HARM, "echo" if layer else "harm") | _KINDS
         for index, name in enumerate(_order(layer)):
-            harm = "harm" if layer == 0 else "echo"
-            kind = harm if name in HARM else _KINDS.get(name, "distractor")
-            found[kind].add(FeatureId(layer, index))
+            found[kinds.get(name, "distractor")].add(FeatureId(layer, index))
     return Truth(**{kind: frozenset(features) for kind, features in found.items()})

@@ -1,11 +1,10 @@
 """Tiny random models of the real classes, with tokenizers of the families' kinds and SAEs that fit, made offline.
 
-Their answers mean nothing. What is real is everything around the arithmetic: the classes and their configurations
-(soft-capping, sliding windows, grouped heads, tied embeddings, rotary variants), where the decoder layers sit, special
-tokens, templates, padding sides, generation defaults. The templates keep the traits that trip code up: Gemma and
-Llama 3 write BOS into the text, which their tokenizers add as well; Gemma 2 refuses a system message, Gemma 3 prepends
-it to the user's first one; Llama 3 writes today's date unless `date_string` is given; Qwen 2.5 inserts a system message
-of its own; Qwen 3 ends a prompt in an empty thought when `enable_thinking` is off.
+Their answers mean nothing; everything around the arithmetic is real: classes and configurations (soft-capping, sliding
+windows, grouped heads, tied embeddings, rotary variants), special tokens, templates, padding, generation defaults.
+Templates keep the traits that trip code up: Gemma and Llama 3 write BOS into the text, which their tokenizers add as
+well; Gemma 2 refuses a system message, Gemma 3 prepends it to the user's first one; Llama 3 writes today's date unless
+`date_string` is given; Qwen 2.5 inserts a system message; Qwen 3 ends in an empty thought if `enable_thinking` is off.
 """
 
 from __future__ import annotations
@@ -49,16 +48,9 @@ def tiny_model(
     """A random model of `family` and its tokenizer, in float32 on the CPU, in evaluation mode.
 
     Weights are scaled so that every block matters and different prompts get different next tokens. Equal arguments give
-    equal weights; the global random state is left alone. Raises InputError: unknown family, or `d_model` is not a
-    multiple of 8.
-
-    Args:
-        family: the real family to imitate.
-        seed: of the weights.
-        n_layers: decoder layers.
-        d_model: width of the residual stream, a multiple of 8.
-        context: longest sequence that the configuration admits, tokens.
-    """
+    equal weights; the global random state is left alone. `n_layers` are decoder layers, `d_model` the width of the
+    residual stream, `context` the tokens of the longest sequence. Raises InputError: unknown family, or `d_model` is
+    not a multiple of 8."""
     if family not in FAMILIES:
         raise InputError(f"unknown family {family!r}; choose one of {', '.join(FAMILIES)}")
     if d_model % 8:
@@ -163,12 +155,7 @@ def _sae(
     w_dec = torch.nn.functional.normalize(w_enc.T + noise, dim=-1)
     b_enc = -(mean @ w_enc)
     edge = (residual @ w_enc + b_enc).quantile(1 - _RATE, dim=0)
-    return DenseSae(
-        layer=layer,
-        w_enc=w_enc,
-        b_enc=b_enc - edge if activation == "relu" else b_enc,
-        threshold=edge if activation == "jumprelu" else None,
-        k=max(1, round(_RATE * d_sae)) if activation == "topk" else None,
-        w_dec=w_dec,
-        b_dec=mean,
-    )
+    b_enc = b_enc - edge if activation == "relu" else b_enc
+    threshold = edge if activation == "jumprelu" else None
+    k = max(1, round(_RATE * d_sae)) if activation == "topk" else None
+    return DenseSae(layer, w_enc, b_enc, threshold, w_dec, k, b_dec=mean)
