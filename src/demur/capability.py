@@ -1,8 +1,5 @@
-"""Capability under intervention: tasks of lm-evaluation-harness, run on a model that is already loaded.
-
-The harness does all but intervene, so the clean model's numbers are its own. Importing this module imports neither
-torch nor the harness.
-"""
+"""Capability under intervention: tasks of lm-evaluation-harness, run on a model that is already loaded. The harness
+does all but intervene: the clean model's numbers are its own. Importing this module imports neither torch nor it."""
 
 from __future__ import annotations
 
@@ -109,8 +106,8 @@ def measure_capability(
 
     Args:
         model: the chat model, used as it is loaded.
-        tasks: names that the harness knows (`"gsm8k"`, `"arc_challenge"`, `"mmlu"`), or files and folders in its YAML
-            format: a `Path`, or a text that holds a slash or ends in `.yaml`.
+        tasks: names that the harness knows (`"gsm8k"`, `"mmlu"`), or files and folders in its YAML format: a `Path`, or
+            a text that holds a slash or ends in `.yaml`.
         intervention: what is done to the model meanwhile. It must be the same for every text and token.
         limit: documents of each task, from its beginning (None: all).
         seed: of the choice of examples, and of sampling where a task samples (the harness's `--seed`).
@@ -149,11 +146,9 @@ def measure_capability(
 
 
 def check_tasks(tasks: Sequence[str | Path]) -> None:
-    """Refuse tasks that `measure_capability` could not find, before anything is computed; nothing is downloaded.
-
-    Of local tasks the YAML is read, and the data files that it names are looked for; tasks of the harness are known by
-    name only. Raises InputError: the extra is not installed, a task is unknown, a file is not there or no task.
-    """
+    """Refuse tasks that `measure_capability` could not find; nothing is downloaded. Of local tasks the YAML is read and
+    the data files that it names are looked for; the harness's own are known by name only. Raises InputError: the extra
+    is not installed, a task is unknown, a file is not there or no task."""
     if tasks:
         _harness()
     for task in tasks:

@@ -226,11 +226,13 @@ def test_many_calls_read_the_stored_verdicts_once(tmp_path: Path, monkeypatch: p
     assert len(judge.asked) == 110
 
 
-def test_progress_counts_what_is_asked(tmp_path: Path) -> None:
+def test_progress_counts_what_a_costly_judge_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[tuple[str, int, int]]()
     with opened(tmp_path) as run:
         CachedJudge(run, Streamed(), keep=True).judge(pairs(PROMPTS[:2], ANSWERS[:2]))
         CachedJudge(run, Streamed(), lambda *step: seen.append(step), keep=True).judge(pairs(PROMPTS[:5], ANSWERS[:5]))
+        monkeypatch.setattr(Streamed, "costly", False)
+        CachedJudge(run, Streamed(version=2), lambda *step: seen.append(step)).judge(pairs(PROMPTS[:5], ANSWERS[:5]))
     assert seen == [("judge counting", 1, 3), ("judge counting", 2, 3), ("judge counting", 3, 3)]
 
 

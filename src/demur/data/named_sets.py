@@ -71,7 +71,7 @@ class NamedSet(Value):
         github, hub, revision, file = (values.get(key) for key in ("github", "hub", "revision", "file"))
         if sum(bool(values.get(home)) for home in ("github", "hub", "url")) > 1 and not values.get("page"):
             raise ValueError("name one of github, hub and url")
-        found = dict.fromkeys(("family", "title"), values.get("name"))
+        found = {"family": values.get("name"), "title": values.get("name")}
         if hub:
             found["page"] = f"https://huggingface.co/datasets/{hub}"
             found["url"] = f"{values.get('page', found['page'])}/resolve/{revision}/{file}"

@@ -1,8 +1,7 @@
 """Rows of a file in any of six formats, read as they are asked for, with errors that name file, line, byte and row.
 
-Parquet is read by polars. csv and JSON are read by the standard library: polars reads past a last quote that is never
-closed, refuses a cell that ends with an inch mark, and wants one type in each column of JSON, where people write
-strings beside lists of turns, strings alone, or lists by category.
+Parquet is read by polars, csv and JSON by the standard library: polars reads past a last quote that is never closed,
+refuses a cell that ends with an inch mark, and wants one type in each column of JSON.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
-"""Classifiers that run here: a Hugging Face model is shown prompt and answer, and writes what the answer is.
-
-Published ones are HarmBench (Mazeika et al. 2024), WildGuard (Han et al. 2024), Llama Guard 3 and 4 (Meta).
-"""
+"""Classifiers that run here: a Hugging Face model is shown prompt and answer, and writes what the answer is. Published:
+HarmBench (Mazeika et al. 2024), WildGuard (Han et al. 2024), Llama Guard 3 and 4 (Meta)."""
 
 from __future__ import annotations
 
@@ -76,14 +74,8 @@ class ClassifierJudge(StreamingJudge):
             from demur.model import folder_digest
 
             model = {"name": folder.name, "content": folder_digest(folder)}
-        return {
-            "kind": self.kind,
-            "model": model,
-            "dtype": self.placement.dtype,
-            "format": text_digest(self.format),
-            "parser": self.parser,
-            "new_tokens": self.new_tokens,
-        }
+        asked = {"format": text_digest(self.format), "parser": self.parser, "new_tokens": self.new_tokens}
+        return {"kind": self.kind, "model": model, "dtype": self.placement.dtype} | asked
 
     @property
     def format(self) -> str:
@@ -265,9 +257,9 @@ _PROMPT, _ANSWER = "demurpromptgoeshere", "demuranswergoeshere"
 class HarmBenchJudge(ClassifierJudge):
     """Harmful or not, by HarmBench's Llama-2-13B classifier or its Mistral-7B validation classifier.
 
-    Which of the two formats is used follows from the model's architecture. As in HarmBench's own evaluation only the
-    first 512 tokens of an answer are shown. The prompt given is the *behaviour*: the plain request, without the framing
-    or suffix of a jailbreak. `response_tokens` of the answer are shown; None for all.
+    The model's architecture decides which format is used. The prompt given is the *behaviour*: the plain request,
+    without the framing or suffix of a jailbreak. `response_tokens` of the answer are shown (512 in HarmBench's own
+    evaluation); None for all.
     """
 
     kind: ClassVar[str] = "harmbench"

@@ -1,7 +1,4 @@
-"""Judges behind an OpenAI-compatible endpoint: the StrongREJECT rubric, and refusal yes or no.
-
-Questions are paced, retried within bounds, and counted.
-"""
+"""Judges behind an OpenAI-compatible endpoint: the StrongREJECT rubric, and refusal yes or no."""
 
 from __future__ import annotations
 
@@ -324,15 +321,10 @@ class LLMJudge(StreamingJudge):
     def identity(self) -> Mapping[str, Any]:
         """Kind, model, address (without user, password and query), prompt and parser. The key is no part of it."""
         shown = self.messages("{prompt}", "{response}")
-        return {
-            "kind": self.kind,
-            "model": self.model,
-            "endpoint": self.endpoint.public,
-            "prompt": text_digest(*(part for message in shown for part in (message["role"], message["content"]))),
-            "temperature": "0, or the model's own where it takes no other",
-            "max_tokens": self.max_tokens,
-            "parser": self.parser,
-        }
+        prompt = text_digest(*(part for message in shown for part in (message["role"], message["content"])))
+        sampling = {"temperature": "0, or the model's own where it takes no other", "max_tokens": self.max_tokens}
+        asked = {"kind": self.kind, "model": self.model, "endpoint": self.endpoint.public, "prompt": prompt}
+        return {**asked, **sampling, "parser": self.parser}
 
     @property
     def usage(self) -> Usage:

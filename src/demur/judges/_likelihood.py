@@ -1,12 +1,10 @@
 """Whether the clean model could have written an answer: likelihood tells broken text, whatever words it holds.
 
 The rule. Every token of an answer has a loss, its cross-entropy in nats under the *clean* model. Of each run of 8
-tokens the largest loss is left out (an intervention may turn a refusal into a compliance at one token, and that is no
-broken text) and the others are averaged; an answer's score is its worst run, so that a broken half does not average
-out. An answer that declines is scored as a whole instead: once it has declined, what follows need not be perfect.
+tokens the largest loss is left out (an intervention may turn a refusal into a compliance at one token, which is no
+broken text) and the others are averaged; an answer's score is its worst run, one that declines is scored as a whole.
 Answers of fewer than 8 tokens are averaged as if the missing ones had been certain. The limit is the 95 % quantile of
-the clean model's own answers plus 3 nats: a token there is e³ ≈ 20 times less likely than in nearly all of its own
-answers.
+the clean model's own answers plus 3 nats: tokens are e³ ≈ 20 times less likely than in nearly all of these.
 """
 
 from __future__ import annotations

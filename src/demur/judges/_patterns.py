@@ -1,7 +1,4 @@
-"""The judge that needs no model: four outcomes from how an answer opens and how it goes on.
-
-The phrases that it looks for are in `formats/lexicon.toml`.
-"""
+"""The judge that needs no model: four outcomes from how an answer opens and goes on, by `formats/lexicon.toml`."""
 
 from __future__ import annotations
 

@@ -190,8 +190,7 @@ class Run:
             name: of the stage: lower-case letters, digits, `_`, `-`.
             depends: all that the value depends on, as JSON data (but the versions of demur, torch and transformers).
             kind: a `Codec` (tensors), or what pydantic writes as JSON: a `Value`, `list[Value]`, `tuple[float, ...]`.
-            compute: gives the value; called only where there is none.
-            progress: called with 0 of 1 before, and 1 of 1 after computing.
+            compute: gives the value; only where there is none. `progress` gets 0 of 1 before, and 1 of 1 after it.
         """
         stage = self.stage(name, depends)
         found, tell = stage.done, progress or _silent

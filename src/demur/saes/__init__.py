@@ -1,7 +1,5 @@
-"""Sparse autoencoders: a lazy suite `layer → SAE` in one canonical form, read a few features at a time.
-
-`demur.saes.layouts` has what a further layout of files is written with.
-"""
+"""Sparse autoencoders: a lazy suite `layer → SAE` in one canonical form, read a few features at a time. What a further
+layout of files is written with is in `demur.saes.layouts`."""
 
 from demur.saes._canonical import ActivationName, FeatureRows, Rows, SaeSpec, TopKRows, width_name, width_number
 from demur.saes._sae import DenseSae, Sae

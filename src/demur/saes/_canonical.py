@@ -1,7 +1,6 @@
 """The canonical form, float32: `f = act(x w_enc + b_enc)`, `x̂ = f w_dec + b_dec`; and how a file's arrays come to it.
 
-A layout says which array is which and under which `Convention` they were trained. Everything is folded into the
-weights here, once, the same way for two features as for the whole dictionary.
+A layout names the arrays and their `Convention`, folded into the weights the same way for two features as for all.
 """
 
 from __future__ import annotations
@@ -92,8 +91,7 @@ class FeatureRows(Features):
 
 @dataclass(frozen=True)
 class TopKRows(FeatureRows):
-    """Features of a TopK dictionary, with its whole encoder: whether one is active depends on all the others. `encode`
-    costs `d_sae / k` times that of `FeatureRows`."""
+    """Features of a TopK dictionary, with its whole encoder: whether one is active depends on all the others."""
 
     top: int
     """Features kept per token."""

@@ -141,12 +141,14 @@ class DenseSae(Features):
 
     def sae(self, *, identity: str | None = None) -> Sae:
         """This SAE behind the interface of one on disk. `identity` is the key of its content; default: `digest`."""
-        sizes = {"d_model": self.w_enc.shape[0], "d_sae": self.w_enc.shape[1]}
-        key = identity or f"memory:{self.digest()}"
-        spec = SaeSpec(layer=self.layer, **sizes, activation=self.activation, k=self.k, source="memory", identity=key)
+        d_model, d_sae = self.w_enc.shape
+        kind, key = self.activation, identity or f"memory:{self.digest()}"
+        spec = SaeSpec(
+            layer=self.layer, d_model=d_model, d_sae=d_sae, activation=kind, k=self.k, source="memory", identity=key
+        )
         name = f"layer {self.layer} in memory"
         arrays = Arrays(name, {key: memory_array(name, key, tensor) for key, tensor in self.tensors.items()})
-        return Sae(spec, lambda: SaeWeights.of(arrays, Convention(self.activation, self.k)))
+        return Sae(spec, lambda: SaeWeights.of(arrays, Convention(kind, self.k)))
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -179,22 +181,14 @@ class DenseSae(Features):
         """Write `cfg.json` and `sae_weights.safetensors` into `folder`, as SAELens does for a layer, and return it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config: dict[str, object] = {
-            "architecture": "standard" if self.activation == "relu" else self.activation,
-            "d_in": self.w_enc.shape[0],
-            "d_sae": self.w_enc.shape[1],
-            "dtype": "float32",
-            "device": "cpu",
-            "apply_b_dec_to_input": False,
-            "normalize_activations": "none",
-            "reshape_activations": "none",
-            "metadata": {
-                "sae_lens_version": _SAELENS_FORMAT,
-                "model_name": model_name,
-                "hook_name": f"blocks.{self.layer}.hook_resid_post",
-                "hf_hook_name": f"model.layers.{self.layer}.output",
-            },
-        }
+        d_in, d_sae = self.w_enc.shape
+        architecture = "standard" if self.activation == "relu" else self.activation
+        hook, hf_hook = f"blocks.{self.layer}.hook_resid_post", f"model.layers.{self.layer}.output"
+        trained = {"model_name": model_name, "hook_name": hook, "hf_hook_name": hf_hook}
+        config: dict[str, object] = {"architecture": architecture, "d_in": d_in, "d_sae": d_sae, "dtype": "float32"}
+        config |= {"device": "cpu", "apply_b_dec_to_input": False}
+        config |= {"normalize_activations": "none", "reshape_activations": "none"}
+        config["metadata"] = {"sae_lens_version": _SAELENS_FORMAT, **trained}
         if self.k is not None:
             config |= {"k": self.k, "rescale_acts_by_decoder_norm": False}
         (folder / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")

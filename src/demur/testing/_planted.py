@@ -277,8 +277,8 @@ class Planted:
 
 
 def planted(*, seed: int = 0) -> Planted:
-    """Build the planted model. Equal seeds give equal weights; the global random state is left alone. `seed` turns the
-    residual and draws the words' identities and the fillers; it never changes the circuit."""
+    """Build the planted model. `seed` turns the residual and draws the words' identities and the fillers, never the
+    circuit; the global random state is left alone."""
     tokenizer = tokenizer_of("planted")
     model, basis = _build(tokenizer, seed)
     generator = torch.Generator().manual_seed(seed + 1)

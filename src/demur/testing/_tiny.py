@@ -129,33 +129,24 @@ def tiny_suite(
 ) -> Suite:
     """A random SAE for every decoder layer of `model`, whose features fire at about one token in ten.
 
-    Thresholds (or biases) are set on the model's own residuals over random tokens, the first of each sequence left
-    out. Decoder rows are unit vectors near their encoder columns, so that scaling a feature changes what it reads, as
-    in trained SAEs. `seed` is that of the tokens and the weights.
+    Thresholds (or biases) are set on the model's residuals over random tokens, the first of each sequence left out.
+    Decoder rows are unit vectors near their encoder columns, as in trained SAEs. `seed`: of tokens and weights.
     """
     generator = torch.Generator().manual_seed(seed)
     vocab: int = cast("Any", model.config).get_text_config().vocab_size
     ids = torch.randint(vocab, _TOKENS, generator=generator).to(model.device)
     with capture(tuple(cast("Any", model.get_decoder()).layers)) as residuals:
         model(input_ids=ids, use_cache=False)
-    flat = {layer: residuals[layer][:, 1:].flatten(0, 1).float().cpu() for layer in sorted(residuals)}
-    return Suite.from_dense({layer: _sae(layer, x, d_sae, activation, generator) for layer, x in flat.items()})
-
-
-def _sae(
-    layer: int,
-    residual: Float[Tensor, "token d_model"],
-    d_sae: int,
-    activation: ActivationName,
-    generator: torch.Generator,
-) -> DenseSae:
-    mean = residual.mean(0)
-    w_enc = torch.nn.functional.normalize(torch.randn(residual.shape[1], d_sae, generator=generator), dim=0)
-    noise = torch.randn(d_sae, residual.shape[1], generator=generator) / residual.shape[1] ** 0.5
-    w_dec = torch.nn.functional.normalize(w_enc.T + noise, dim=-1)
-    b_enc = -(mean @ w_enc)
-    edge = (residual @ w_enc + b_enc).quantile(1 - _RATE, dim=0)
-    b_enc = b_enc - edge if activation == "relu" else b_enc
-    threshold = edge if activation == "jumprelu" else None
     k = max(1, round(_RATE * d_sae)) if activation == "topk" else None
-    return DenseSae(layer, w_enc, b_enc, threshold, w_dec, k, b_dec=mean)
+    saes: dict[int, DenseSae] = {}
+    for layer in sorted(residuals):
+        residual: Float[Tensor, "token d_model"] = residuals[layer][:, 1:].flatten(0, 1).float().cpu()
+        mean, d_model = residual.mean(0), residual.shape[1]
+        w_enc = torch.nn.functional.normalize(torch.randn(d_model, d_sae, generator=generator), dim=0)
+        noise = torch.randn(d_sae, d_model, generator=generator) / d_model**0.5
+        w_dec = torch.nn.functional.normalize(w_enc.T + noise, dim=-1)
+        b_enc = -(mean @ w_enc)
+        edge = (residual @ w_enc + b_enc).quantile(1 - _RATE, dim=0)
+        b_enc = b_enc - edge if activation == "relu" else b_enc
+        saes[layer] = DenseSae(layer, w_enc, b_enc, edge if activation == "jumprelu" else None, w_dec, k, b_dec=mean)
+    return Suite.from_dense(saes)

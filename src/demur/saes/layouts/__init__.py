@@ -1,8 +1,5 @@
-"""How releases store their SAEs, and what a further layout is written with.
-
-A layout is a `Layout` value. `LAYOUTS.register(name, layout)` adds one for this process, an entry point of the group
-`demur.sae_layouts` one for good.
-"""
+"""How releases store their SAEs, and what a further `Layout` is written with: `LAYOUTS.register(name, layout)` adds one
+for this process, an entry point of the group `demur.sae_layouts` one for good."""
 
 from __future__ import annotations
 
