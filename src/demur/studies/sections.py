@@ -70,8 +70,8 @@ def _suppressed(result: CompareResult) -> str:
     harmless = result.effect("harmless", "suppress", MAIN)
     kept = "" if harmless is None or harmless.kept is None else fmt.rate_text(harmless.kept)
     return (
-        f"With {result.k} feature{'s' * (result.k != 1)} scaled by {fmt.short_number(row.strength)}, the model complies with "
-        f"{fmt.rate_text(row.compliance)} of {fmt.count_text(row.compliance)} harmful prompts (clean: "
+        f"With {result.k} feature{'s' * (result.k != 1)} scaled by {fmt.short_number(row.strength)}, the model "
+        f"complies with {fmt.rate_text(row.compliance)} of {fmt.count_text(row.compliance)} harmful prompts (clean: "
         f"{fmt.rate_text(clean.compliance)}), and {fmt.percent(row.incoherent.value)} of its answers are incoherent"
         f"{_against_controls(result, 'suppress')}."
         + (f" It still answers {kept} of the harmless prompts." if kept else "")
@@ -83,8 +83,9 @@ def _induced(result: CompareResult) -> str:
     if clean is None or row is None or not row.refusal.n:
         return ""
     return (
-        f"Set to {row.setting}, {'it makes the model' if result.k == 1 else 'they make it'} refuse {fmt.rate_text(row.refusal)} of {fmt.count_text(row.refusal)} "
-        f"harmless prompts (clean: {fmt.rate_text(clean.refusal)}){_against_controls(result, 'induce')}."
+        f"Set to {row.setting}, {'it makes the model' if result.k == 1 else 'they make it'} refuse "
+        f"{fmt.rate_text(row.refusal)} of {fmt.count_text(row.refusal)} harmless prompts "
+        f"(clean: {fmt.rate_text(clean.refusal)}){_against_controls(result, 'induce')}."
     )
 
 
