@@ -9,7 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from demur import data as _data
 from demur import saes as _saes
+from demur.errors import InputError
 from demur.method.direction import Direction
 from demur.method.interventions import Compiled, ScaleFeatures, SetFeatures, Where
 from demur.method.selection import mean_max_activations
@@ -18,9 +20,9 @@ from demur.saes import Suite
 from demur.studies import STUDIES
 from demur.studies.base import Study, StudyResult, data_frame
 from demur.studies.compare import run_comparison
-from demur.studies.config import CompareConfig, load_config
+from demur.studies.config import CompareConfig, StudyConfig, load_config
 from demur.studies.context import Context, open_context, run_study
-from demur.studies.inputs import Inputs, outcome_judge
+from demur.studies.inputs import Inputs, outcome_judge, read_splits
 from demur.studies.pipeline import Found, find
 from demur.studies.results import CompareResult
 from demur.types import FeatureSet, Splits
@@ -52,6 +54,23 @@ def load_saes(model: ChatModel, source: str | Path | None = None, **options: Any
     if source is None and is_bundled(model):
         source = _bundled().saes
     return _saes.load_saes(model, source, **options)
+
+
+Sources = str | Path | Sequence[str | Path]
+
+
+def load_prompts(harmful: Sources | None = None, harmless: Sources | None = None, **options: Any) -> Splits:
+    """Harmful and harmless prompts in four splits, from files or named sets, `SOURCE` or `SOURCE::COLUMN` (default: the
+    bundled model's). `options` are `n`, `seed` and, for sources, `test_harmful` and `test_harmless`.
+
+    Raises:
+        InputError: a source cannot be used or is missing, or too few prompts are left.
+    """
+    if harmful is None and harmless is None:
+        return read_splits(StudyConfig(**options))
+    if harmful is None or harmless is None:
+        raise InputError(f"no {'harmful' if harmful is None else 'harmless'} prompts are named; give both, or neither")
+    return _data.load_prompts(harmful, harmless, **options)
 
 
 def is_bundled(model: ChatModel) -> bool:
