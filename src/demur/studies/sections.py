@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from demur.capability import CapabilityRow, capability_change
 from demur.errors import InputError
@@ -141,7 +141,7 @@ def _compared(result: CompareResult) -> Iterator[Text]:
 
 def _summary(result: CompareResult) -> Table:
     """One row a method: what it suppresses, what it leaves alone, what it induces."""
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     for method in ("none", *result.labels):
         none = method == "none"
         row = result.effect("harmful", "none" if none else "suppress", method)
@@ -153,11 +153,11 @@ def _summary(result: CompareResult) -> Table:
         cells = (
             name_of(result, method, row.setting) + (f" ({row.sets} sets)" if row.sets > 1 else ""),
             fmt.count_text(row.compliance, unit=""),
-            fmt.rate_text(row.compliance),
+            row.compliance,
             fmt.percent(row.incoherent.value),
             fmt.percent(None if kept is None else kept.value),
             fmt.measure(None if row.side_effects is None else row.side_effects.ce_answers.value, 3),
-            fmt.rate_text(None if induced is None else induced.refusal),
+            None if induced is None else induced.refusal,
         )
         rows.append(cells)
     return Table.of(
@@ -190,13 +190,13 @@ def _effects(result: CompareResult, prompts: Prompts, kind: Kind, title: str) ->
         (
             name_of(result, row.method, row.setting) + (" *" if row.chosen else ""),
             fmt.count_text(row.refusal, unit=""),
-            fmt.rate_text(row.refusal),
-            fmt.rate_text(row.compliance),
+            row.refusal,
+            row.compliance,
             fmt.percent(row.incoherent.value),
-            *(fmt.rate_text(row.attack.get(judge)) for judge in judges),
-            fmt.rate_text(row.kept),
+            *(row.attack.get(judge) for judge in judges),
+            row.kept,
             fmt.percent(None if row.exact_match is None else row.exact_match.value),
-            *((fmt.rate_text(row.repaired),) if harmless else ()),
+            *((row.repaired,) if harmless else ()),
             fmt.p_text(row.p_clean),
         )
         for row in rows
@@ -237,7 +237,7 @@ def _controls(result: CompareResult) -> Section:
             f"{row.measure}, {row.prompts} prompts",
             fmt.percent(row.value),
             "{} ({} to {})".format(*map(fmt.percent, (sum(row.sets) / len(row.sets), min(row.sets), max(row.sets)))),
-            str(len(row.sets)),
+            len(row.sets),
             f"{fmt.percent(row.low)} to {fmt.percent(row.high)}",
             fmt.p_text(row.p),
         )
@@ -276,8 +276,8 @@ def _comparison_table(result: CompareResult, rows: Sequence[Comparison], title: 
     cells = [
         (
             name_of(result, row.other, row.other_setting),
-            fmt.rate_text(row.value),
-            fmt.rate_text(row.other_value),
+            row.value,
+            row.other_value,
             fmt.points_text(row.difference),
             fmt.p_text(None if finding(row) == "missing" else row.p_holm),
             _FINDINGS[finding(row)],
@@ -322,7 +322,7 @@ def _side_effects(result: CompareResult) -> Iterator[Block]:
                 (
                     name_of(result, row.method, row.setting),
                     fmt.estimate_text(found.ce_answers, 3),
-                    str(found.ce_answers.n),
+                    found.ce_answers.n,
                     fmt.estimate_text(found.ce_text, 3),
                     fmt.estimate_text(found.kl, 3),
                 )
@@ -340,8 +340,8 @@ def _side_effects(result: CompareResult) -> Iterator[Block]:
                 (
                     name_of(result, each.method, each.setting),
                     fmt.estimate_text(found.auroc, 2),
-                    fmt.rate_text(found.says_harmful),
-                    fmt.rate_text(found.says_harmful_of_harmless),
+                    found.says_harmful,
+                    found.says_harmful_of_harmless,
                 )
                 for each, found in known
             ],
@@ -368,7 +368,7 @@ def _capability(result: CompareResult) -> Iterator[Table]:
                     row.metric,
                     fmt.measure(row.value, 3),
                     fmt.MISSING if each.method == "none" else fmt.estimate_text(_change(clean.get(task(row)), row), 3),
-                    str(row.n),
+                    row.n,
                 )
                 for each, row in lines
             ],
@@ -418,9 +418,9 @@ def _features(result: CompareResult) -> Section:
         [
             (
                 name_of(result, name),
-                str(len(each)),
+                len(each),
                 ", ".join(f"{len(indices)} in {layer}" for layer, indices in each.by_layer().items()),
-                str(len(main & {*each.features})),
+                len(main & {*each.features}),
             )
             for name, each in result.sets.items()
         ],
@@ -443,9 +443,9 @@ def _sizes(result: CompareResult) -> Iterator[Block]:
         f"> features | > refused | > complied | > incoherent | > ΔCE: {_CE.removeprefix('ΔCE ')}",
         [
             (
-                str(row.size),
-                fmt.rate_text(row.refusal),
-                fmt.rate_text(row.compliance),
+                row.size,
+                row.refusal,
+                row.compliance,
                 fmt.percent(row.incoherent.value),
                 fmt.estimate_text(row.ce_answers, 4),
             )
@@ -467,7 +467,7 @@ def _trials(result: CompareResult) -> Section:
                 name_of(result, t.method),
                 *(str(each) for each in (counts[t.method], t.layer, fmt.measure(t.position, 0), t.k0, t.k)),
                 fmt.short_number(t.strength),
-                fmt.rate_text(t.compliance),
+                t.compliance,
                 fmt.estimate_text(t.ce_answers, 4),
                 fmt.percent(t.stability),
             )
@@ -526,8 +526,8 @@ def _estimators(result: CompareResult) -> Section:
         [
             (
                 f"{row.method} (used)" if row.used else row.method,
-                str(row.steps),
-                str(row.n),
+                row.steps,
+                row.n,
                 fmt.estimate_text(row.spearman, 2),
                 fmt.measure(row.spearman_prompt, 2),
                 fmt.measure(row.gap, 2),
