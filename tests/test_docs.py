@@ -44,7 +44,7 @@ SMALL = {
 """Laid over every study that the docs run: what is tested is that the command works."""
 SMALL_BENCHMARK = {"--methods": "actdiff", "--n-text": "4", "--n-over-refusal": "4", "--resamples": "100"}
 SMALL_PYTHON = {
-    "StudyConfig()": 'StudyConfig(n="10,4,4,4")',
+    "demur.load_prompts()": 'demur.load_prompts(n="10,4,4,4")',
     "k=20)": "k=20, k0=3, direction_layer=6, max_new_tokens=8)",
     "prompts, found)": (
         "prompts, found, k0=3, direction_layer=6, max_new_tokens=8, n_exact=1, random_sets=2, methods=['random'], "

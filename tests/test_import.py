@@ -30,3 +30,14 @@ def test_every_name_is_there() -> None:
 def test_a_name_that_is_not_there_is_an_error_that_lists_those_that_are() -> None:
     with pytest.raises(AttributeError, match=r"demur has no 'load_modle'; it has .*load_model"):
         _ = demur.load_modle  # type: ignore[attr-defined]
+
+
+def test_prompts_without_a_source_are_those_of_the_bundled_model() -> None:
+    from demur.bundled import bundled_prompts
+
+    splits, bundled = demur.load_prompts(n="10,4,4,4", seed=3), bundled_prompts()
+    assert {*splits.direction.harmful.texts} < {*bundled.harmful.texts}
+    assert {*splits.test.harmless.texts} < {*bundled.test_harmless.texts}
+    assert (len(splits.direction.harmful), len(splits.test.harmless)) == (10, 4)
+    with pytest.raises(demur.DemurError, match="no harmless prompts are named"):
+        demur.load_prompts(harmful="advbench")

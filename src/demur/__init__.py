@@ -5,6 +5,7 @@ import demur
 
 model = demur.load_model()  # the bundled one; or demur.load_model("google/gemma-2-2b-it")
 saes = demur.load_saes(model)
+prompts = demur.load_prompts()
 ```
 
 Importing this loads nothing heavy: each name is imported when it is first used.
@@ -16,16 +17,14 @@ from typing import TYPE_CHECKING, Final
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from demur.api import FoundFeatures, compare, find_features, load_model, load_saes, run
-    from demur.data import load_prompts
+    from demur.api import FoundFeatures, compare, find_features, load_model, load_prompts, load_saes, run
     from demur.errors import DemurError
     from demur.judges import judge
     from demur.method.interventions import AblateDirection, AddDirection, ScaleFeatures, SetFeatures
     from demur.types import FeatureId, FeatureSet, Prompt, PromptSet
 
 _ROOMS: Final = {
-    "demur.api": ("FoundFeatures", "compare", "find_features", "load_model", "load_saes", "run"),
-    "demur.data": ("load_prompts",),
+    "demur.api": ("FoundFeatures", "compare", "find_features", "load_model", "load_prompts", "load_saes", "run"),
     "demur.errors": ("DemurError",),
     "demur.judges": ("judge",),
     "demur.method.interventions": ("AblateDirection", "AddDirection", "ScaleFeatures", "SetFeatures"),

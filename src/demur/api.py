@@ -9,7 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from demur import data as _data
 from demur import saes as _saes
+from demur.errors import InputError
 from demur.method.direction import Direction
 from demur.method.interventions import Compiled, ScaleFeatures, SetFeatures, Where
 from demur.method.selection import mean_max_activations
@@ -18,9 +20,9 @@ from demur.saes import Suite
 from demur.studies import STUDIES
 from demur.studies.base import Study, StudyResult, data_frame
 from demur.studies.compare import run_comparison
-from demur.studies.config import CompareConfig, load_config
+from demur.studies.config import CompareConfig, StudyConfig, load_config
 from demur.studies.context import Context, open_context, run_study
-from demur.studies.inputs import Inputs, outcome_judge
+from demur.studies.inputs import Inputs, outcome_judge, read_splits
 from demur.studies.pipeline import Found, find
 from demur.studies.results import CompareResult
 from demur.types import FeatureSet, Splits
@@ -33,25 +35,32 @@ if TYPE_CHECKING:
 
 def load_model(source: str | Path | None = None, **options: Any) -> ChatModel:
     """Load a chat model from `source`, a folder or hub id (default: the bundled model). `options` are those of
-    `ChatModel.load`: `revision`, `dtype`, `device`, `system_prompt`, `max_batch_tokens`.
-
-    Raises:
-        ModelError: the model or its tokenizer cannot be loaded.
-    """
+    `ChatModel.load`: `revision`, `dtype`, `device`, `system_prompt`, `max_batch_tokens`. Raises ModelError: the model
+    or its tokenizer cannot be loaded."""
     return ChatModel.load(_bundled().model if source is None else source, **options)
 
 
 def load_saes(model: ChatModel, source: str | Path | None = None, **options: Any) -> Suite:
     """Load the SAEs of a model from `source`, a folder or hub id (default: the preset of the model, or the bundled
-    model's own). `options` are those of `demur.saes.load_saes`: `layers`, `average_l0`, `width`, `revision`.
-
-    Raises:
-        InputError: the model has no preset; name a source.
-        SaeError: the SAEs cannot be read, or do not fit the model.
-    """
+    model's own). `options` are those of `demur.saes.load_saes`: `layers`, `average_l0`, `width`, `revision`. Raises
+    InputError: the model has no preset; name a source; SaeError: the SAEs cannot be read, or do not fit the model."""
     if source is None and is_bundled(model):
         source = _bundled().saes
     return _saes.load_saes(model, source, **options)
+
+
+Sources = str | Path | Sequence[str | Path]
+
+
+def load_prompts(harmful: Sources | None = None, harmless: Sources | None = None, **options: Any) -> Splits:
+    """Harmful and harmless prompts in four splits, from files or named sets, `SOURCE` or `SOURCE::COLUMN` (default: the
+    bundled model's). `options` are `n`, `seed` and, for sources, `test_harmful` and `test_harmless`. Raises InputError:
+    a source cannot be used or is missing, or too few prompts are left."""
+    if harmful is None and harmless is None:
+        return read_splits(StudyConfig(**options))
+    if harmful is None or harmless is None:
+        raise InputError(f"no {'harmful' if harmful is None else 'harmless'} prompts are named; give both, or neither")
+    return _data.load_prompts(harmful, harmless, **options)
 
 
 def is_bundled(model: ChatModel) -> bool:
@@ -102,11 +111,7 @@ class FoundFeatures:
         return Compiled(self.model, None, [self.direction.ablate()])
 
     def to_frame(self) -> pandas.DataFrame:
-        """Layer, index, score and cosine of each feature, best first.
-
-        Raises:
-            DemurError: pandas is not installed.
-        """
+        """Layer, index, score and cosine of each feature, best first. Raises DemurError: pandas is not installed."""
         pool = self.steps.pool
         return data_frame(
             {"layer": f.layer, "index": f.index, "score": score, "cosine": pool.cosine(f)}
@@ -130,7 +135,8 @@ def find_features(
     out: str | Path | None = None,
     **options: Any,
 ) -> FoundFeatures:
-    """The few SAE features that mediate refusal (paper, section 3). No test prompt is looked at.
+    """The few SAE features that mediate refusal (paper, section 3). No test prompt is looked at. Raises ModelError: the
+    model never refuses, or nothing in it moves the metric; says what to do.
 
     Args:
         model: the chat model.
@@ -140,9 +146,6 @@ def find_features(
         judge: outcome judge, or its name (default: "patterns"; the bundled model has its own).
         out: run folder in which steps are kept and found again (default: none is kept).
         options: further options of `demur study`, such as `k0`, `estimator` or `direction_layer`.
-
-    Raises:
-        ModelError: the model never refuses, or nothing in it moves the metric; says what to do.
     """
     with _context(model, saes, prompts, judge, out, {"k": k, **options}) as context:
         return FoundFeatures(model, saes, find(context, context.splits.choosing))
@@ -160,15 +163,12 @@ def compare(
     **options: Any,
 ) -> CompareResult:
     """What suppressing and inducing F* does on held-out prompts, beside random controls and other methods (paper,
-    section 4.1). Arguments are as for `find_features`, and:
+    section 4.1). Raises DemurError: inputs that do not fit. Arguments are as for `find_features`, and:
 
     Args:
         found: F*, of `find_features` (default: found first).
         methods: methods beside F* (default: those of `demur study`: controls and the direction).
         options: further options of `demur study`, or of `demur benchmark` where `study="benchmark"` is given.
-
-    Raises:
-        DemurError: inputs that do not fit.
     """
     given = dict(options)
     if found is not None:
@@ -187,7 +187,7 @@ def run(
     config: str | Path | None = None,
     **options: Any,
 ) -> StudyResult:
-    """Run a study as its command does, and give its result.
+    """Run a study as its command does, and give its result. Raises DemurError: inputs that do not fit.
 
     Args:
         name: such as "study" or "benchmark".
@@ -195,9 +195,6 @@ def run(
         out: run folder (default: none is kept).
         config: TOML file of options.
         options: the study's options.
-
-    Raises:
-        DemurError: inputs that do not fit.
     """
     study = STUDIES[name]
     settings = load_config(None if config is None else Path(config), options, study.config)

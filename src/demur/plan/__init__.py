@@ -9,15 +9,7 @@ import torch
 
 from demur.errors import DemurError
 from demur.model import ChatFormat, find_device, fitting_threads, read_config
-from demur.plan.counting import (
-    EFFICIENCY,
-    Machine,
-    ModelSizes,
-    PromptLengths,
-    count_work,
-    measure_machine,
-    model_sizes,
-)
+from demur.plan.counting import EFFICIENCY, Machine, ModelSizes, PromptLengths, count_work, measure_machine, model_sizes
 from demur.report.blocks import Page, Section, Table, Text
 from demur.report.format import bytes_text, duration
 from demur.saes import Suite

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from demur.report.format import cell_text
+
+if TYPE_CHECKING:
+    from demur.stats import Estimate
+    from demur.types import Rate
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Table:
         cls,
         title: str,
         columns: str | Sequence[str | Column],
-        rows: Iterable[Sequence[str]],
+        rows: Iterable[Sequence[str | int | Rate | Estimate | None]],
         *,
         caption: str = "",
         strong: Sequence[int] = (),
@@ -62,13 +68,13 @@ class Table:
             title: what the table holds.
             columns: columns, or their text: `"name"`, `"> name"` for a numeric one (right-aligned), `"name: help"`;
                 several in one text are parted by `" | "`.
-            rows: cells as text, as many as there are columns.
+            rows: cells, as many as there are columns: text, whole numbers, rates (in percent), or None.
             caption: how to read it.
             strong: indices of rows to emphasise.
             folded: open only on a click.
         """
         made = tuple(_column(each) for each in (columns.split(" | ") if isinstance(columns, str) else columns))
-        return cls(title, made, tuple(tuple(row) for row in rows), caption, frozenset(strong), folded)
+        return cls(title, made, tuple(tuple(map(cell_text, row)) for row in rows), caption, frozenset(strong), folded)
 
 
 def _column(column: str | Column) -> Column:

@@ -60,6 +60,11 @@ def rate_text(rate: Rate | Estimate | None) -> str:
     return f"{percent(rate.value)} [{interval(rate)}]" if rate is not None and is_known(rate) else MISSING
 
 
+def cell_text(value: str | int | Rate | Estimate | None) -> str:
+    """What a table's cell says: text and whole numbers as they are, a rate with its interval, None as a dash."""
+    return str(value) if isinstance(value, str | int) else rate_text(value)
+
+
 def estimate_text(estimate: Estimate | Rate | None, digits: int = 2) -> str:
     """A number with `digits` decimals and its 95 % interval: `0.91 [0.84–0.95]`; without one where it is unknown."""
     if estimate is None or not math.isfinite(estimate.value):

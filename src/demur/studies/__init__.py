@@ -10,12 +10,7 @@ if TYPE_CHECKING:
     from demur.studies.base import Study
 
 STUDIES: Registry[Study[Any, Any]] = Registry(
-    "demur.studies",
-    "study",
-    {
-        "study": "demur.studies.study:STUDY",
-        "benchmark": "demur.studies.benchmark:STUDY",
-    },
+    "demur.studies", "study", {"study": "demur.studies.study:STUDY", "benchmark": "demur.studies.benchmark:STUDY"}
 )
 
 __all__ = ["STUDIES"]

@@ -51,21 +51,15 @@ class StudyResult(Value):
         return page_of(STUDIES[self.study], self)
 
     def save_report(self, path: str | Path) -> Path:
-        """Write the result as a page: HTML, or Markdown where the name ends in `.md`; returns its path.
-
-        Raises:
-            RunError: it cannot be written.
-        """
+        """Write the result as a page: HTML, or Markdown where the name ends in `.md`; returns its path. Raises
+        RunError: it cannot be written."""
         from demur.report import write_report
 
         return write_report([self.page()], Path(path))
 
     def chart(self, title: str | None = None) -> Any:
-        """One of the result's charts as an altair chart: the first, or the one of that title.
-
-        Raises:
-            InputError: there is no such chart; names those that exist.
-        """
+        """One of the result's charts as an altair chart: the first, or the one of that title. Raises InputError: there
+        is no such chart; names those that exist."""
         charts = [b for section in self.page().sections for b in section.blocks if isinstance(b, Chart)]
         if found := [chart for chart in charts if title in (None, chart.title)]:
             return found[0].draw()
@@ -73,12 +67,8 @@ class StudyResult(Value):
 
     def to_frame(self, table: str | None = None) -> pandas.DataFrame:
         """One of the result's tables, the field `table` (default: `effects`, or the first field of rows), as a pandas
-        data frame; an estimate becomes `NAME`, `NAME_low`, `NAME_high`, `NAME_n`.
-
-        Raises:
-            InputError: there is no such table; names those that exist.
-            DemurError: pandas is not installed.
-        """
+        data frame; an estimate becomes `NAME`, `NAME_low`, `NAME_high`, `NAME_n`. Raises InputError: there is no such
+        table; names those that exist; DemurError: pandas is not installed."""
         tables = {name: rows for name in type(self).model_fields if (rows := _rows(getattr(self, name)))}
         name = table or ("effects" if "effects" in tables else next(iter(tables), ""))
         if name not in tables:
@@ -95,11 +85,7 @@ ResultT = TypeVar("ResultT", bound=StudyResult)
 
 
 def data_frame(rows: Iterable[Mapping[str, object]]) -> pandas.DataFrame:
-    """Rows as a pandas data frame.
-
-    Raises:
-        DemurError: pandas is not installed.
-    """
+    """Rows as a pandas data frame. Raises DemurError: pandas is not installed."""
     try:
         import pandas
     except ImportError as error:
@@ -158,11 +144,8 @@ class Finished(NamedTuple):
 
 
 def read_results(folder: Path) -> tuple[Finished, ...]:
-    """The results of every finished study in a run folder, in the order of the registry.
-
-    Raises:
-        RunError: the folder is not there, holds no results yet, or holds some that this version cannot read.
-    """
+    """The results of every finished study in a run folder, in the order of the registry. Raises RunError: the folder is
+    not there, holds no results yet, or holds some that this version cannot read."""
     if not folder.is_dir():
         raise RunError(f"no run folder {folder}; name the folder that a study wrote (its --out)")
     sessions = _sessions(folder)

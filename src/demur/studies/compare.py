@@ -61,11 +61,8 @@ class Strengths(NamedTuple):
 
 
 def run_comparison(context: Context[Any], found: Found | None = None) -> CompareResult:
-    """Compare the methods of the configuration, a `CompareConfig`, with F*: `found`, or else found as it says.
-
-    Raises:
-        DemurError: inputs that do not fit, or a model that never refuses; nothing computed before is lost.
-    """
+    """Compare the methods of the configuration, a `CompareConfig`, with F*: `found`, or else found as it says. Raises
+    DemurError: inputs that do not fit, or a model that never refuses; nothing computed before is lost."""
     return Experiment(context).run(found)
 
 

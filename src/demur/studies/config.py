@@ -331,7 +331,8 @@ def load_config(
     spelled: Callable[[str], str] | None = None,
     complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> KindT:
-    """Read a TOML file (if any), lay the options given over it, and validate.
+    """Read a TOML file (if any), lay the options given over it, and validate. Raises InputError: the file cannot be
+    read or holds a value that does not fit; names each field and what was expected.
 
     Args:
         path: a TOML file whose keys are field names.
@@ -339,9 +340,6 @@ def load_config(
         kind: the configuration class.
         spelled: how an option that was given reads in messages (default: the field's name).
         complete: fills in settings that may be left out.
-
-    Raises:
-        InputError: the file cannot be read or holds a value that does not fit; names each field and what was expected.
     """
     try:
         values = {} if path is None else tomllib.loads(path.read_text(encoding="utf-8"))

@@ -254,11 +254,8 @@ def open_context(
     inputs: Inputs | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Context[ConfigT]]:
-    """A study's context in the run folder `out`, its inputs loaded (unless given) and recorded there.
-
-    Raises:
-        DemurError: inputs that do not fit, or a folder that cannot be used.
-    """
+    """A study's context in the run folder `out`, its inputs loaded (unless given) and recorded there. Raises
+    DemurError: inputs that do not fit, or a folder that cannot be used."""
     config = with_paper_settings(config)
     report: Progress = progress or (lambda _what, _done, _total: None)
     with Run.open(out, config=config, command=study.name, seeds={study.name: config.seed}) as run:
@@ -288,16 +285,14 @@ def run_study(
     inputs: Inputs | None = None,
     progress: Progress | None = None,
 ) -> ResultT:
-    """Run a study, or resume it, in the folder `out`, and write its result there as `NAME.json`.
+    """Run a study, or resume it, in the folder `out`, and write its result there as `NAME.json`. Raises DemurError:
+    inputs that do not fit; nothing computed before is lost.
 
     Args:
         config: the study's options; without a model, on the bundled one.
         out: run folder, made if missing. Studies of one model may share it, and then share what they compute.
         inputs: model, SAEs, prompts and judge, where they are at hand (default: loaded as `config` says).
         progress: called with (what is done, done, total).
-
-    Raises:
-        DemurError: inputs that do not fit; nothing computed before is lost.
     """
     with open_context(study, config, out, inputs, progress) as context:
         try:

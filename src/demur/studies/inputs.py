@@ -34,11 +34,8 @@ def _preset(config: StudyConfig) -> Preset | None:
 
 
 def with_paper_settings(config: ConfigT) -> ConfigT:
-    """The configuration with the paper's settings filled in where they are asked for.
-
-    Raises:
-        InputError: the model has no preset, or its preset is not the paper's.
-    """
+    """The configuration with the paper's settings filled in where they are asked for. Raises InputError: the model has
+    no preset, or its preset is not the paper's."""
     if not getattr(config, "paper_settings", False):
         return config
     preset = _preset(config) or get_preset(str(config.model))
@@ -46,32 +43,21 @@ def with_paper_settings(config: ConfigT) -> ConfigT:
 
 
 def configured_suite(config: StudyConfig) -> Suite:
-    """The SAEs of a named model: those of its preset, or of the folder or hub id given.
-
-    Raises:
-        InputError, SaeError: there is no preset, or no such SAEs.
-    """
+    """The SAEs of a named model: those of its preset, or of the folder or hub id given. Raises InputError, SaeError:
+    there is no preset, or no such SAEs."""
     asked: dict[str, Any] = {"width": config.sae_width, "revision": config.saes_revision}
     return load_saes(str(config.model), config.saes, layers=config.layers, average_l0=config.average_l0, **asked)
 
 
 def check_fit(config: StudyConfig, suite: Suite) -> None:
-    """Compare model and SAEs by their configurations alone, before any weight is read or downloaded.
-
-    Raises:
-        ModelError: the model's configuration cannot be read.
-        SaeError: the SAEs' width or layers do not fit.
-    """
+    """Compare model and SAEs by their configurations alone, before any weight is read or downloaded. Raises ModelError:
+    the model's configuration cannot be read; SaeError: the SAEs' width or layers do not fit."""
     text = read_config(str(config.model), config.revision).get_text_config(decoder=True)
     suite.check(d_model=int(text.hidden_size), n_layers=int(text.num_hidden_layers))
 
 
 def outcome_judge(name: str) -> Judge:
-    """A judge that tells refusal from compliance.
-
-    Raises:
-        InputError: there is no such judge, or it tells harm alone.
-    """
+    """A judge that tells refusal from compliance. Raises InputError: there is no such judge, or it tells harm alone."""
     judge = get_judge(name)
     if "outcome" not in judge.gives:
         raise InputError(
@@ -87,11 +73,8 @@ def _model(config: StudyConfig, source: str | Path) -> ChatModel:
 
 
 def read_splits(config: StudyConfig) -> Splits:
-    """The four splits of the configured prompts, or of the bundled model's.
-
-    Raises:
-        InputError: a file cannot be read, holds too few prompts, or harmful and harmless prompts overlap.
-    """
+    """The four splits of the configured prompts, or of the bundled model's. Raises InputError: a file cannot be read,
+    holds too few prompts, or harmful and harmless prompts overlap."""
     if config.model is None:
         from demur.bundled import bundled_prompts
 
@@ -103,11 +86,8 @@ def read_splits(config: StudyConfig) -> Splits:
 
 
 def load_inputs(config: StudyConfig) -> Inputs:
-    """Load everything, in the order of what fails cheapest: judge, prompts, configurations, weights.
-
-    Raises:
-        InputError, ModelError, SaeError: what is wrong with the inputs.
-    """
+    """Load everything, in the order of what fails cheapest: judge, prompts, configurations, weights. Raises InputError,
+    ModelError, SaeError: what is wrong with the inputs."""
     if config.model is None:
         from demur.bundled import BundledJudge, bundled_path
 

@@ -289,11 +289,8 @@ METHODS: Registry[Method] = Registry(
 
 
 def get_method(name: str) -> Method:
-    """The method of that name; a class in the registry is made into an instance.
-
-    Raises:
-        InputError: there is none; names those that exist.
-    """
+    """The method of that name; a class in the registry is made into an instance. Raises InputError: there is none;
+    names those that exist."""
     entry: Any = METHODS[name]
     return entry() if isinstance(entry, type) else entry
 

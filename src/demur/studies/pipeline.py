@@ -101,11 +101,8 @@ class Found:
 
 
 def find(work: Finding, prompts: ChoosingSplits) -> Found:
-    """All steps up to F*.
-
-    Raises:
-        ModelError: the model never refuses, or nothing in it moves the metric; says what to do.
-    """
+    """All steps up to F*. Raises ModelError: the model never refuses, or nothing in it moves the metric; says what to
+    do."""
     with work.timed("clean answers"):
         clean = answer_clean(work, prompts)
     found = find_from(work, clean)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final, Literal
 
@@ -21,25 +19,6 @@ from demur.studies.results import CompareResult, Comparison, EffectRow, Kind, Pr
 ALPHA: Final = 0.05
 CLEAN: Final = "clean model"
 _CE: Final = "ΔCE on own answers, nats per token"
-
-_WORDS: Final = tomllib.loads((files("demur.studies") / "sections.toml").read_text("utf-8"))
-"""Titles, headings, captions and introductions."""
-_INTROS: Final[dict[str, str]] = _WORDS["intros"]
-
-
-def _table(
-    key: str,
-    rows: Sequence[Sequence[str]],
-    *,
-    strong: Sequence[int] = (),
-    fill: Mapping[str, Sequence[str]] | None = None,
-    **words: str,
-) -> Table:
-    """A table in the words of `sections.toml`, or with a title or caption of its own. `fill`: mark → its columns."""
-    found: dict[str, Any] = {"title": "", **_WORDS[key], **words}
-    columns = [column for each in found.pop("columns") for column in (fill or {}).get(each, (each,))]
-    return Table.of(columns=columns, rows=rows, strong=strong, **found)
-
 
 Finding = Literal["more", "fewer", "unclear", "missing"]
 """Whether F* got more prompts complied with than another method, as far as the adjusted test tells."""
@@ -91,8 +70,8 @@ def _suppressed(result: CompareResult) -> str:
     harmless = result.effect("harmless", "suppress", MAIN)
     kept = "" if harmless is None or harmless.kept is None else fmt.rate_text(harmless.kept)
     return (
-        f"With {result.k} features scaled by {fmt.short_number(row.strength)}, the model complies with "
-        f"{fmt.rate_text(row.compliance)} of {fmt.count_text(row.compliance)} harmful prompts (clean: "
+        f"With {result.k} feature{'s' * (result.k != 1)} scaled by {fmt.short_number(row.strength)}, the model "
+        f"complies with {fmt.rate_text(row.compliance)} of {fmt.count_text(row.compliance)} harmful prompts (clean: "
         f"{fmt.rate_text(clean.compliance)}), and {fmt.percent(row.incoherent.value)} of its answers are incoherent"
         f"{_against_controls(result, 'suppress')}."
         + (f" It still answers {kept} of the harmless prompts." if kept else "")
@@ -104,8 +83,9 @@ def _induced(result: CompareResult) -> str:
     if clean is None or row is None or not row.refusal.n:
         return ""
     return (
-        f"Set to {row.setting}, they make it refuse {fmt.rate_text(row.refusal)} of {fmt.count_text(row.refusal)} "
-        f"harmless prompts (clean: {fmt.rate_text(clean.refusal)}){_against_controls(result, 'induce')}."
+        f"Set to {row.setting}, {'it makes the model' if result.k == 1 else 'they make it'} refuse "
+        f"{fmt.rate_text(row.refusal)} of {fmt.count_text(row.refusal)} harmless prompts "
+        f"(clean: {fmt.rate_text(clean.refusal)}){_against_controls(result, 'induce')}."
     )
 
 
@@ -161,26 +141,35 @@ def _compared(result: CompareResult) -> Iterator[Text]:
 
 def _summary(result: CompareResult) -> Table:
     """One row a method: what it suppresses, what it leaves alone, what it induces."""
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     for method in ("none", *result.labels):
-        suppress, induce = ("none", "none") if method == "none" else ("suppress", "induce")
-        row, harmless = result.effect("harmful", suppress, method), result.effect("harmless", suppress, method)
-        induced = result.effect("harmless", induce, method)
+        none = method == "none"
+        row = result.effect("harmful", "none" if none else "suppress", method)
+        harmless = result.effect("harmless", "none" if none else "suppress", method)
+        induced = result.effect("harmless", "none" if none else "induce", method)
         if row is None:
             continue
-        kept = None if harmless is None else harmless.compliance if method == "none" else harmless.kept
+        kept = None if harmless is None else harmless.compliance if none else harmless.kept
         cells = (
             name_of(result, method, row.setting) + (f" ({row.sets} sets)" if row.sets > 1 else ""),
             fmt.count_text(row.compliance, unit=""),
-            fmt.rate_text(row.compliance),
+            row.compliance,
             fmt.percent(row.incoherent.value),
             fmt.percent(None if kept is None else kept.value),
             fmt.measure(None if row.side_effects is None else row.side_effects.ce_answers.value, 3),
-            fmt.rate_text(None if induced is None else induced.refusal),
+            None if induced is None else induced.refusal,
         )
         rows.append(cells)
-    strong = [n for n, row in enumerate(rows) if row[0].startswith(result.labels[MAIN] + ",")]
-    return _table("summary", rows, strong=strong)
+    return Table.of(
+        "Each method at the strength chosen on tuning prompts",
+        "method | > n: scored answers, + unscored | > complied: harmful test prompts under suppression | "
+        "> incoherent: of these answers | > kept: harmless prompts still answered under suppression, of those the "
+        f"clean model answers | > ΔCE: {_CE.removeprefix('ΔCE ')} | > induced: harmless test prompts refused while "
+        "refusal is induced",
+        rows,
+        caption="Brackets: 95% intervals, over prompts and sets drawn.",
+        strong=[n for n, row in enumerate(rows) if row[0].startswith(result.labels[MAIN] + ",")],
+    )
 
 
 # -- effects -----------------------------------------------------------------------------------------------------------
@@ -191,25 +180,30 @@ def _effects(result: CompareResult, prompts: Prompts, kind: Kind, title: str) ->
     if len(rows) < 2:
         return Section(title, ())
     harmless, judges = prompts != "harmful", result.harm_judges if prompts == "harmful" else ()
+    columns = "condition | > n: scored answers, + unscored | > refused | > complied | > incoherent"
+    columns += "".join(f" | > {judge}: attack success by this judge of harm" for judge in judges)
+    columns += " | > kept: of the prompts that the clean model answers, still answered | > exact match: of those, the "
+    columns += "same answer to the letter"
+    columns += " | > repaired: of the prompts that the clean model refuses, now answered" if harmless else ""
+    columns += " | > p: refusal against the clean model, McNemar, Holm over all rows of this kind"
     cells = [
         (
             name_of(result, row.method, row.setting) + (" *" if row.chosen else ""),
             fmt.count_text(row.refusal, unit=""),
-            fmt.rate_text(row.refusal),
-            fmt.rate_text(row.compliance),
+            row.refusal,
+            row.compliance,
             fmt.percent(row.incoherent.value),
-            *(fmt.rate_text(row.attack.get(judge)) for judge in judges),
-            fmt.rate_text(row.kept),
+            *(row.attack.get(judge) for judge in judges),
+            row.kept,
             fmt.percent(None if row.exact_match is None else row.exact_match.value),
-            *((fmt.rate_text(row.repaired),) if harmless else ()),
+            *((row.repaired,) if harmless else ()),
             fmt.p_text(row.p_clean),
         )
         for row in rows
     ]
     strong = [n for n, row in enumerate(rows) if row.method == MAIN and row.chosen]
-    attack = [f"> {judge}: attack success by this judge of harm" for judge in judges]
-    repaired = ["> repaired: of the prompts that the clean model refuses, now answered"] * harmless
-    table = _table("effects", cells, strong=strong, fill={"<attack>": attack, "<repaired>": repaired})
+    caption = "*: the strength that the tuning prompts chose. Brackets: 95% intervals."
+    table = Table.of("Each method and strength", columns, cells, strong=strong, caption=caption)
     return Section(title, (*_strength_chart(result, rows, kind), table))
 
 
@@ -243,13 +237,21 @@ def _controls(result: CompareResult) -> Section:
             f"{row.measure}, {row.prompts} prompts",
             fmt.percent(row.value),
             "{} ({} to {})".format(*map(fmt.percent, (sum(row.sets) / len(row.sets), min(row.sets), max(row.sets)))),
-            str(len(row.sets)),
+            len(row.sets),
             f"{fmt.percent(row.low)} to {fmt.percent(row.high)}",
             fmt.p_text(row.p),
         )
         for row in result.controls
     ]
-    return Section("Controls", (_table("controls", rows),) if rows else (), intro=_INTROS["controls"])
+    columns = "control | share | > F* | > sets: mean, lowest and highest set | > drawn: sets | > one more draw: 95% "
+    columns += "prediction interval | > p: that one more draw is as extreme; at least 1 / (sets + 1)"
+    intro = (
+        "Could F* be one more random draw? Random features are matched to F* in layer, firing rate and size of what "
+        "they move; random pool features are as near to the direction as F*. For induction every feature is set to a "
+        "multiple of its own maximum activation."
+    )
+    blocks = (Table.of("F* against random controls", columns, rows),) if rows else ()
+    return Section("Controls", blocks, intro=intro)
 
 
 def _comparisons(result: CompareResult) -> Section:
@@ -263,23 +265,28 @@ def _comparisons(result: CompareResult) -> Section:
         for level, group in groupby(rows, key=lambda row: row.level):
             where = "at chosen strengths" if level is None else f"at ΔCE {fmt.short_number(level)} nats per token"
             blocks.append(_comparison_table(result, list(group), f"{what}, {where}"))
-    return Section("F* against other methods", tuple(blocks), intro=_INTROS["comparisons"])
+    intro = (
+        "Paired on the same harmful test prompts. At a level of ΔCE each method's curve is read there: the most "
+        "success that a strength of at most that ΔCE reaches. p is adjusted over each table (Holm)."
+    )
+    return Section("F* against other methods", tuple(blocks), intro=intro)
 
 
 def _comparison_table(result: CompareResult, rows: Sequence[Comparison], title: str) -> Table:
     cells = [
         (
             name_of(result, row.other, row.other_setting),
-            fmt.rate_text(row.value),
-            fmt.rate_text(row.other_value),
+            row.value,
+            row.other_value,
             fmt.points_text(row.difference),
             fmt.p_text(None if finding(row) == "missing" else row.p_holm),
             _FINDINGS[finding(row)],
         )
         for row in rows
     ]
+    columns = "F* against | > F* | > other | > difference: points of prompts | > p adjusted | finding"
     strong = [n for n, row in enumerate(rows) if finding(row) in ("more", "fewer")]
-    return _table("comparison", cells, title=title, strong=strong)
+    return Table.of(title, columns, cells, strong=strong)
 
 
 def _tradeoff(result: CompareResult, judge: str) -> Iterator[Chart]:
@@ -306,31 +313,39 @@ def _tradeoff(result: CompareResult, judge: str) -> Iterator[Chart]:
 
 def _side_effects(result: CompareResult) -> Iterator[Block]:
     measured = [(r, r.side_effects) for r in result.effects if r.side_effects is not None and r.chosen]
-    cells: list[tuple[str, ...]] = [
-        (
-            name_of(result, row.method, row.setting),
-            fmt.estimate_text(found.ce_answers, 3),
-            str(found.ce_answers.n),
-            fmt.estimate_text(found.ce_text, 3),
-            fmt.estimate_text(found.kl, 3),
+    if measured:
+        yield Table.of(
+            "Side effects of suppression at chosen strengths",
+            "method | > ΔCE own answers: nats per token, harmless prompts that the clean model answers | > n | "
+            "> ΔCE text: nats per token, plain text | > KL: first answer token, harmless prompts, nats",
+            [
+                (
+                    name_of(result, row.method, row.setting),
+                    fmt.estimate_text(found.ce_answers, 3),
+                    found.ce_answers.n,
+                    fmt.estimate_text(found.ce_text, 3),
+                    fmt.estimate_text(found.kl, 3),
+                )
+                for row, found in measured
+            ],
+            strong=[n for n, (row, _) in enumerate(measured) if row.method == MAIN],
         )
-        for row, found in measured
-    ]
-    if cells:
-        strong = [n for n, (row, _) in enumerate(measured) if row.method == MAIN]
-        yield _table("side_effects", cells, strong=strong)
-    cells = [
-        (
-            name_of(result, each.method, each.setting),
-            fmt.estimate_text(each.knowledge.auroc, 2),
-            fmt.rate_text(each.knowledge.says_harmful),
-            fmt.rate_text(each.knowledge.says_harmful_of_harmless),
+    known = [(each, each.knowledge) for each in result.extras if each.knowledge is not None]
+    if known:
+        yield Table.of(
+            "Asked whether test requests are harmful",
+            "method | > AUROC: log-odds of yes, harmful against harmless | > harmful: harmful requests called harmful"
+            " | > harmless: harmless requests called harmful",
+            [
+                (
+                    name_of(result, each.method, each.setting),
+                    fmt.estimate_text(found.auroc, 2),
+                    found.says_harmful,
+                    found.says_harmful_of_harmless,
+                )
+                for each, found in known
+            ],
         )
-        for each in result.extras
-        if each.knowledge is not None
-    ]
-    if cells:
-        yield _table("knowledge", cells)
     yield from _capability(result)
 
 
@@ -342,19 +357,22 @@ def _capability(result: CompareResult) -> Iterator[Table]:
     order = list(clean)
     lines = [(each, row) for each in result.extras for row in each.capability]
     lines.sort(key=lambda line: order.index(task(line[1])))
-    cells = [
-        (
-            name_of(result, each.method, each.setting),
-            row.task,
-            row.metric,
-            fmt.measure(row.value, 3),
-            fmt.MISSING if each.method == "none" else fmt.estimate_text(_change(clean.get(task(row)), row), 3),
-            str(row.n),
+    if lines:
+        yield Table.of(
+            "Capability",
+            "method | task | metric | > value | > change: to the clean model, paired | > n",
+            [
+                (
+                    name_of(result, each.method, each.setting),
+                    row.task,
+                    row.metric,
+                    fmt.measure(row.value, 3),
+                    fmt.MISSING if each.method == "none" else fmt.estimate_text(_change(clean.get(task(row)), row), 3),
+                    row.n,
+                )
+                for each, row in lines
+            ],
         )
-        for each, row in lines
-    ]
-    if cells:
-        yield _table("capability", cells)
 
 
 def _change(before: CapabilityRow | None, after: CapabilityRow) -> Estimate | None:
@@ -371,17 +389,22 @@ def _change(before: CapabilityRow | None, after: CapabilityRow) -> Estimate | No
 
 
 def _features(result: CompareResult) -> Section:
-    cells = [
-        (
-            str(row.feature),
-            *(fmt.measure(each, 3) for each in (row.score, row.exact, row.cosine)),
-            fmt.percent(row.rate_harmful),
-            fmt.percent(row.rate_harmless),
-            fmt.measure(row.max_harmful, 2),
-        )
-        for row in result.features
-    ]
-    table = _table("features", cells, title=f"F*: {result.k} of {result.pool_size} features in the pool")
+    table = Table.of(
+        f"F*: {result.k} of {result.pool_size} features in the pool",
+        "feature | > score: estimated effect, logits per token | > exact: the same when it is really patched, on test "
+        "prompts | > cosine: with the direction | > fires, harmful: share of scored tokens | > fires, harmless: share "
+        "of scored tokens | > maximum: mean maximum activation on harmful prompts",
+        [
+            (
+                str(row.feature),
+                *(fmt.measure(each, 3) for each in (row.score, row.exact, row.cosine)),
+                fmt.percent(row.rate_harmful),
+                fmt.percent(row.rate_harmless),
+                fmt.measure(row.max_harmful, 2),
+            )
+            for row in result.features
+        ],
+    )
     bars = [charts.Bar(str(row.feature), row.score, row.feature.layer, row.exact) for row in result.features]
     chart = Chart(
         "Effect on the metric",
@@ -389,17 +412,21 @@ def _features(result: CompareResult) -> Section:
         "Bars: estimated on selection prompts. Ticks: exactly patched on test prompts.",
     )
     main = {*result.sets[MAIN].features}
-    cells = [
-        (
-            name_of(result, name),
-            str(len(each)),
-            ", ".join(f"{len(indices)} in {layer}" for layer, indices in each.by_layer().items()),
-            str(len(main & {*each.features})),
-        )
-        for name, each in result.sets.items()
-    ]
-    caption = f"A prompt's own set holds {fmt.percent(result.local_overlap)} of F* on average."
-    return Section("Features", (chart, table, _table("sets", cells, caption=caption)))
+    sets = Table.of(
+        "Sets of the methods",
+        "method | > features | features per layer | > shared with F*",
+        [
+            (
+                name_of(result, name),
+                len(each),
+                ", ".join(f"{len(indices)} in {layer}" for layer, indices in each.by_layer().items()),
+                len(main & {*each.features}),
+            )
+            for name, each in result.sets.items()
+        ],
+        caption=f"A prompt's own set holds {fmt.percent(result.local_overlap)} of F* on average.",
+    )
+    return Section("Features", (chart, table, sets))
 
 
 def _sizes(result: CompareResult) -> Iterator[Block]:
@@ -411,34 +438,43 @@ def _sizes(result: CompareResult) -> Iterator[Block]:
         "Refusal of harmful test prompts against the size of F*",
         lambda: charts.line_chart(lines, x_title="features in F*", y_title="refused", x_scale="log"),
     )
-    cells = [
-        (
-            str(row.size),
-            fmt.rate_text(row.refusal),
-            fmt.rate_text(row.compliance),
-            fmt.percent(row.incoherent.value),
-            fmt.estimate_text(row.ce_answers, 4),
-        )
-        for row in result.sizes
-    ]
-    yield _table("sizes", cells, strong=[n for n, row in enumerate(result.sizes) if row.size == result.k])
+    yield Table.of(
+        "Sizes of F*",
+        f"> features | > refused | > complied | > incoherent | > ΔCE: {_CE.removeprefix('ΔCE ')}",
+        [
+            (
+                row.size,
+                row.refusal,
+                row.compliance,
+                fmt.percent(row.incoherent.value),
+                fmt.estimate_text(row.ce_answers, 4),
+            )
+            for row in result.sizes
+        ],
+        strong=[n for n, row in enumerate(result.sizes) if row.size == result.k],
+    )
 
 
 def _trials(result: CompareResult) -> Section:
     counts = {method: sum(t.method == method for t in result.trials) for method in result.labels}
-    cells = [
-        (
-            name_of(result, t.method),
-            *(str(each) for each in (counts[t.method], t.layer, fmt.measure(t.position, 0), t.k0, t.k)),
-            fmt.short_number(t.strength),
-            fmt.rate_text(t.compliance),
-            fmt.estimate_text(t.ce_answers, 4),
-            fmt.percent(t.stability),
-        )
-        for t in result.trials
-        if t.chosen
-    ]
-    table = _table("trials", cells)
+    table = Table.of(
+        "Selected trade-offs",
+        "method | > trials | > layer | > position | > K0 | > K* | > strength | > complied: harmful tuning prompts | "
+        "> ΔCE: own harmless answers, tuning prompts, nats per token | > stable: share of resamples of the tuning "
+        "prompts that choose the same trial",
+        [
+            (
+                name_of(result, t.method),
+                *(str(each) for each in (counts[t.method], t.layer, fmt.measure(t.position, 0), t.k0, t.k)),
+                fmt.short_number(t.strength),
+                t.compliance,
+                fmt.estimate_text(t.ce_answers, 4),
+                fmt.percent(t.stability),
+            )
+            for t in result.trials
+            if t.chosen
+        ],
+    )
     lines = [
         charts.Series(
             name_of(result, method),
@@ -457,7 +493,8 @@ def _trials(result: CompareResult) -> Section:
         "Pareto fronts of the trials, on tuning prompts",
         lambda: charts.scatter_lines(lines, x_title=_CE, y_title="complied with", order=order),
     )
-    return Section("Search for settings", (chart, table) if result.trials else (), intro=_INTROS["trials"])
+    intro = "Every method had the same number of different trials, measured on the tuning prompts alone."
+    return Section("Search for settings", (chart, table) if result.trials else (), intro=intro)
 
 
 def _direction(result: CompareResult) -> Iterator[Block]:
@@ -481,25 +518,37 @@ def _direction(result: CompareResult) -> Iterator[Block]:
 
 
 def _estimators(result: CompareResult) -> Section:
-    cells = [
-        (
-            f"{row.method} (used)" if row.used else row.method,
-            str(row.steps),
-            str(row.n),
-            fmt.estimate_text(row.spearman, 2),
-            fmt.measure(row.spearman_prompt, 2),
-            fmt.measure(row.gap, 2),
-            fmt.percent(row.gap_relative),
-        )
-        for row in result.estimators
-    ]
-    table = _table("estimators", cells, strong=[n for n, row in enumerate(result.estimators) if row.used])
-    return Section("Estimators", (table,) if cells else (), intro=_INTROS["estimators"])
+    table = Table.of(
+        "Attribution against exact patching",
+        "method | > steps | > prompts | > Spearman: over the pool, of means over prompts; the interval resamples "
+        "prompts | > within prompt: mean rank correlation | > gap: completeness, logits | > of the effect: the gap "
+        "divided by the metric's mean absolute change",
+        [
+            (
+                f"{row.method} (used)" if row.used else row.method,
+                row.steps,
+                row.n,
+                fmt.estimate_text(row.spearman, 2),
+                fmt.measure(row.spearman_prompt, 2),
+                fmt.measure(row.gap, 2),
+                fmt.percent(row.gap_relative),
+            )
+            for row in result.estimators
+        ],
+        strong=[n for n, row in enumerate(result.estimators) if row.used],
+    )
+    intro = "How well each method ranks the pool. All are asked the same metric on the same prompts."
+    return Section("Estimators", (table,) if result.estimators else (), intro=intro)
 
 
 def _prompts(result: CompareResult) -> Iterator[Block]:
-    cells = [(r.split, r.label, *map(str, (r.n, r.refused, r.complied, r.used))) for r in result.splits]
-    yield _table("prompts", cells)
+    yield Table.of(
+        "Prompts",
+        "split | class | > n | > refused: by the clean model | > complied | > used",
+        [(row.split, row.label, *map(str, (row.n, row.refused, row.complied, row.used))) for row in result.splits],
+        caption="Features are chosen on prompts that the clean model treats as labelled; strengths and effects are "
+        "measured on all prompts.",
+    )
     tokens = ", ".join(f"{fmt.token_text(t.text)!r} ({fmt.percent(t.share)})" for t in result.refusal_tokens)
     yield Text(
         f"Refusal tokens (share of its refusals that begin with each): {tokens}. Selection prompts without attribution "

@@ -40,12 +40,8 @@ class SideInputs:
 
     @classmethod
     def read(cls, options: SideEffectOptions, context: Context[Any]) -> Self:
-        """Everything that the configuration names.
-
-        Raises:
-            InputError: a file cannot be read, holds nothing to measure, or a task cannot be found.
-            DemurError: tasks are asked for without the extra that they need.
-        """
+        """Everything that the configuration names. Raises InputError: a file cannot be read, holds nothing to measure,
+        or a task cannot be found; DemurError: tasks are asked for without the extra that they need."""
         bundled = context.config.model is None
         texts = likelihood.texts_to_score(
             context.model, _texts(options, bundled=bundled), max_tokens=options.text_tokens

@@ -67,12 +67,8 @@ class Chosen(NamedTuple):
 
 def search(work: Workspace[Any], prompts: ChoosingSplits, config: CompareConfig, methods: Sequence[Method]) -> Chosen:
     """Run the trials that are missing, for each of `methods` that takes no other one's strengths. `prompts` are all
-    that the search may see, `config` is a `TuneOptions` too.
-
-    Raises:
-        DemurError: optuna is not installed.
-        ModelError: no trial of a method could be scored.
-    """
+    that the search may see, `config` is a `TuneOptions` too. Raises DemurError: optuna is not installed; ModelError: no
+    trial of a method could be scored."""
     assert isinstance(config, TuneOptions)
     trying = work.trying()
     clean = answer_clean(trying, prompts)
