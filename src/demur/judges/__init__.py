@@ -1,7 +1,5 @@
-"""Judges: what an answer is, in four outcomes, and whether it is harmful; or unscored.
-
-Importing this package imports neither torch, transformers nor openai; the judges that need them do when they judge.
-"""
+"""Judges: what an answer is, in four outcomes, and whether it is harmful; or unscored. Importing this package imports
+neither torch, transformers nor openai; the judges that need them do when they judge."""
 
 from demur.judges._base import Judge, JudgeStopped, Reading, StreamingJudge, Usage, rules_digest
 from demur.judges._classifier import (

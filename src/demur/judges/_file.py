@@ -68,7 +68,9 @@ def judge_file(
     A line is `{"row": 0, "outcome": "refusal"}`; judges of harm add `harmful`, and `score` where they grade. A value is
     null where the judge cannot tell, where it failed on the row, and where there is no answer (an empty csv cell, a
     missing or null JSON entry; an empty JSON string is one). `out` appears whole or not at all. What a judge that costs
-    time or money says is kept in the folder `OUT.cache`: the same call asks only for what is missing.
+    time or money says is kept in the folder `OUT.cache`: the same call asks only for what is missing. Raises
+    InputError: the file, a column, a cell or the judge's name cannot be used, or `out` is `path`; RunError: `out` or
+    its cache cannot be written; JudgeStopped: the judge cannot go on, and `out` is not written.
 
     Args:
         path: the answers.
@@ -79,11 +81,6 @@ def judge_file(
             (`CoherentJudge`, calibrated on its own answers to at most 128 of the file's prompts).
         max_new_tokens: length of those answers.
         progress: called with (what, rows done, rows to do).
-
-    Raises:
-        InputError: the file, a column, a cell or the judge's name cannot be used, or `out` is `path`.
-        RunError: `out` or its cache cannot be written.
-        JudgeStopped: the judge cannot go on; what it judged is in the cache, and `out` is not written.
     """
     with opened(judge) as reader:
         path, out = Path(path), Path(out)

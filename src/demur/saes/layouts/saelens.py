@@ -1,8 +1,7 @@
 """SAELens folders (`cfg.json` + `sae_weights.safetensors`, one SAE each, at any depth), and what else SAELens can load.
 
-The latter is `saelens:RELEASE` or `saelens:RELEASE/SAE_ID`, and the optional extra does it: SAELens downloads and
-converts; what it gives is folded as a folder is. It reads whole SAEs into memory, one layer at a time, and always the
-newest revision.
+The latter is `saelens:RELEASE` or `saelens:RELEASE/SAE_ID`: the optional extra downloads and converts whole SAEs in
+memory, one layer at a time, always of the newest revision; what it gives is folded as a folder is.
 """
 
 from __future__ import annotations
