@@ -92,8 +92,8 @@ def run_experiment(model: ChatModel, suite: Suite, drawn: BundledPrompts) -> Mea
 
         needed = needed_features(global_set(found.attribution, CANDIDATES), suppressed)
         logger.info("needed: %s", ", ".join(map(str, needed.features)))
-        experiment = Experiment(context, CONFIG, replace(found, chosen=needed))
-        return _measured(experiment, experiment.run())
+        experiment = Experiment(context)
+        return _measured(experiment, experiment.run(replace(found, chosen=needed)))
 
 
 def needed_features(features: FeatureSet, effect: Callable[[FeatureSet], float]) -> FeatureSet:
