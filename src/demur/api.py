@@ -219,17 +219,12 @@ def _context(
     study: Study[Any, Any] = STUDIES[options.pop("study", "study")]
     # What is in memory cannot be named by options; a model that is named wants prompts that are named too.
     config: CompareConfig = load_config(None, options, study.config)
-    inputs = Inputs(model.name, saes.source, model, saes, prompts, _judge(judge, model))
-    with _folder(out) as folder, open_context(study, config, folder, inputs=inputs) as context:
-        yield context
-
-
-def _judge(judge: str | Judge | None, model: ChatModel) -> Judge:
     if judge is None and is_bundled(model):
         from demur.bundled import BundledJudge
 
-        return BundledJudge()
-    return outcome_judge(judge or "patterns") if judge is None or isinstance(judge, str) else judge
-
-
-__all__ = ["FoundFeatures", "compare", "find_features", "is_bundled", "load_model", "load_saes", "run"]
+        judge = BundledJudge()
+    elif judge is None or isinstance(judge, str):
+        judge = outcome_judge(judge or "patterns")
+    inputs = Inputs(model.name, saes.source, model, saes, prompts, judge)
+    with _folder(out) as folder, open_context(study, config, folder, inputs=inputs) as context:
+        yield context

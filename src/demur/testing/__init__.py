@@ -5,25 +5,12 @@
 - `planted()`: a model and a dictionary built by hand, whose causal features are known (`Planted`, `Truth`);
   `docs/explanation/planted.md` tells how.
 
-Importing this package does not import torch; asking for a name does. `recipes/testing.py` made its tokenizers.
+`recipes/testing.py` made its tokenizers.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from demur.testing._planted import Planted, Truth, planted
-    from demur.testing._tiny import FAMILIES, SLIDING_WINDOW, Family, save_tiny, tiny_model, tiny_suite
+from demur.testing._planted import Planted, Truth, planted
+from demur.testing._tiny import FAMILIES, SLIDING_WINDOW, Family, save_tiny, tiny_model, tiny_suite
 
 __all__ = [
     "FAMILIES", "SLIDING_WINDOW", "Family", "Planted", "Truth", "planted", "save_tiny", "tiny_model", "tiny_suite",
 ]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "_planted" if name in ("Planted", "Truth", "planted") else "_tiny"
-    return getattr(import_module(f"{__name__}.{module}"), name)
