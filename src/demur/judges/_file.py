@@ -73,13 +73,11 @@ def judge_file(
     its cache cannot be written; JudgeStopped: the judge cannot go on, and `out` is not written.
 
     Args:
-        path: the answers.
+        path, out: the answers, and the file to write.
         judge: a judge, or its name (`get_judge`).
         prompt_column, answer_column: found by their usual names when not given.
-        out: the file to write.
-        model: the one that wrote the answers, without intervention: what it would not write is incoherent
-            (`CoherentJudge`, calibrated on its own answers to at most 128 of the file's prompts).
-        max_new_tokens: length of those answers.
+        model, max_new_tokens: the one that wrote the answers, without intervention: what it would not write is
+            incoherent (`CoherentJudge`, by its own answers, of that length, to at most 128 of the file's prompts).
         progress: called with (what, rows done, rows to do).
     """
     with opened(judge) as reader:

@@ -48,9 +48,6 @@ def compare_sections(result: CompareResult) -> tuple[Section, ...]:
     return tuple(section for section in sections if section.blocks)
 
 
-# -- the verdict -------------------------------------------------------------------------------------------------------
-
-
 def name_of(result: CompareResult, method: str, setting: str = "") -> str:
     """A method with its strength, as `AP, c = −1`."""
     label = CLEAN if method == "none" else result.labels.get(method, method)
