@@ -139,7 +139,7 @@ def test_demurs_own_studies_run_on_the_stand_ins(name: str) -> None:
     entry = STUDIES[name]
     config = entry.config.model_validate(
         {"n": "8,4,4,4", "max_new_tokens": 4, "n_exact": 2, "k": 3, "k0": 2, "random_sets": 2}
-        | ({"resamples": 100, "sizes": "1,2"} if name == "benchmark" else {})
+        | ({"resamples": 100, "sizes": "1,2", "induce_multiples": "1"} if name == "benchmark" else {})
     )
     found = count_work(entry, config, COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS)
     assert list(found)[:4] == ["clean answers", "direction", "pool", "attribution"]

@@ -19,6 +19,7 @@ def stages(out: Path) -> set[str]:
     return {path.name for path in (out / "stages").iterdir()}
 
 
+FEW = {"induce_multiples": "1", "sizes": "", "knowledge": False, "resamples": 100}
 CHOSEN = ("direction", "features", "sets", "refusal_tokens", "pool_size", "local_overlap", "without_signal", "trials")
 
 
@@ -46,13 +47,13 @@ def chosen(result: CompareResult) -> str:
 @pytest.mark.parametrize(
     ("study", "options"),
     [
-        ("study", {"suppress": "0.5,0", "induce_multiples": "0.5,1"}),
-        ("benchmark", {"sizes": "", "knowledge": False, "methods": ("ap", "cossim", "actdiff", "random")}),
-        pytest.param("benchmark", {"tune": 3, "sizes": "", "methods": ("cossim",)}, marks=pytest.mark.eval),
+        ("study", {"induce_multiples": "0.5,1"}),
+        ("benchmark", {**FEW, "methods": ("ap", "cossim", "actdiff", "random")}),
+        pytest.param("benchmark", {**FEW, "tune": 3, "methods": ("cossim",)}, marks=pytest.mark.eval),
     ],
 )
 def test_other_test_prompts_choose_the_same(files: Any, tmp_path: Path, study: str, options: dict[str, Any]) -> None:
-    sizes = {"n": "16,10,8,8", "n_exact": 2, **options}
+    sizes = {"n": "16,10,8,8", "n_exact": 2, "suppress": "0.5,0", "random_sets": 2, **options}
     results: list[CompareResult] = []
     sets: list[set[str]] = []
     for number, part in enumerate((slice(0, 8), slice(8, 16))):
