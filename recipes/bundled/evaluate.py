@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Gemma2ForCausalLM, PreTrainedTokenizerFast
 
 from demur.bundled import FRAMINGS, BundledJudge, BundledPaths, BundledPrompts, bundled_path, bundled_prompts, framed
-from demur.judges import Judgement
+from demur.judges import Judgement, judge
 from demur.model import ChatModel, hooked, load_model
 from demur.saes import DenseSae, Suite, load_suite
 from demur.types import Prompt, PromptSet
@@ -55,8 +55,7 @@ def held_out_sets(drawn: BundledPrompts) -> tuple[HeldOutSet, ...]:
 
 
 def _answered(model: ChatModel, prompts: PromptSet) -> Judgement:
-    answers = tuple(model.generate(prompts, max_new_tokens=NEW_TOKENS))
-    return Judgement(judge=BundledJudge.kind, answers=answers, verdicts=tuple(BundledJudge().judge(answers)))
+    return judge(model.generate(prompts, max_new_tokens=NEW_TOKENS), BundledJudge())
 
 
 def _framings(model: ChatModel, drawn: BundledPrompts) -> tuple[FramingRow, ...]:

@@ -182,14 +182,14 @@ class RandomMatched(FeatureMethod):
         layers = tuple(main.by_layer())
         rates: dict[int, Tensor] = {}
         sizes: dict[int, Tensor] = {}
+        norms = {n: torch.cat([rows.norm(dim=-1) for _, rows in work.suite[n].decoder_blocks(8192)]) for n in layers}
         for prompts in (given.harmful, given.harmless):
             fires = selection.firing_rates(work.model, work.suite, prompts, layers=layers)
             moves = selection.mean_activations(work.model, work.suite, prompts, layers=layers)
             for layer in layers:
                 # Both classes count alike.
                 rates[layer] = rates.get(layer, 0.0) + fires[layer] / 2
-                norms = torch.cat([rows.norm(dim=-1) for _, rows in work.suite[layer].decoder_blocks(8192)])
-                sizes[layer] = sizes.get(layer, 0.0) + moves[layer] * norms / 2
+                sizes[layer] = sizes.get(layer, 0.0) + moves[layer] * norms[layer] / 2
         exclude = given.found.pool.features
         return tuple(selection.random_set(main, (rates, sizes), exclude=exclude, seed=seed) for seed in seeds)
 
