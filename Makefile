@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRA := $(VENV)/.installed-extra
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: study test test-extra test-docs mutants check install clean
 study: $(STAMP)

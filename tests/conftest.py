@@ -12,14 +12,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
+
+import runtime_checks
 
 # Before anything imports demur: every annotated function is then checked at each call.
-install_import_hook("demur", "runtime_checks.check")
+runtime_checks.install("demur")
 
 # Shared machines stall for seconds; a deadline would report that as a failure of the code.
 settings.register_profile("demur", deadline=None, max_examples=50)
 settings.load_profile("demur")
+
+LONG = {"studies", "capability", "test_extending.py", "test_docs.py", "test_plan.py"}
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -41,6 +44,9 @@ def _cuda_is_there() -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Whole studies first: a long file that starts last keeps one process busy while the others are done.
+    items.sort(key=lambda item: LONG.isdisjoint(item.path.parts))
+
     def skip(marker: str, reason: str) -> None:
         for item in items:
             if item.get_closest_marker(marker):

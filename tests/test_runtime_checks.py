@@ -1,0 +1,54 @@
+"""The checks that the tests put on the package do refuse what they should."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+import runtime_checks
+
+SOURCE = '''
+"""A module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def dot(a: Float[Tensor, "d"], b: Float[Tensor, "d"]) -> float:
+    return float((a * b).sum())
+
+
+@dataclass
+class Point:
+    x: int
+
+    def moved(self, by: int) -> Self:
+        return type(self)(self.x + by)
+'''
+
+
+def test_types_axes_and_fields_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checked_module.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    runtime_checks.install("checked_module")
+    module = import_module("checked_module")
+
+    assert module.dot(torch.ones(3), torch.ones(3)) == 3
+    for wrong in (torch.ones(2), torch.ones(3, 1), torch.ones(3, dtype=torch.int64), [1.0]):
+        with pytest.raises(TypeError):
+            module.dot(torch.ones(3), wrong)
+    assert module.Point(1).moved(2) == module.Point(3)
+    with pytest.raises(TypeError):
+        module.Point("1")
+    with pytest.raises(TypeError):
+        module.Point(1).moved("2")
