@@ -8,20 +8,17 @@ EXTRA := $(VENV)/.installed-extra
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: study test test-extra test-docs mutants check install clean
+.PHONY: study test test-extra mutants check install clean
 study: $(STAMP)
 	$(BIN)/demur study
 
 test: $(STAMP)
 	$(PYTEST)
 
-# What `make test` leaves out: slow tests, and those that need SAELens or lm-evaluation-harness (installed here).
+# What `make test` leaves out: slow tests (long commands of the docs among them), and those that need SAELens or
+# lm-evaluation-harness (installed here).
 test-extra: $(EXTRA)
-	$(PYTEST) --slow -m "slow or saelens or eval" --ignore=tests/test_docs.py
-
-# Every command and example of README and docs, for real (minutes; the short ones are in `make test`).
-test-docs: $(EXTRA)
-	$(PYTEST) --slow tests/test_docs.py
+	$(PYTEST) --slow -m "slow or saelens or eval"
 
 # Which changes of the code no test notices (hours; `.venv/bin/mutmut results` lists them).
 mutants: $(EXTRA)

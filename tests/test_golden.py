@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from demur.method.activations import feature_activations
 from demur.method.attribution import Attribution, ScoredTokens, attribute
 from demur.method.direction import position_means
 from demur.method.interventions import (
@@ -24,6 +25,7 @@ from demur.method.interventions import (
     PerPrompt,
     ScaleFeatures,
     SetFeatures,
+    bind,
 )
 from demur.method.path import Metric
 from demur.method.selection import cosine_pool, cossim_set, global_set, local_sets
@@ -226,12 +228,8 @@ def _interventions(golden: Golden, name: str) -> tuple[Intervention, ...]:
 
 def _clean(golden: Golden, label: str, features: tuple[FeatureId, ...]) -> dict[str, torch.Tensor]:
     """Prompt id → activations `[pos, k]` of `features` in the plain run."""
-    batch = golden.model.batch(golden.rendered(label))
-    with torch.inference_mode(), golden.model.capture() as captured:
-        golden.model.last_logits(batch)
-    columns = [golden.suite[layer].rows([i]).encode(captured[layer]) for layer, i in features]
-    values = torch.cat(columns, -1)
-    return {prompt: values[n][batch.real[n]] for n, prompt in enumerate(golden.ids)}
+    values = feature_activations(golden.model, golden.suite, golden.rendered(label), features)
+    return dict(zip(golden.ids, values, strict=True))
 
 
 _TEXTS = [
@@ -295,9 +293,6 @@ def test_suppressing_upstream_features_moves_downstream_ones(golden: Golden) -> 
     down = tuple(FeatureId(*each) for each in expected["downstream"].tolist())
     for name, changes in (("before", ()), ("after", (ScaleFeatures(up, -3.0),))):
         for n, item in enumerate(golden.rendered("harmful")):
-            batch = golden.model.batch([item])
-            compiled = Compiled(golden.model, golden.suite, changes)
-            with torch.inference_mode(), compiled.on(batch), golden.model.capture() as captured:
-                golden.model.last_logits(batch)
-            values = [float(golden.suite[layer].rows([i]).encode(captured[layer])[0, -5:].mean()) for layer, i in down]
-            np.testing.assert_allclose(values, expected[name][n], atol=1e-3, rtol=0)
+            with golden.model.intervene(bind(golden.suite, *changes)):
+                (values,) = feature_activations(golden.model, golden.suite, [item], down)
+            np.testing.assert_allclose(values[-5:].mean(0), expected[name][n], atol=1e-3, rtol=0)

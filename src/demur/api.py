@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from demur import data as _data
 from demur import saes as _saes
 from demur.errors import InputError
+from demur.method.activations import mean_max_activations
 from demur.method.direction import Direction
 from demur.method.interventions import Compiled, ScaleFeatures, SetFeatures, Where
-from demur.method.selection import mean_max_activations
 from demur.model import ChatModel
 from demur.saes import Suite
 from demur.studies import STUDIES

@@ -6,17 +6,15 @@ import pytest
 import torch
 
 from demur.errors import InputError, ModelError
+from demur.method.activations import firing_rates, mean_activations, mean_max_activations
 from demur.method.attribution import Attribution, AttributionSpec, PromptAttribution, ScoredTokens
 from demur.method.path import Method, Metric
 from demur.method.selection import (
     actdiff_set,
     cosine_pool,
     cossim_set,
-    firing_rates,
     global_set,
     local_sets,
-    mean_activations,
-    mean_max_activations,
     random_set,
 )
 from demur.model import Budgets, ChatModel, Region

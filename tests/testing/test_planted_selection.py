@@ -9,12 +9,12 @@ from functools import cache
 import pytest
 import torch
 
+from demur.method.activations import Reduce
 from demur.method.attribution import Attribution, attribute
 from demur.method.direction import Direction, find_direction, find_refusal_tokens
 from demur.method.interventions import Compiled
 from demur.method.path import Method, Metric
 from demur.method.selection import (
-    Reduce,
     actdiff_set,
     attribute_dictionary,
     cosine_pool,

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from demur.method import selection
+from demur.method import activations, selection
 from demur.method.interventions import PerPrompt, ScaleFeatures, SetFeatures
 from demur.registry import Registry
 from demur.studies.config import MAIN, CompareConfig
@@ -184,8 +184,8 @@ class RandomMatched(FeatureMethod):
         sizes: dict[int, Tensor] = {}
         norms = {n: torch.cat([rows.norm(dim=-1) for _, rows in work.suite[n].decoder_blocks(8192)]) for n in layers}
         for prompts in (given.harmful, given.harmless):
-            fires = selection.firing_rates(work.model, work.suite, prompts, layers=layers)
-            moves = selection.mean_activations(work.model, work.suite, prompts, layers=layers)
+            fires = activations.firing_rates(work.model, work.suite, prompts, layers=layers)
+            moves = activations.mean_activations(work.model, work.suite, prompts, layers=layers)
             for layer in layers:
                 # Both classes count alike.
                 rates[layer] = rates.get(layer, 0.0) + fires[layer] / 2
@@ -340,7 +340,7 @@ class Sets:
         given, work = self.given, self.given.work
 
         def compute() -> tuple[float, ...]:
-            found = selection.mean_max_activations(work.model, work.suite, given.harmful, features.features)
+            found = activations.mean_max_activations(work.model, work.suite, given.harmful, features.features)
             return tuple(found.tolist())
 
         depends = {"prompts": given.found.clean.used("selection").harmful.digest, "features": features.features}

@@ -15,6 +15,7 @@ import numpy as np
 
 from demur.errors import ModelError
 from demur.method import selection
+from demur.method.activations import firing_rates, mean_max_activations
 from demur.method.attribution import (
     SCORED,
     Attribution,
@@ -300,12 +301,12 @@ def feature_rows(work: Finding, found: Found, exact: Attribution | None) -> tupl
     def compute() -> Activity:
         layers = tuple(found.chosen.by_layer())
         harmful, harmless = work.model.tokenize(used.harmful), work.model.tokenize(used.harmless)
-        often, seldom = (selection.firing_rates(work.model, suite, each, layers=layers) for each in (harmful, harmless))
+        often, seldom = (firing_rates(work.model, suite, each, layers=layers) for each in (harmful, harmless))
         return Activity(
             features=features,
             rate_harmful=tuple(float(often[layer][index]) for layer, index in features),
             rate_harmless=tuple(float(seldom[layer][index]) for layer, index in features),
-            max_harmful=tuple(selection.mean_max_activations(work.model, suite, harmful, features).tolist()),
+            max_harmful=tuple(mean_max_activations(work.model, suite, harmful, features).tolist()),
         )
 
     depends = {"prompts": [used.harmful.digest, used.harmless.digest], "features": features}

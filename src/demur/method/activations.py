@@ -1,0 +1,103 @@
+"""Activations of SAE features on prompts, under whatever interventions are open on the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from demur.method.attribution import SCORED, ScoredTokens
+from demur.model import Batch, ChatModel, Items
+from demur.saes import DenseSae, FeatureRows, Rows, Sae, Suite
+from demur.types import FeatureId, by_layer
+
+_BLOCK = 8192
+"""Features encoded at a time."""
+
+Reduce = Literal["max", "mean", "last", "rate"]
+"""What is taken over a prompt's scored tokens: a feature's maximum, mean or last activation, or how often it fires."""
+
+
+def feature_activations(
+    model: ChatModel, suite: Suite, items: Items, features: Sequence[FeatureId]
+) -> list[Float[Tensor, "pos feature"]]:
+    """Activation of each feature at every token of each prompt (float32, on the CPU), in the order of `items` and of
+    `features`; padding is left out and only the features' rows are read."""
+    wanted = by_layer(features)
+    rows = {layer: suite[layer].rows(indices).to(model.layer_device(layer)) for layer, indices in wanted.items()}
+
+    def run(batch: Batch) -> list[Tensor]:
+        with torch.inference_mode(), model.capture(tuple(wanted)) as residuals:
+            model.last_logits(batch)
+            encoded = {layer: rows[layer].encode(residuals[layer]).float().cpu() for layer in wanted}
+        columns = [encoded[layer][..., wanted[layer].index(index)] for layer, index in features]
+        values, real = torch.stack(columns, -1), batch.real.cpu()
+        return [values[row][real[row]] for row in range(len(batch))]
+
+    return model.each(items, run)
+
+
+def mean_activations(
+    model: ChatModel,
+    suite: Suite,
+    items: Items,
+    *,
+    layers: Sequence[int] | None = None,
+    reduce: Reduce = "mean",
+    scoring: ScoredTokens = SCORED,
+) -> dict[int, Float[Tensor, " d_sae"]]:
+    """Mean over prompts of each feature's mean, maximum or last activation over the scored tokens, by layer (default:
+    every layer of the suite). Whole dictionaries are encoded, in blocks; nothing dense over positions is kept."""
+
+    def read(layer: int, residual: Tensor, batch: Batch) -> Tensor:
+        blocks = dictionary_blocks(suite[layer])
+        return torch.cat([_over_tokens(block, residual, scoring.mask(batch), reduce).cpu() for block in blocks], -1)
+
+    return model.mean_over(items, suite.layers if layers is None else layers, read)
+
+
+def firing_rates(
+    model: ChatModel, suite: Suite, items: Items, *, layers: Sequence[int] | None = None, scoring: ScoredTokens = SCORED
+) -> dict[int, Float[Tensor, " d_sae"]]:
+    """Mean over prompts of the share of scored tokens on which each feature is active, by layer."""
+    return mean_activations(model, suite, items, layers=layers, reduce="rate", scoring=scoring)
+
+
+def mean_max_activations(
+    model: ChatModel, suite: Suite, items: Items, features: Sequence[FeatureId], *, scoring: ScoredTokens = SCORED
+) -> Float[Tensor, " feature"]:
+    """Mean over prompts of each feature's maximum activation over the scored tokens, in the order of `features`; only
+    their rows are read."""
+    wanted = by_layer(features)
+    rows = {layer: suite[layer].rows(indices) for layer, indices in wanted.items()}
+
+    def read(layer: int, residual: Tensor, batch: Batch) -> Tensor:
+        return _over_tokens(rows[layer], residual, scoring.mask(batch), "max")
+
+    means = model.mean_over(items, wanted, read)
+    return torch.stack([means[layer][wanted[layer].index(index)] for layer, index in features])
+
+
+def dictionary_blocks(sae: Sae) -> Iterator[FeatureRows | DenseSae]:
+    """A whole dictionary in blocks of features, or in one where a feature is active only against all others (TopK)."""
+    if sae.spec.activation == "topk":
+        yield sae.dense()
+    else:
+        yield from sae.encoder_blocks(_BLOCK)
+
+
+def _over_tokens(
+    block: Rows | DenseSae, residual: Float[Tensor, "batch pos _"], scored: Bool[Tensor, "batch pos"], reduce: Reduce
+) -> Float[Tensor, "batch k"]:
+    values = block.to(residual.device).encode(residual)
+    if reduce == "last":
+        return values[:, -1]
+    scored = scored.to(residual.device)
+    if reduce == "max":
+        # Activations are never negative, so a masked 0 cannot win a maximum that matters.
+        return (values * scored[..., None]).amax(1)
+    counted = ((values > 0) & scored[..., None]).float() if reduce == "rate" else values * scored[..., None]
+    return counted.sum(1) / scored.sum(1, keepdim=True).clamp(min=1)
