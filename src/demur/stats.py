@@ -329,6 +329,21 @@ def bootstrap_mean(
     return _percentiles(float(np.average(numbers, weights=given)), means, n, unscored)
 
 
+def bootstrap_of(
+    statistic: Callable[..., np.ndarray], *tables: np.ndarray, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """A statistic of means over prompts, with a percentile-bootstrap 95 % interval. Each table has shape (prompt, ...)
+    and is resampled by itself; `statistic` takes their means, shape (sample, ...), and gives one number a sample. With
+    one table, paired values are columns of it. Tables without rows give an unknown estimate."""
+    n = sum(map(len, tables))
+    if min(map(len, tables)) == 0:
+        return Estimate.unknown()
+    value = statistic(*(table.mean(0, keepdims=True) for table in tables))
+    draws = (_resampled(len(table), resamples, seed + k) / len(table) for k, table in enumerate(tables))
+    means = [np.tensordot(counts, table, 1) for counts, table in zip(draws, tables, strict=True)]
+    return _percentiles(float(value[0]), statistic(*means), n)
+
+
 def mean_of_runs(values: Sequence[float], *, n: int) -> Estimate:
     """Mean over a few runs, each a number measured on `n`, with Student's 95 % interval (infinite for one run)."""
     numbers, runs = np.asarray(values, dtype=np.float64), len(values)
