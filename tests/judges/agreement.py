@@ -24,7 +24,8 @@ Confusion = Counter[tuple[str, Outcome | None]]
 
 @dataclass(frozen=True)
 class Labelled:
-    """An answer with the outcome that a person gave it. `losses`: of its tokens under the clean model, nats."""
+    """An answer with the outcome that a person gave it. `losses`: of its tokens under the clean model (nats), `start`:
+    of the first one over 64 other prompts."""
 
     answer: Answer
     model: str
@@ -32,6 +33,7 @@ class Labelled:
     condition: str
     outcome: str
     losses: tuple[float, ...]
+    start: float
 
 
 def damaged() -> list[Labelled]:
@@ -45,6 +47,7 @@ def damaged() -> list[Labelled]:
             condition=row["condition"],
             outcome=row["outcome"],
             losses=tuple(row["losses"]),
+            start=row["start"],
         )
         for number, row in enumerate(rows)
     ]
@@ -53,14 +56,19 @@ def damaged() -> list[Labelled]:
 def coherence(model: str) -> Coherence:
     """Calibrated on 64 answers of that model without intervention, to other prompts."""
     rows = [json.loads(line) for line in (DATA / "clean_losses.jsonl").read_text(encoding="utf-8").splitlines()]
-    return Coherence.calibrate([row["losses"] for row in rows if row["model"] == model])
+    own = [row for row in rows if row["model"] == model]
+    return Coherence.calibrate([row["losses"] for row in own], [row["start"] for row in own])
 
 
 def with_likelihood(rows: Sequence[Labelled], model: str) -> Judge:
     """The pattern judge, with the stored losses of the answers."""
-    losses = {row.answer.prompt.id: row.losses for row in rows}
+    stored = {row.answer.prompt.id: row for row in rows}
     return CoherentJudge(
-        PatternJudge(), lambda answers: [losses[a.prompt.id] for a in answers], coherence(model), {"name": model}
+        PatternJudge(),
+        lambda answers: [stored[a.prompt.id].losses for a in answers],
+        coherence(model),
+        {"name": model},
+        lambda answers: [stored[a.prompt.id].start for a in answers],
     )
 
 
@@ -117,10 +125,12 @@ def main(paths: Sequence[str]) -> None:
     alone, both = agreement(held, _patterns), agreement(held, with_likelihood)
     for condition, n in Counter(row.condition for row in held).items():
         write(f"| {condition} | {n} | {alone[condition]} | {both[condition]} |\n")
-    write("\n| clean model | limit: worst run | whole answer | called incoherent | 95 % |\n|---|---|---|---|---|\n")
+    head = ("clean model", "limit: worst run", "whole answer", "start", "called incoherent", "95 %")
+    write(f"\n| {' | '.join(head)} |\n{'|---' * len(head)}|\n")
     for model, _ in _models(rows):
-        limits = coherence(model)
-        write(f"| {model} | {limits.worst_run:.1f} | {limits.whole:.1f} | {_shown(limits.false_positives)} |\n")
+        found = coherence(model)
+        limits = " | ".join(f"{limit:.1f}" for limit in (found.worst_run, found.whole, found.start))
+        write(f"| {model} | {limits} | {_shown(found.false_positives)} |\n")
     for path in map(Path, paths):
         write(f"\n{path.name}: {_shown(accuracy(xstest(path)))}\n")
 

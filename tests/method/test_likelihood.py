@@ -8,7 +8,14 @@ from torch import Tensor
 
 from demur.errors import InputError
 from demur.method.interventions import AblateDirection, Compiled, PerPrompt, ScaleFeatures
-from demur.method.likelihood import answers_to_score, first_token_kl, preference, texts_to_score, token_losses
+from demur.method.likelihood import (
+    answer_starts,
+    answers_to_score,
+    first_token_kl,
+    preference,
+    texts_to_score,
+    token_losses,
+)
 from demur.model import Budgets, ChatModel, Region, TokenizedPrompt, count_hooks
 from demur.saes import Suite
 from demur.testing import tiny_model, tiny_suite
@@ -48,6 +55,19 @@ def by_hand(model: ChatModel, item: TokenizedPrompt, change: Compiled | None = N
     logs = alone(model, item, change)
     places = [n for n, region in enumerate(item.regions) if region == Region.RESPONSE]
     return -sum(float(logs[n - 1, item.ids[n]]) for n in places), len(places)
+
+
+def test_starts_by_hand(model: ChatModel) -> None:
+    rows = [alone(model, item)[-1].double().exp() for item in model.tokenize(PROMPTS)]
+    firsts = [model.tokenizer(each.text, add_special_tokens=False)["input_ids"][0] for each in ANSWERS]
+    found = answer_starts(model, ANSWERS)
+    mean = torch.stack(rows).mean(0)
+    torch.testing.assert_close(found.losses.double(), -mean.log(), rtol=1e-3, atol=1e-3)
+    for n, token in enumerate(firsts):
+        others = torch.stack([row for k, row in enumerate(rows) if k != n]).mean(0)
+        assert found.own[n] == pytest.approx(float(-others[token].log()), rel=1e-3)
+        assert found.of(model, ANSWERS)[n] == pytest.approx(float(-mean[token].log()), rel=1e-3)
+    assert found.of(model, [ANSWERS[0].model_copy(update={"text": ""})]) == [0.0]
 
 
 def test_losses_of_answers_count_their_tokens_and_nothing_else(model: ChatModel) -> None:

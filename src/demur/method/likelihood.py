@@ -6,12 +6,14 @@ them. Interventions act on every real token of a pass, the answer's included, as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from itertools import dropwhile, islice
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -69,6 +71,42 @@ def answer_token_losses(
     an empty tuple for an answer without a token."""
     losses = _over_responses(model, answers_to_score(model, answers), "none", None, progress)
     return [tuple(each.tolist()) for each in losses]
+
+
+class AnswerStarts(NamedTuple):
+    """How the model begins its answers, over many prompts: what a broken start is told by."""
+
+    losses: Float[Tensor, " vocab"]
+    """Loss (nats) of each first token under the mean of the prompts' distributions, float32, on the CPU."""
+    own: tuple[float, ...]
+    """That of each answer that was given, under the mean of the *other* prompts' distributions."""
+
+    def of(self, model: ChatModel, answers: Sequence[Answer]) -> list[float]:
+        """Loss (nats) of each answer's first token; 0 for an answer without one."""
+        return [float(self.losses[ids[0]]) if ids else 0.0 for ids in _response_ids(model, answers)]
+
+
+def answer_starts(model: ChatModel, answers: Sequence[Answer]) -> AnswerStarts:
+    """How the clean model begins to answer the prompts of `answers`, its own."""
+    items = model.tokenize(Prompt(id=str(n), text=answer.prompt.text) for n, answer in enumerate(answers))
+    firsts = [ids[0] if ids else 0 for ids in _response_ids(model, answers)]
+    totals: list[Tensor] = []
+    taken: dict[int, float] = {}
+    with torch.inference_mode():
+        for places, logits in model.over_batches(items, model.last_logits):
+            probabilities = logits.softmax(-1).cpu()
+            totals.append(probabilities.double().sum(0))
+            taken |= {n: float(row[firsts[n]]) for n, row in zip(places, probabilities, strict=True)}
+    total, n = torch.stack(totals).sum(0), len(items)
+    rest = [max(float(total[firsts[k]]) - taken[k], 1e-30) / max(n - 1, 1) for k in range(n)]
+    return AnswerStarts((total / n).clamp(min=1e-30).log().neg().float(), tuple(-math.log(p) for p in rest))
+
+
+def _response_ids(model: ChatModel, answers: Sequence[Answer]) -> list[list[int]]:
+    return [
+        [token for token, region in zip(item.ids, item.regions, strict=True) if region == Region.RESPONSE]
+        for item in answers_to_score(model, answers)
+    ]
 
 
 def _over_responses(
