@@ -181,7 +181,10 @@ def test_what_is_held_is_released_after_the_prompt_or_held_on(
     values = [torch.rand((n, len(chosen)) if by_position else (len(chosen),), generator=generator) * 3 for n in lengths]
     after = [torch.rand(len(chosen), generator=generator) * 3 for _ in lengths]
     answer = torch.randint(5, 50, (len(TEXTS), more), generator=generator)
-    ids, mask = torch.cat([batch.input_ids, answer], 1), torch.nn.functional.pad(batch.attention_mask, (0, more), value=1)
+    ids, mask = (
+        torch.cat([batch.input_ids, answer], 1),
+        torch.nn.functional.pad(batch.attention_mask, (0, more), value=1),
+    )
     places = torch.cat([batch.position_ids, batch.position_ids[:, -1:] + torch.arange(1, more + 1)], 1)
 
     def run() -> Tensor:

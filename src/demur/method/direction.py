@@ -136,7 +136,8 @@ def first_token(
     reference: Mapping[str, Float[Tensor, " vocab"]] | None = None,
 ) -> FirstToken:
     """Refusal log-odds of the first answer token, and its KL from `reference`, under interventions (those on features
-    compiled with their SAEs). Reduced to two numbers a prompt where the model runs, so nothing of the vocabulary's size is kept."""
+    compiled with their SAEs). Reduced to two numbers a prompt where the model runs, so nothing of the vocabulary's size
+    is kept."""
     compiled = interventions if isinstance(interventions, Compiled) else Compiled(model, None, interventions)
 
     def run(batch: Batch) -> list[list[float]]:
