@@ -91,6 +91,9 @@ def test_every_feature_is_found_to_be_what_it_is(studied: Any, files: Any) -> No
     (backup,) = [row for row in causes.features if row.role == "redundant"]
     assert (backup.alone.value, backup.wakes.value) == (0.0, 1.0)
     assert backup.after.value == pytest.approx(7.5, rel=0.15)  # 6 · clip(h/2 − ¾, 0, 1½) with h = 4
+    # On its own category, a harm feature does all that it does.
+    alone = {row.feature: row.alone.value for row in causes.features}
+    assert all(alone[feature] == pytest.approx(6.0, rel=0.15) for feature in truth.harm)
     assert all(row.upstream == (row.feature in truth.harm) for row in causes.features if row.feature in truth.causal)
 
 

@@ -396,7 +396,10 @@ def _roles(result: CategoriesResult) -> Iterator[Block]:
         "fires | > judged: fall of the log-odds with which the model calls these requests harmful, nats"
     )
     limit = fmt.measure(abs(causes.whole) / 100, 3)
-    note = f"{causes.n} prompts. Effects within {limit} nats (1% of ablating the direction) count as none."
+    note = (
+        f"{causes.n} prompts that chose features; of a feature in a set, those of its categories. Effects within {limit} "
+        "nats (1% of ablating the direction) count as none."
+    )
     yield Table.of("Evidence for each role", columns, cells, caption=note, folded=True)
     yield Text(
         "That a feature drives refusal is refuted where taking it out alone changes nothing, however near to the "

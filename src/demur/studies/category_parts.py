@@ -435,7 +435,9 @@ class Experiment:
     def _causes(self) -> Causes:
         """Roles of the candidates; of those in a set also what they do to judged harmfulness."""
         work, prompts = self.context, self.kinds.chosen
-        causes = find_causes(work, self.found, prompts, self.features)
+        kinds = np.array([kind for kind, own in self.kinds.choosing.items() for _ in own])
+        serves = {f: np.isin(kinds, [k for k, each in self.sets.items() if f in each.features]) for f in self._union}
+        causes = find_causes(work, self.found, prompts, self.features, serves=serves)
         harmful, harmless = self.found.clean.answers["tuning"]
         meter = SideEffectMeter(work, SideEffectOptions(), harmless)
         known = meter.knowledge(harmful.only(*REFUSALS), self.found.clean.used("tuning").harmless, ())

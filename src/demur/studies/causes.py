@@ -6,7 +6,7 @@ suppressed (redundant: "hydra" features, 2509.09708), or be read only then (cond
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -26,7 +26,7 @@ CausalRole = Literal["harm", "refusal", "mixed", "redundant", "conditional", "in
 
 class Cause(Value):
     """A feature's role, with its evidence. Effects are falls of the refusal log-odds of the first answer token (nats,
-    mean over harmful prompts that are refused) when the feature is set to 0.
+    mean over the refused harmful prompts that it serves) when the feature is set to 0.
 
     - harm, refusal, mixed: taking it out alone lowers refusal, and it fires on the user's words, on the template's
       tokens after them, or on both (`fires`).
@@ -137,23 +137,31 @@ def _whole(work: Finding, found: Found, prompts: PromptSet) -> float:
 
 
 def find_causes(
-    work: Finding, found: Found, prompts: PromptSet, features: Sequence[FeatureId], *, wakers: int = 10
+    work: Finding,
+    found: Found,
+    prompts: PromptSet,
+    features: Sequence[FeatureId],
+    *,
+    serves: Mapping[FeatureId, np.ndarray] | None = None,
+    wakers: int = 10,
 ) -> Causes:
     """The role of each feature, and of the `wakers` features over whole dictionaries that rise most when the refusal
-    features are taken out. `prompts` are harmful ones that are refused, and choose."""
+    features are taken out. `prompts` are harmful ones that are refused, and choose; a feature's effects are means over
+    those that it `serves`, if that says which (a mask)."""
+    serves = serves or {}
     whole = _whole(work, found, prompts)
     limit = NEGLIGIBLE * abs(whole)
     alone = dict(zip(features, effects(work, found, prompts, features).T, strict=True))
     fires = {row.feature: row for row in find_roles(work, found, features).features}
-    own = {f: bootstrap_mean(alone[f]) for f in features}
+    own = {f: _mean(alone[f], serves.get(f)) for f in features}
     refusal = tuple(f for f in features if fires[f].role == "refusal" and own[f].low > limit)
     if refusal and (woken := tuple(f for f in _woken(work, prompts, refusal, wakers) if f not in alone)):
         more = effects(work, found, prompts, woken).T
         alone |= dict(zip(woken, more, strict=True))
-        own |= {f: bootstrap_mean(alone[f]) for f in woken}
+        own |= {f: _mean(alone[f]) for f in woken}
         fires |= {row.feature: row for row in find_roles(work, found, woken).features}
     rest = [f for f in alone if f not in refusal] if refusal else []
-    after, wakes = _after(work, found, prompts, refusal, rest)
+    after, wakes = _after(work, found, prompts, refusal, rest, serves)
     layer = min(refusal).layer if refusal else found.direction.layer
     rows = [
         Cause(
@@ -185,8 +193,17 @@ def _role(
     return "inert" if max(abs(after.low), abs(after.high)) <= limit else "unclear"
 
 
+def _mean(falls: np.ndarray, mask: np.ndarray | None = None) -> Estimate:
+    return bootstrap_mean(falls if mask is None else falls[mask])
+
+
 def _after(
-    work: Finding, found: Found, prompts: PromptSet, refusal: Sequence[FeatureId], rest: Sequence[FeatureId]
+    work: Finding,
+    found: Found,
+    prompts: PromptSet,
+    refusal: Sequence[FeatureId],
+    rest: Sequence[FeatureId],
+    serves: Mapping[FeatureId, np.ndarray],
 ) -> tuple[dict[FeatureId, Estimate], dict[FeatureId, Estimate]]:
     """Once the refusal features are out: each other feature's effect, and whether it woke up."""
     if not rest:
@@ -196,7 +213,7 @@ def _after(
     awake = _firing(work, prompts, rest, without(refusal)) == _SCORED
     wakes = ((silent & awake).sum(0), awake.sum(0))
     return (
-        {f: bootstrap_mean(fall) for f, fall in zip(rest, falls.T, strict=True)},
+        {f: _mean(fall, serves.get(f)) for f, fall in zip(rest, falls.T, strict=True)},
         {f: Estimate.of(wilson(int(k), int(n))) for f, k, n in zip(rest, *wakes, strict=True)},
     )
 
