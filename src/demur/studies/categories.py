@@ -19,8 +19,8 @@ from demur.report.blocks import Block, Chart, Section, Table, Text
 from demur.stats import Estimate, wilson
 from demur.studies.base import Study, StudyResult
 from demur.studies.causes import CausalRole, Causes
-from demur.studies.config import COMPLIANCE, Factors, FindConfig, Sizes
-from demur.types import FeatureField, FeatureSet, SplitSizes, Value
+from demur.studies.config import COMPLIANCE, Factors, FindConfig
+from demur.types import FeatureField, FeatureSet, Value
 
 if TYPE_CHECKING:
     from demur.studies.context import Context
@@ -48,8 +48,6 @@ class Config(FindConfig):
 
     group: ClassVar[str] = "Categories"
 
-    n: Sizes = SplitSizes(direction=128, selection=64, tuning=64, test=100)
-    """Prompts per split and class, as 128,64,64,100 (direction, selection, tuning, test) or test=50,tuning=16."""
     category_level: int = Field(default=1, ge=0)
     """Parts of a category's name that count where it has several, as in `Fraud / Phishing`; 0: all."""
     category_prompts: int = Field(default=12, ge=2)
@@ -397,8 +395,8 @@ def _roles(result: CategoriesResult) -> Iterator[Block]:
     )
     limit = fmt.measure(abs(causes.whole) / 100, 3)
     note = (
-        f"{causes.n} prompts that chose features; of a feature in a set, those of its categories. Effects within {limit} "
-        "nats (1% of ablating the direction) count as none."
+        f"{causes.n} prompts that chose features; of a feature in a set, those of its categories. Effects within "
+        f"{limit} nats (1% of ablating the direction) count as none."
     )
     yield Table.of("Evidence for each role", columns, cells, caption=note, folded=True)
     yield Text(
