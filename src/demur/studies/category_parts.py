@@ -433,7 +433,7 @@ class Experiment:
     # -- features ------------------------------------------------------------------------------------------------------
 
     def _causes(self) -> Causes:
-        """Roles of the candidates; of those in a set also what they do to judged harmfulness."""
+        """Roles of the candidates; of those that act also what they do to judged harmfulness."""
         work, prompts = self.context, self.kinds.chosen
         kinds = np.array([kind for kind, own in self.kinds.choosing.items() for _ in own])
         serves = {f: np.isin(kinds, [k for k, each in self.sets.items() if f in each.features]) for f in self._union}
@@ -447,9 +447,10 @@ class Experiment:
             return causes
         before = np.array(meter.says_harmful(prompts, ()))
         falls: dict[FeatureId, Estimate] = {}
-        for done, feature in enumerate(self._union, start=1):
+        asked = [row.feature for row in causes.features if row.role in ("harm", "refusal", "mixed")]
+        for done, feature in enumerate(asked, start=1):
             falls[feature] = bootstrap_mean(before - np.array(meter.says_harmful(prompts, without([feature]))))
-            work.progress("judged harmfulness", done, len(self._union))
+            work.progress("judged harmfulness", done, len(asked))
         rows = (row.model_copy(update={"harmfulness": falls.get(row.feature)}) for row in causes.features)
         return causes.model_copy(update={"features": tuple(rows)})
 

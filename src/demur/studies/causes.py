@@ -40,7 +40,8 @@ class Cause(Value):
     fires: FeatureRole
     alone: Estimate
     after: Estimate | None
-    """The effect once the refusal features are out; None for these, and where there are none."""
+    """The effect once the refusal features are out; None for these, for features that act alone, and where there are no
+    refusal features."""
     wakes: Estimate | None
     """Of the prompts on which it fires once the refusal features are out, the share on which it was silent before."""
     harmfulness: Estimate | None = None
@@ -160,7 +161,7 @@ def find_causes(
         alone |= dict(zip(woken, more, strict=True))
         own |= {f: _mean(alone[f]) for f in woken}
         fires |= {row.feature: row for row in find_roles(work, found, woken).features}
-    rest = [f for f in alone if f not in refusal] if refusal else []
+    rest = [f for f in alone if own[f].low <= limit] if refusal else []
     after, wakes = _after(work, found, prompts, refusal, rest, serves)
     layer = min(refusal).layer if refusal else found.direction.layer
     rows = [
