@@ -293,12 +293,14 @@ def heatmap(
 
     across, down = (f"{json.dumps(list(names))}[datum.value]" if names else EXACT for names in (columns, rows))
     bare: dict[str, Any] = {"domain": False, "ticks": False, "labelLimit": 0}
+    # Names may be longer than the renderer leaves room for: their title goes on top of them.
+    beside = {"titleAngle": 0, "titleAlign": "right", "titleX": -6, "titleY": -10}
     axis = alt.Axis(labelExpr=across, labelAngle=-40 if columns else 0, orient="top", **bare)
     # The value itself stays out: JSON has no nan.
     texts = [{"text": measure(cell.value, digits), "tint": tint(cell)} for cell in cells]
     chart = _chart([cell._replace(value=0)._asdict() | text for cell, text in zip(cells, texts, strict=True)]).encode(
         x=alt.X("column:O", title=x_title, axis=axis),
-        y=alt.Y("row:O", title=y_title, axis=alt.Axis(labelExpr=down, **bare)),
+        y=alt.Y("row:O", title=y_title, axis=alt.Axis(labelExpr=down, **bare, **(beside if rows else {}))),
     )
     text, dropped = chart.transform_filter("datum.kept"), chart.transform_filter("!datum.kept")
     return alt.layer(
