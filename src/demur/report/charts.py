@@ -294,7 +294,7 @@ def heatmap(
     across, down = (f"{json.dumps(list(names))}[datum.value]" if names else EXACT for names in (columns, rows))
     bare: dict[str, Any] = {"domain": False, "ticks": False, "labelLimit": 0}
     # Names may be longer than the renderer leaves room for: their title goes on top of them.
-    beside = {"titleAngle": 0, "titleAlign": "right", "titleX": -6, "titleY": -10}
+    beside: dict[str, Any] = {"titleAngle": 0, "titleAlign": "right", "titleX": -6, "titleY": -10}
     axis = alt.Axis(labelExpr=across, labelAngle=-40 if columns else 0, orient="top", **bare)
     # The value itself stays out: JSON has no nan.
     texts = [{"text": measure(cell.value, digits), "tint": tint(cell)} for cell in cells]
