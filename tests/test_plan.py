@@ -154,6 +154,25 @@ def test_demurs_own_studies_run_on_the_stand_ins(name: str) -> None:
     assert found["suppression"].written > 0
 
 
+def test_the_study_of_categories_runs_on_the_stand_ins() -> None:
+    entry = STUDIES["categories"]
+    small = {
+        "n": "14,7,7,14",
+        "max_new_tokens": 4,
+        "k": 3,
+        "k0": 2,
+        "random_sets": 2,
+        "min_prompts": 2,
+        "suppress": "0",
+    }
+    found = count_work(entry, entry.config.model_validate(small), COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS)
+    # Each of 7 categories has two test prompts: the whole sets, then three kinds of each of two parts, graded or not,
+    # and two random sets for each part; its features on the other six, with the common ones free and held.
+    assert found["parts"].written in {14 * 3 * (1 + 6 * splits + 4 * bool(splits)) for splits in (0, 1, 2)}
+    assert found["transfer"].written in (0, 2 * 7 * 12 * 3)
+    assert found["roles"].passes > 0
+
+
 def test_sizes_of_a_model_are_counted_without_its_weights() -> None:
     shape: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
     config = Gemma2Config(vocab_size=100, hidden_size=16, intermediate_size=32, **shape)

@@ -23,6 +23,7 @@ from demur.stats import (
     one_more_draw,
     paired_difference,
     rate_of,
+    ratio_of,
     sign_flip_p,
     spearman,
     spearman_over_prompts,
@@ -195,6 +196,40 @@ def crossed_tables(rate: float, runs: int, prompts: int, times: int) -> tuple[np
     logits = logit_of(rate, math.hypot(1, 1.5)) + random.normal(size=(times, runs, 1)) + prompt_effects
     first = random.random((times, prompts)) < shares(logit_of(rate, 1.5) + prompt_effects[:, 0])
     return first, random.random((times, runs, prompts)) < shares(logits)
+
+
+def test_a_ratio_of_rates_solves_the_quadratic_of_its_method() -> None:
+    """At either end r, the distance of a − r·b from 0 is made of the distances of a and b from their own limits."""
+    a, b = Estimate.of(wilson(12, 40)), Estimate.of(wilson(30, 40))
+    found = ratio_of(a, b)
+    assert (found.value, found.n) == (pytest.approx(0.4), 40)
+    for r, (below, above) in ((found.low, (a.low, b.high)), (found.high, (a.high, b.low))):
+        gap = (a.value - r * b.value) ** 2
+        assert gap == pytest.approx((a.value - below) ** 2 + r**2 * (above - b.value) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "low", "high"), [(0, 20, 0.0, 0.2), (20, 20, 0.8, 1.3), (5, 0, None, None)]
+)
+def test_a_ratio_keeps_its_width_and_is_unknown_without_a_success_below(
+    first: int, second: int, low: float | None, high: float | None
+) -> None:
+    found = ratio_of(Estimate.of(wilson(first, 20)), Estimate.of(wilson(second, 20)))
+    if low is None or high is None:
+        assert math.isnan(found.value)
+        assert found.n == 0
+    else:
+        assert found.value == first / second
+        assert low - 0.1 < found.low <= found.value < found.high < high + 0.1
+
+
+@pytest.mark.parametrize(("n", "p", "q"), [(10, 0.3, 0.9), (50, 0.05, 0.6), (100, 0.8, 0.9)])
+def test_a_ratio_holds_the_truth(n: int, p: float, q: float) -> None:
+    random = np.random.default_rng(n)
+    counts = random.binomial(n, [p, q], size=(1000, 2)).tolist()
+    pairs = (ratio_of(Estimate.of(wilson(a, n)), Estimate.of(wilson(b, n))) for a, b in counts if b)
+    held = [each.low <= p / q <= each.high for each in pairs]
+    assert sum(held) / len(held) > 0.93
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.5])

@@ -167,6 +167,61 @@ def test_scaling_by_hand() -> None:
     assert bool((f[batch.real] > 0).any())
 
 
+@settings(max_examples=8)
+@given(chosen=features, seed=st.integers(0, 1000), by_position=st.booleans(), on=st.booleans())
+def test_what_is_held_is_released_after_the_prompt_or_held_on(
+    chosen: tuple[FeatureId, ...], seed: int, by_position: bool, on: bool
+) -> None:
+    """One pass over prompts of different lengths and the tokens after them, one feature beside them scaled at all."""
+    model, suite = setup()
+    batch = batch_of(model)
+    scaled = next(FeatureId(1, n) for n in range(D_SAE) if FeatureId(1, n) not in chosen)
+    generator = torch.Generator().manual_seed(seed)
+    lengths, width, more = batch.attention_mask.sum(1).tolist(), batch.input_ids.shape[1], 3
+    values = [torch.rand((n, len(chosen)) if by_position else (len(chosen),), generator=generator) * 3 for n in lengths]
+    after = [torch.rand(len(chosen), generator=generator) * 3 for _ in lengths]
+    answer = torch.randint(5, 50, (len(TEXTS), more), generator=generator)
+    ids, mask = (
+        torch.cat([batch.input_ids, answer], 1),
+        torch.nn.functional.pad(batch.attention_mask, (0, more), value=1),
+    )
+    places = torch.cat([batch.position_ids, batch.position_ids[:, -1:] + torch.arange(1, more + 1)], 1)
+
+    def run() -> Tensor:
+        asked: Any = {"input_ids": ids, "attention_mask": mask, "position_ids": places, "use_cache": False}
+        return model.hf(**asked).logits[mask.bool()]
+
+    def clamp(layer: int) -> Any:
+        def change(f: Tensor) -> Tensor:
+            f = f.clone()
+            if scaled.layer == layer:
+                f[..., scaled.index] *= -2.0
+            for row, held in enumerate(values):
+                for column, feature in enumerate(chosen):
+                    if feature.layer == layer:
+                        f[row, width - lengths[row] : width, feature.index] = held[..., column]
+                        if on:
+                            f[row, width:, feature.index] = after[row][column]
+            return f
+
+        return change
+
+    layers = {feature.layer for feature in (*chosen, scaled)}
+    holds = (HoldFeatures(chosen, v, a if on else None) for v, a in zip(values, after, strict=True))
+    changes = [ScaleFeatures((scaled,), -2.0), PerPrompt({IDS[n]: (hold,) for n, hold in enumerate(holds)})]
+    with torch.inference_mode():
+        with hooked(model.layers, {layer: dense(suite, layer, clamp(layer), mask.bool()) for layer in layers}):
+            expected = run()
+        with Compiled(model, suite, changes).on(batch):
+            found = run()
+    close(found, expected)
+
+
+def test_values_held_after_the_prompt_name_their_size() -> None:
+    with pytest.raises(InputError, match=r"after the prompt have shape \(3,\); expected \[1\]"):
+        HoldFeatures((FeatureId(0, 1),), torch.zeros(1), torch.zeros(3))
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_nothing_to_do_changes_no_bit(family: Any) -> None:
     model, suite = setup(family=family)

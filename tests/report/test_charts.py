@@ -139,6 +139,14 @@ def test_a_heat_map_tints_the_kept_cells_from_weak_to_strong(low_is_strong: bool
     assert {"−9.0", "1.0", "2.0", "3.0", "position", "layer", "−2", "−1", "4", "5", "6"} <= texts(chart)
 
 
+def test_a_heat_map_names_its_rows_and_columns() -> None:
+    cells = [Cell(0, 1, 1.0), Cell(1, 0, 2.0)]
+    chart = heatmap(
+        cells, x_title="prompts", y_title="features", rows=['3:17 "harm"', "0:4"], columns=["fraud", "theft"]
+    )
+    assert {'3:17 "harm"', "0:4", "fraud", "theft"} <= texts(chart)
+
+
 def test_a_heat_map_of_equal_unknown_or_no_kept_cells_is_drawn() -> None:
     for kept in (True, False):
         cells = [Cell(0, -2, 1.0, kept=kept), Cell(0, -1, 1.0, kept=kept), Cell(1, -1, NAN)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,6 +39,29 @@ def feature_activations(
         return [values[row][real[row]] for row in range(len(batch))]
 
     return model.each(items, run)
+
+
+@dataclass(frozen=True)
+class TokenActivations:
+    """Activations of some features at every token of some prompts: what other runs can be held at."""
+
+    features: tuple[FeatureId, ...]
+    by_prompt: Mapping[str, Float[Tensor, "pos feature"]]
+    """Prompt id → one row for each token of the prompt, in the order of `features`."""
+
+    def of(self, prompt_id: str, features: Sequence[FeatureId]) -> Float[Tensor, "pos k"]:
+        """Activations of some of the features on one prompt, in the order asked for."""
+        return self.by_prompt[prompt_id][:, [self.features.index(feature) for feature in features]]
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON values to write to a run folder."""
+        tensors = {str(n): values.contiguous() for n, values in enumerate(self.by_prompt.values())}
+        return tensors, {"features": [list(each) for each in self.features], "prompts": list(self.by_prompt)}
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        features = tuple(FeatureId(*each) for each in meta["features"])
+        return cls(features, {prompt: tensors[str(n)] for n, prompt in enumerate(meta["prompts"])})
 
 
 def mean_activations(

@@ -165,12 +165,13 @@ def first_token(
     model: ChatModel,
     items: Items,
     refusal_ids: Sequence[int],
-    interventions: Sequence[Intervention] = (),
+    interventions: Sequence[Intervention] | Compiled = (),
     reference: Mapping[str, Float[Tensor, " vocab"]] | None = None,
 ) -> FirstToken:
-    """Refusal log-odds of the first answer token, and its KL from `reference`, under interventions on directions.
-    Reduced to two numbers a prompt where the model runs, so nothing of the vocabulary's size is kept."""
-    compiled = Compiled(model, None, interventions)
+    """Refusal log-odds of the first answer token, and its KL from `reference`, under interventions (those on features
+    compiled with their SAEs). Reduced to two numbers a prompt where the model runs, so nothing of the vocabulary's size
+    is kept."""
+    compiled = interventions if isinstance(interventions, Compiled) else Compiled(model, None, interventions)
 
     def run(batch: Batch) -> list[list[float]]:
         with torch.inference_mode(), compiled.on(batch):

@@ -97,6 +97,10 @@ class FeatureIntervention(Intervention):
         """The scale of all features, and the shift of each: `[k]`, or `[pos, k]` by token of the prompt."""
         raise NotImplementedError(f"{type(self).__name__} does not say what becomes of its features; give it `affine`")
 
+    def answer_shift(self) -> Float[Tensor, " k"] | None:
+        """The shift of each on the answer's tokens (None: that of the prompt, or of its last token)."""
+        return None
+
 
 @dataclass(frozen=True)
 class ScaleFeatures(FeatureIntervention):
@@ -139,21 +143,26 @@ class SetFeatures(FeatureIntervention):
 
 @dataclass(frozen=True, eq=False)
 class HoldFeatures(FeatureIntervention):
-    """`f ← its value in another run`, on prompt tokens only: the answer's tokens have no counterpart there. `values` is
-    `[k]` (the same at every token) or `[pos, k]` (one row for each token of the prompt, its padding left out), columns
-    in the order of `features`. It belongs to one prompt: give it in a `PerPrompt`."""
+    """`f ← its value in another run`. On prompt tokens `values`: `[k]` (the same at every token) or `[pos, k]` (one row
+    for each token of the prompt, its padding left out), columns in the order of `features`. The answer's tokens have no
+    counterpart in the other run: there features are `after`, `[k]`, or released (None). It belongs to one prompt: give
+    it in a `PerPrompt`."""
 
     features: tuple[FeatureId, ...]
     values: Float[Tensor, "*pos k"]
-    where: ClassVar[Where] = "prompt"  # pyright: ignore[reportIncompatibleVariableOverride]
+    after: Float[Tensor, " _"] | None = None
     one_prompt: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.values.ndim not in (1, 2) or self.values.shape[-1] != len(self.features):
-            raise InputError(
-                f"held values have shape {tuple(self.values.shape)}; expected [{len(self.features)}] or "
-                f"[tokens, {len(self.features)}]"
-            )
+        k = len(self.features)
+        if self.values.ndim not in (1, 2) or self.values.shape[-1] != k:
+            raise InputError(f"held values have shape {tuple(self.values.shape)}; expected [{k}] or [tokens, {k}]")
+        if self.after is not None and self.after.shape != (k,):
+            raise InputError(f"values held after the prompt have shape {tuple(self.after.shape)}; expected [{k}]")
+
+    @property
+    def where(self) -> Where:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "prompt" if self.after is None else "all"
 
     @property
     def label(self) -> str:
@@ -161,6 +170,9 @@ class HoldFeatures(FeatureIntervention):
 
     def affine(self) -> tuple[float, Float[Tensor, "*pos k"]]:
         return 0.0, self.values.detach().float().cpu()
+
+    def answer_shift(self) -> Float[Tensor, " k"] | None:
+        return None if self.after is None else self.after.detach().float().cpu()
 
 
 @dataclass(frozen=True)
@@ -426,7 +438,7 @@ class _FeatureGroup:
 
     def _affine(self, layer: int, batch: Batch | None) -> tuple[Tensor, Tensor, Tensor]:
         """`s − 1`, `t`, and whether a feature is changed on the answer too, `[row, slot, k]`: one row, or one for each
-        of the batch; one slot, or one for each of the prompt."""
+        of the batch; one slot, or one for each of the prompt and a last one for all of the answer."""
         places, device = self._columns[layer], self._rows[layer].w_dec.device
         by_row = [self._shared]
         if self._local and batch is not None:
@@ -441,16 +453,23 @@ class _FeatureGroup:
                 scale, shift = change.affine()
                 scales[row, :, columns] = scale - 1.0
                 lasting[row, :, columns] = float(change.where == "all")
-                if shift.ndim == 2:
-                    shift = _left_padded(shift, row, batch)
+                answer = change.answer_shift()
+                if shift.ndim == 2 or answer is not None:
+                    shift = _by_slot(shift, answer, row, batch)
                     shifts = shifts if shifts.shape[1] == len(shift) else shifts.repeat(1, len(shift), 1)
                 shifts[row, :, columns] = shift[..., source]
         return scales.to(device), shifts.to(device), lasting.bool().to(device)
 
 
-def _left_padded(values: Float[Tensor, "token k"], row: int, batch: Batch | None) -> Float[Tensor, "pos k"]:
-    """Values by token of the prompt as values by slot of the batch."""
+def _by_slot(
+    values: Float[Tensor, "*token k"], answer: Float[Tensor, " k"] | None, row: int, batch: Batch | None
+) -> Float[Tensor, "slot k"]:
+    """Values by token of the prompt (or the same at all) as values by slot of the batch, and one slot for the answer:
+    its own values, or else those of the prompt's last token."""
     length = 0 if batch is None else int(batch.attention_mask[row].sum())
+    if values.ndim == 1:
+        values = values.expand(length, -1)
     if len(values) != length:
         raise InputError(f"values for {len(values)} tokens are held on a prompt of {length} tokens")
-    return torch.nn.functional.pad(values.detach().float().cpu(), (0, 0, _prompt_width(batch) - length, 0))
+    values = torch.cat([values, values[-1:] if answer is None else answer[None]])
+    return torch.nn.functional.pad(values, (0, 0, _prompt_width(batch) - length, 0))

@@ -218,6 +218,7 @@ def _best_seconds(work: Callable[[], Any], device: torch.device) -> float:
 WIDTH: Final = 8
 """Width of the stand-in model's residual."""
 _SAE_WIDTH: Final = 1021
+_CATEGORIES: Final = 7
 """Features of a stand-in SAE: a prime, so that products with whole dictionaries are known by their shapes."""
 _PRODUCTS: Final = ("matmul", "__matmul__", "mm", "bmm", "mv", "linear")
 _INSTEAD: Final = {"paper_settings": False, "tasks": (), "harm_judges": (), "resamples": 100}
@@ -351,7 +352,10 @@ def _tokenizer(lengths: PromptLengths) -> PreTrainedTokenizerBase:
 def _splits(config: StudyConfig, words: int) -> Splits:
     def prompts(label: Label, purpose: str) -> PromptSet:
         texts = [f"{label} {purpose} {n}" + " filler" * (words - 3) for n in range(getattr(config.n, purpose))]
-        made = (Prompt(id=f"{purpose}/{label}/{n}", text=text, label=label) for n, text in enumerate(texts))
+        made = (
+            Prompt(id=f"{purpose}/{label}/{n}", text=text, label=label, category=f"kind {n % _CATEGORIES}")
+            for n, text in enumerate(texts)
+        )
         return PromptSet(name=f"{label}-{purpose}", prompts=tuple(made))
 
     both: Any = {name: Split(harmful=prompts("harmful", name), harmless=prompts("harmless", name)) for name in PURPOSES}

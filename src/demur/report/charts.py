@@ -260,7 +260,16 @@ def bar_chart(bars: Sequence[Bar], *, x_title: str, exact_title: str = "exact pa
     return alt.layer(*layers).properties(width=400, height=alt.Step(18))
 
 
-def heatmap(cells: Sequence[Cell], *, x_title: str, y_title: str, low_is_strong: bool = False, digits: int = 1) -> Any:
+def heatmap(
+    cells: Sequence[Cell],
+    *,
+    x_title: str,
+    y_title: str,
+    low_is_strong: bool = False,
+    digits: int = 1,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+) -> Any:
     """Cells by row and column (layers × positions) with their values written in, tinted from weak to strong.
 
     Args:
@@ -268,6 +277,7 @@ def heatmap(cells: Sequence[Cell], *, x_title: str, y_title: str, low_is_strong:
         x_title, y_title: of the columns and of the rows.
         low_is_strong: the lowest value has the strongest tint.
         digits: decimals of the values.
+        rows, columns: names of the rows and columns by number (default: the numbers).
     """
     if not cells:
         return None
@@ -281,12 +291,16 @@ def heatmap(cells: Sequence[Cell], *, x_title: str, y_title: str, low_is_strong:
         tinted = cell.kept and math.isfinite(cell.value)
         return 0.06 + 0.42 * (cell.value - weakest) / ((strongest - weakest) or 1.0) if tinted else 0.0
 
-    axis = alt.Axis(labelExpr=EXACT, labelAngle=0, domain=False, ticks=False, orient="top")
+    across, down = (f"{json.dumps(list(names))}[datum.value]" if names else EXACT for names in (columns, rows))
+    bare: dict[str, Any] = {"domain": False, "ticks": False, "labelLimit": 0}
+    # Names may be longer than the renderer leaves room for: their title goes on top of them.
+    beside: dict[str, Any] = {"titleAngle": 0, "titleAlign": "right", "titleX": -6, "titleY": -10}
+    axis = alt.Axis(labelExpr=across, labelAngle=-40 if columns else 0, orient="top", **bare)
     # The value itself stays out: JSON has no nan.
     texts = [{"text": measure(cell.value, digits), "tint": tint(cell)} for cell in cells]
     chart = _chart([cell._replace(value=0)._asdict() | text for cell, text in zip(cells, texts, strict=True)]).encode(
         x=alt.X("column:O", title=x_title, axis=axis),
-        y=alt.Y("row:O", title=y_title, axis=alt.Axis(labelExpr=EXACT, domain=False, ticks=False)),
+        y=alt.Y("row:O", title=y_title, axis=alt.Axis(labelExpr=down, **bare, **(beside if rows else {}))),
     )
     text, dropped = chart.transform_filter("datum.kept"), chart.transform_filter("!datum.kept")
     return alt.layer(

@@ -292,8 +292,9 @@ class StudyConfig(ModelOptions, PromptOptions, AnswerOptions):
     """The options of every study."""
 
     def with_settings(self, settings: Mapping[str, object]) -> Self:
-        """This configuration with a preset's settings laid over it."""
-        return type(self).model_validate(self.model_dump() | dict(settings))
+        """This configuration with a preset's settings laid over it, as far as it has them."""
+        own = {name: value for name, value in settings.items() if name in type(self).model_fields}
+        return type(self).model_validate(self.model_dump() | own)
 
     @model_validator(mode="after")
     def _prompts_go_with_the_model(self) -> Self:

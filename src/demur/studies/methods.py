@@ -179,8 +179,15 @@ class RandomMatched(FeatureMethod):
 
     def draw(self, given: Selection, seeds: Sequence[int]) -> tuple[FeatureSet, ...]:
         """One set for each seed."""
-        work, main = given.work, given.found.chosen
-        layers = tuple(main.by_layer())
+        main = given.found.chosen
+        matched, exclude = self.measures(given, tuple(main.by_layer())), given.found.pool.features
+        return tuple(selection.random_set(main, matched, exclude=exclude, seed=seed) for seed in seeds)
+
+    @staticmethod
+    def measures(given: Selection, layers: Sequence[int]) -> tuple[selection.Measure, selection.Measure]:
+        """What random features are matched by: firing rate, and size of what a feature moves. Both classes count
+        alike."""
+        work = given.work
         rates: dict[int, Tensor] = {}
         sizes: dict[int, Tensor] = {}
         norms = {n: torch.cat([rows.norm(dim=-1) for _, rows in work.suite[n].decoder_blocks(8192)]) for n in layers}
@@ -188,11 +195,9 @@ class RandomMatched(FeatureMethod):
             fires = activations.firing_rates(work.model, work.suite, prompts, layers=layers)
             moves = activations.mean_activations(work.model, work.suite, prompts, layers=layers)
             for layer in layers:
-                # Both classes count alike.
                 rates[layer] = rates.get(layer, 0.0) + fires[layer] / 2
                 sizes[layer] = sizes.get(layer, 0.0) + moves[layer] * norms[layer] / 2
-        exclude = given.found.pool.features
-        return tuple(selection.random_set(main, (rates, sizes), exclude=exclude, seed=seed) for seed in seeds)
+        return rates, sizes
 
 
 class RandomPool(RandomMatched):

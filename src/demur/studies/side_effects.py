@@ -172,21 +172,24 @@ class SideEffectMeter:
 
     def knowledge(self, harmful: PromptSet, harmless: PromptSet, change: Change) -> Knowledge | None:
         """Whether the model says that requests are harmful; None where yes and no begin with the same token."""
-        yes, no = self._first_tokens(_YES), self._first_tokens(_NO)
-        if not (yes - no and no - yes):
+        high, low = self.says_harmful(harmful, change), self.says_harmful(harmless, change)
+        if high is None or low is None:
             return None
-
-        def log_odds(prompts: PromptSet) -> list[float]:
-            asked = (p.model_copy(update={"text": QUESTION.format(prompt=p.text)}) for p in prompts)
-            compute = partial(likelihood.preference, first=sorted(yes - no), second=sorted(no - yes))
-            return self._of_items("knowledge", self.work.model.tokenize(asked), change, list[float], compute)
-
-        high, low = log_odds(harmful), log_odds(harmless)
         return Knowledge(
             says_harmful=Estimate.of(wilson(sum(x > 0 for x in high), len(high))),
             says_harmful_of_harmless=Estimate.of(wilson(sum(x > 0 for x in low), len(low))),
             auroc=auroc(high, low, **self._resampling),
         )
+
+    def says_harmful(self, prompts: PromptSet, change: Change) -> list[float] | None:
+        """Log-odds (nats) with which the model, asked whether each request is harmful, begins with yes rather than no;
+        None where the two begin with the same token."""
+        yes, no = self._first_tokens(_YES), self._first_tokens(_NO)
+        if not (yes - no and no - yes):
+            return None
+        asked = (p.model_copy(update={"text": QUESTION.format(prompt=p.text)}) for p in prompts)
+        compute = partial(likelihood.preference, first=sorted(yes - no), second=sorted(no - yes))
+        return self._of_items("knowledge", self.work.model.tokenize(asked), change, list[float], compute)
 
     def _first_tokens(self, words: Sequence[str]) -> set[int]:
         tokenizer = self.work.model.tokenizer
