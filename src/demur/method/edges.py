@@ -174,10 +174,8 @@ def estimate_edges(
                 continue
             value = _mean_over(found.read[layer], post)[:, column].sum()
             outs = [found.out[each] for each in below]
-            gradients = torch.autograd.grad(value, outs, retain_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(value, outs, retain_graph=True, allow_unused=True, materialize_grads=True)
             for each, gradient in zip(below, gradients, strict=True):
-                if gradient is None:
-                    continue
                 along = (own[each] * (gradient.float() @ nodes.rows[each].w_dec.T)).sum(1).cpu()
                 for source in (n for n, feature in enumerate(features) if feature.layer == each):
                     weights[:, source, target] = along[:, nodes.places[source]]
@@ -238,7 +236,7 @@ def intervene_edges(
 def _over(
     model: ChatModel, items: Items, run: Callable[[Batch], Tensor], progress: Progress, *, gradients: bool
 ) -> Table:
-    """One table a prompt, in the order of `items`, in float32: half precision rounds effects of single features away."""
+    """One table a prompt, in the order of `items`; in float32, as half precision rounds small effects away."""
     found: dict[int, np.ndarray] = {}
     with model.in_float32():
         for places, values in model.over_batches(items, run, gradients=gradients):
@@ -311,14 +309,13 @@ def prompt_graph(
     weights = np.zeros((len(tokens) + len(values), len(tokens) + len(values)))
     for row, value in enumerate(values, start=len(tokens)):
         roots = [embedding[0], *(found.out[layer] for layer in layers)]
-        gradients = torch.autograd.grad(value, roots, retain_graph=True, allow_unused=True)
-        if gradients[0] is not None:
-            weights[row, : len(tokens)] = (gradients[0].float() * excess)[0].sum(-1).cpu().numpy()
+        gradients = torch.autograd.grad(value, roots, retain_graph=True, allow_unused=True, materialize_grads=True)
+        weights[row, : len(tokens)] = (gradients[0].float() * excess)[0].sum(-1).cpu().numpy()
         limit = inner[row - len(tokens)].layer if row - len(tokens) < len(inner) else top
         along = {
             layer: gradient[0].float() @ nodes.rows[layer].w_dec.T
             for layer, gradient in zip(layers, gradients[1:], strict=True)
-            if gradient is not None and layer < limit
+            if layer < limit
         }
         for column, (n, p, activation) in enumerate(active, start=len(tokens)):
             if features[n].layer in along:
