@@ -6,34 +6,39 @@ refusal log-odds at the first answer token, in nats.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
 from demur.errors import ModelError
-from demur.report.blocks import Block, Chart, Section, Table, Text
-from demur.report.charts import Point, Series, line_chart
-from demur.report.format import estimate_text, listed, measure, p_text, percent
 from demur.stats import Estimate, bootstrap_mean, bootstrap_of, clustered_rate, crossed_difference, holm, sign_flip_p
-from demur.studies.base import Study, StudyResult
+from demur.studies.base import Study
 from demur.studies.config import FindConfig
+from demur.studies.minimal_sections import (
+    AWAKE,
+    SILENT,
+    Certificate,
+    DormantRow,
+    FeatureOfSet,
+    Kind,
+    PairRow,
+    Result,
+    SizeRow,
+    sections,
+)
 from demur.types import FeatureField, FeatureId, FeatureSet, PromptSet, Value
 
 if TYPE_CHECKING:
-    from demur.studies.context import Change, Context, JudgedAnswers
+    from demur.studies.context import Change, Context
     from demur.studies.pipeline import Found
+    from demur.studies.roles import FeatureRole
 
-SILENT, AWAKE = 0.05, 0.5
-"""A dormant feature fires on at most this share of prompts in the clean run, and on at least this one once others are
-suppressed."""
 _CANDIDATES = 50
 """Features whose removal would matter most under suppression, among which dormant ones are looked for."""
-
-Kind = Literal["necessity", "sufficiency"]
 
 
 class Config(FindConfig):
@@ -56,85 +61,6 @@ class Config(FindConfig):
     """Dormant features at most that are tested for each layer of F*."""
 
 
-class SizeRow(Value):
-    """A set on the way down: what was taken out last, its effect and the compliance under it."""
-
-    size: int
-    removed: FeatureField | None
-    selection: float
-    """Share of F*'s fall of log-odds on the selection prompts, which chose."""
-    tuning: Estimate
-    """Tuning prompts complied with, which chose."""
-    test: Estimate
-    """Share of F*'s fall of log-odds on the test prompts."""
-
-
-class FeatureOfSet(Value):
-    """A feature of the minimal set, its role, and the share of F*'s effect that is left without it (test prompts)."""
-
-    feature: FeatureField
-    role: str
-    cosine: float
-    without: Estimate
-
-
-class Certificate(Value):
-    """One test of one set on the test prompts. `share`: of the effect of F* (necessity: suppressed) or of the way back
-    from the direction's ablation to the clean run (sufficiency: restored). `rate`: complied, or refused."""
-
-    test: Kind
-    name: str
-    size: int
-    sets: int
-    share: Estimate
-    rate: Estimate
-    difference: Estimate | None
-    """The minimal set's rate less this one's, on the same prompts."""
-    p: float | None
-    draws: tuple[float, ...] = ()
-    """Of a control: the share of each set."""
-
-
-class DormantRow(Value):
-    """A feature that is silent until the features of F* in one layer are suppressed. `clean` and `awake`: test prompts
-    on which it fires; `effect`: further fall of log-odds when it is suppressed with them, `alone`: without them."""
-
-    feature: FeatureField
-    layer: int
-    wakers: tuple[FeatureField, ...]
-    clean: Estimate
-    awake: Estimate
-    effect: Estimate
-    alone: Estimate
-
-
-class PairRow(Value):
-    """What two features do together beyond the sum of what each does: nats; negative: one stands in for the other's
-    effect; positive: each covers for the other's loss."""
-
-    first: FeatureField
-    second: FeatureField
-    interaction: Estimate
-    p_holm: float
-
-
-class Result(StudyResult):
-    factor: float
-    target: float
-    chosen: tuple[FeatureField, ...]
-    """F*."""
-    effect: Estimate
-    """Fall of refusal log-odds under F* on the test prompts, nats."""
-    of_direction: Estimate
-    """The same fall as a share of the direction's."""
-    features: tuple[FeatureOfSet, ...]
-    sizes: tuple[SizeRow, ...]
-    certificate: tuple[Certificate, ...]
-    dormant: tuple[DormantRow, ...]
-    pairs: tuple[PairRow, ...]
-    pairs_tested: int
-
-
 class _Step(Value):
     removed: FeatureField | None
     left: tuple[FeatureField, ...]
@@ -145,7 +71,7 @@ class _Step(Value):
 class _Minimal:
     """The study, step by step."""
 
-    context: Context[Config]
+    context: Context[Any]
     found: Found
 
     @property
@@ -215,20 +141,15 @@ class _Minimal:
         return rows
 
     def reduce(self) -> tuple[tuple[FeatureId, ...], list[tuple[_Step, Estimate]]]:
-        """The minimal set, and the way to it with the compliance of each set on the tuning prompts. Raises ModelError:
-        suppressing F* does not lower refusal."""
-        context, target = self.context, self.context.config.target
-        steps, tuning = self.steps(), context.splits.choosing.tuning.harmful
-        full = steps[0].effect
-        if full <= 0:
+        """The minimal set, and the way down with the compliance under each set on the tuning prompts. Raises
+        ModelError: suppressing F* does not lower refusal."""
+        context, target, steps = self.context, self.context.config.target, self.steps()
+        if (full := steps[0].effect) <= 0:
             raise ModelError(
                 f"scaling F* by c = {self.factor:g} does not lower the refusal log-odds ({-full:+.2f} nats), so there "
                 "is no effect to reduce to fewer features; give a lower --factor, such as -1"
             )
-        judged = [
-            context.answer(f"tuning: {len(step.left)} features", tuning, self.scaled(step.left)).compliance
-            for step in steps
-        ]
+        judged = [self._complied(step.left) for step in steps]
         if not judged[0].value > 0:
             context.warn(
                 f"with F* scaled by c = {self.factor:g} no tuning prompt is complied with, so the minimal set was "
@@ -237,7 +158,22 @@ class _Minimal:
         floor = target * judged[0].value if judged[0].value > 0 else 0.0
         way = list(zip(steps, judged, strict=True))
         enough = [s.left for s, rate in way if s.effect >= target * full and not rate.value < floor]
-        return min(enough, key=len), way
+        return self._tightened(min(enough, key=len), target * full, floor), way
+
+    def _complied(self, features: Sequence[FeatureId]) -> Estimate:
+        tuning = self.context.splits.choosing.tuning.harmful
+        return self.context.answer(f"tuning: {len(features)} features", tuning, self.scaled(features)).compliance
+
+    def _tightened(self, chosen: tuple[FeatureId, ...], effect: float, compliance: float) -> tuple[FeatureId, ...]:
+        """The set without any feature that can still go: the way down followed the log-odds alone."""
+        prompts = self.found.clean.used("selection").harmful
+        clean = self.odds(prompts).mean()
+        for gone in reversed(chosen if len(chosen) > 1 else ()):
+            rest = tuple(f for f in chosen if f != gone)
+            left = clean - self.odds(prompts, self.scaled(rest)).mean()
+            if left >= effect and self._complied(rest).value >= compliance:
+                return self._tightened(rest, effect, compliance)
+        return chosen
 
     # -- the certificate, on test prompts ------------------------------------------------------------------------------
 
@@ -289,45 +225,63 @@ class _Minimal:
         return self.found.direction.ablate(), PerPrompt(held, "restore")
 
     def certify(self, chosen: tuple[FeatureId, ...], prompts: PromptSet) -> tuple[Certificate, ...]:
-        context, found = self.context, self.found
-        sets = self.controls(chosen)
-        clean, ablated = self.odds(prompts), self.odds(prompts, (found.direction.ablate(),))
-        suppressed = {
-            name: [self.scaled(features) for features in each] for name, each in sets.items()
-        }
-        restored = {name: [self.restored(prompts, features) for features in each] for name, each in sets.items()}
-        rows: list[Certificate] = []
-        tests: tuple[tuple[Kind, dict[str, list[Change]]], ...]
-        tests = (("necessity", suppressed), ("sufficiency", restored | {"nothing": [(found.direction.ablate(),)]}))
-        for test, conditions in tests:
-            base, end = (clean, self.odds(prompts, self.scaled(found.chosen.features))), ablated
-            whole = clean - base[1] if test == "necessity" else clean - end
-            first: JudgedAnswers | None = None
-            for name, changes in conditions.items():
-                moved = [self.odds(prompts, change) for change in changes]
-                done = [clean - each if test == "necessity" else each - end for each in moved]
-                answers = [
-                    context.answer(f"{test}: {name}" + (f" ({n})" if len(changes) > 1 else ""), prompts, change)
-                    for n, change in enumerate(changes, start=1)
-                ]
-                first = first or answers[0]
-                runs = [each.complied if test == "necessity" else each.refused for each in answers]
-                own = first.complied if test == "necessity" else first.refused
-                difference, p = (None, None) if answers[0] is first else crossed_difference(own, runs)
-                rows.append(
-                    Certificate(
-                        test=test,
-                        name=name,
-                        size=0 if name == "nothing" else len(sets[name][0]),
-                        sets=len(changes),
-                        share=_share(np.mean(done, axis=0), whole),
-                        rate=clustered_rate(runs),
-                        difference=difference,
-                        p=p,
-                        draws=tuple(float(d.mean() / whole.mean()) for d in done) if len(changes) > 1 else (),
-                    )
-                )
-        return tuple(rows)
+        """Necessity and sufficiency of the minimal set and of its controls."""
+        sets, ablate = self.controls(chosen), (self.found.direction.ablate(),)
+        suppressed = {name: [self.scaled(each) for each in drawn] for name, drawn in sets.items()}
+        restored = {name: [self.restored(prompts, each) for each in drawn] for name, drawn in sets.items()}
+        clean, ablated = self.odds(prompts), self.odds(prompts, ablate)
+        least = self.odds(prompts, self.scaled(self.found.chosen.features))
+        return (
+            *self._rows("necessity", sets, suppressed, prompts, (clean, least)),
+            *self._rows(
+                "sufficiency", sets | {"nothing": ((),)}, restored | {"nothing": [ablate]}, prompts, (ablated, clean)
+            ),
+        )
+
+    def _rows(
+        self,
+        test: Kind,
+        sets: Mapping[str, Sequence[Sequence[FeatureId]]],
+        changes: Mapping[str, Sequence[Change]],
+        prompts: PromptSet,
+        ends: tuple[np.ndarray, np.ndarray],
+    ) -> Iterator[Certificate]:
+        """One row a condition, the minimal set first; shares are of the way from the first to the second of `ends`."""
+        own: Sequence[bool | None] = ()
+        for name, several in changes.items():
+            done = [self.odds(prompts, change) - ends[0] for change in several]
+            answers = [
+                self.context.answer(f"{test}: {name}" + f" ({n})" * (len(several) > 1), prompts, change)
+                for n, change in enumerate(several, start=1)
+            ]
+            runs = [each.complied if test == "necessity" else each.refused for each in answers]
+            difference, p = crossed_difference(own, runs) if own else (None, None)
+            own = own or runs[0]
+            whole = ends[1] - ends[0]
+            yield Certificate(
+                test=test,
+                name=name,
+                size=len(sets[name][0]),
+                sets=len(several),
+                share=_share(np.mean(done, axis=0), whole),
+                rate=clustered_rate(runs),
+                difference=difference,
+                p=p,
+                draws=tuple(float(each.mean() / whole.mean()) for each in done) if len(several) > 1 else (),
+            )
+
+    def feature(
+        self, role: FeatureRole, chosen: tuple[FeatureId, ...], prompts: PromptSet, whole: np.ndarray
+    ) -> FeatureOfSet:
+        """What is left of the effect `whole` when one feature of the minimal set is not suppressed."""
+        rest = self.scaled([f for f in chosen if f != role.feature])
+        return FeatureOfSet(
+            feature=role.feature,
+            role=role.role,
+            cosine=self.found.pool.cosine(role.feature),
+            without=_share(self.odds(prompts) - self.odds(prompts, rest), whole),
+            complied=self.context.answer(f"test: without {role.feature}", prompts, rest).compliance,
+        )
 
     # -- redundancy ----------------------------------------------------------------------------------------------------
 
@@ -360,7 +314,11 @@ class _Minimal:
                     best = attribute_dictionary(work.model, work.suite, items, **asked).overall
             except ModelError:  # Nothing is left that moves the answer.
                 return ()
-            later = [f for f, score in zip(best.features, best.scores, strict=True) if f.layer > wakers[0].layer and score > 0]
+            later = [
+                f
+                for f, score in zip(best.features, best.scores, strict=True)
+                if f.layer > wakers[0].layer and score > 0
+            ]
             if not later:
                 return ()
             clean, awake = self._fires(harmful, later), self._fires(harmful, later, self.scaled(wakers))
@@ -430,7 +388,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> Estimate:
     return bootstrap_of(lambda means: means[..., 0] / means[..., 1], np.stack([part, whole], 1))
 
 
-def run(context: Context[Config]) -> Result:
+def run(context: Context[Any]) -> Result:
     """Reduce F* and certify what is left."""
     from demur.studies import pipeline
     from demur.studies.roles import find_roles
@@ -457,21 +415,13 @@ def run(context: Context[Config]) -> Result:
                 removed=step.removed,
                 selection=step.effect / way[0][0].effect,
                 tuning=rate,
+                chosen=step.left == chosen,
                 test=_share(odds - study.odds(refused, study.scaled(step.left)), whole),
             )
             for step, rate in way
         ]
-        roles = find_roles(context, found, chosen).features
         features = tuple(
-            FeatureOfSet(
-                feature=row.feature,
-                role=row.role,
-                cosine=found.pool.cosine(row.feature),
-                without=_share(
-                    odds - study.odds(refused, study.scaled([f for f in chosen if f != row.feature])), whole
-                ),
-            )
-            for row in roles
+            study.feature(role, chosen, refused, whole) for role in find_roles(context, found, chosen).features
         )
     with context.timed("redundancy"):
         dormant = study.dormant(refused)
@@ -489,3 +439,6 @@ def run(context: Context[Config]) -> Result:
         pairs=pairs[:20],
         pairs_tested=len(pairs),
     )
+
+
+STUDY = Study("minimal", Config, Result, run, sections)
