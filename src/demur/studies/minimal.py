@@ -53,7 +53,7 @@ class Config(FindConfig):
     the compliance on tuning prompts."""
     random_sets: int = Field(default=5, ge=2)
     """Sets drawn for each random control."""
-    n_pairs: int = Field(default=32, ge=0)
+    n_pairs: int = Field(default=16, ge=0)
     """Test prompts on which pairs of features are suppressed together; 0 leaves interactions out."""
     max_pairs: int = Field(default=200, ge=0)
     """Pairs at most: those of F* where it has no more, else those of the minimal set."""

@@ -142,9 +142,9 @@ def _set_section(result: Result) -> Section:
     nothing = _row(result, "sufficiency", "nothing")
     n = len(result.features)
     verdict = (
-        f"{n} of the {len(result.chosen)} features of F* keep {estimate_text(need.share)} of its effect on held-out "
+        f"{n} of the {len(result.chosen)} features of F* {'keeps' if n == 1 else 'keep'} {estimate_text(need.share)} of its effect on held-out "
         f"prompts: scaled by c = {short_number(result.factor)}, {rate_text(need.rate)} are complied with ({n} random "
-        f"features: {rate_text(chance.rate)}). Put back alone while the direction is ablated, they restore "
+        f"feature{'s' * (n != 1)}: {rate_text(chance.rate)}). Put back alone while the direction is ablated, they restore "
         f"{estimate_text(enough.share)} of the refusal log-odds, and {rate_text(enough.rate)} are refused (nothing put "
         f"back: {rate_text(nothing.rate)})."
     )
