@@ -205,9 +205,10 @@ class PerPrompt(Intervention):
 @dataclass(frozen=True, eq=False)
 class AblateDirection(Intervention):
     """`x ← x − (x·r)r` after each layer; with `reference`, to the reference's own projection instead of to zero
-    (affine). `vector` is normalised here. `layers=None` means every layer."""
+    (affine). `vector` is normalised here; several rows, linearly independent, take out the subspace that they span.
+    `layers=None` means every layer."""
 
-    vector: Float[Tensor, " d_model"]
+    vector: Float[Tensor, "*k d_model"]
     layers: tuple[int, ...] | None = None
     reference: Float[Tensor, "layer d_model"] | None = None
     """Residual whose projection is kept, one row for each of the model's layers (affine form: the harmless mean)."""
@@ -215,19 +216,20 @@ class AblateDirection(Intervention):
 
     @property
     def label(self) -> str:
-        return "ablate" if self.reference is None else "ablate-affine"
+        form = "ablate" if self.reference is None else "ablate-affine"
+        return form if self.vector.ndim == 1 else f"{form} x{len(self.vector)}"
 
     def acts_on(self, model: ChatModel) -> Iterable[int]:
         return range(model.n_layers) if self.layers is None else self.layers
 
     def change(self, model: ChatModel, layer: int) -> Change:
-        vector = _fitting(self.vector, model, layer)
-        vector = vector / vector.norm()
-        target = 0.0 if self.reference is None else self.reference[layer].to(vector) @ vector
+        vectors = _fitting(self.vector, model, layer)
+        basis = (vectors / vectors.norm())[None] if vectors.ndim == 1 else torch.linalg.qr(vectors.T).Q.T
+        target = 0.0 if self.reference is None else basis @ self.reference[layer].to(basis)
 
         def ablate(residual: Tensor) -> Tensor:
-            excess = residual.float() @ vector - target
-            return residual - (excess[..., None] * vector).to(residual.dtype)
+            excess = residual.float() @ basis.T - target
+            return residual - (excess @ basis).to(residual.dtype)
 
         return ablate
 
@@ -254,9 +256,9 @@ class AddDirection(Intervention):
         return lambda residual: residual + step.to(residual.dtype)
 
 
-def _fitting(vector: Float[Tensor, " _"], model: ChatModel, layer: int) -> Float[Tensor, " d_model"]:
-    if vector.shape != (model.d_model,):
-        raise InputError(f"the direction has {tuple(vector.shape)} entries; the model's width is {model.d_model}")
+def _fitting(vector: Float[Tensor, "*k _"], model: ChatModel, layer: int) -> Float[Tensor, "*k d_model"]:
+    if vector.shape[-1] != model.d_model:
+        raise InputError(f"the direction has {vector.shape[-1]} entries; the model's width is {model.d_model}")
     return vector.detach().to(model.layer_device(layer), torch.float32)
 
 
