@@ -17,7 +17,7 @@ from importlib.resources import files
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from demur.report.format import measure
+from demur.report.format import measure, token_text
 
 if TYPE_CHECKING:
     from demur.stats import Estimate
@@ -106,6 +106,26 @@ class Cell(NamedTuple):
     value: float
     kept: bool = True
     chosen: bool = False
+
+
+class Node(NamedTuple):
+    """A node of a graph of one prompt. `layer` −1 holds the prompt's tokens, the highest one the logits; `token` is the
+    token at `position`."""
+
+    name: str
+    label: str
+    kind: str
+    layer: int
+    position: int
+    token: str
+
+
+class Link(NamedTuple):
+    """An edge between two nodes by name."""
+
+    source: str
+    target: str
+    weight: float
 
 
 class Style(NamedTuple):
@@ -295,6 +315,84 @@ def heatmap(cells: Sequence[Cell], *, x_title: str, y_title: str, low_is_strong:
         text.mark_text(color=_INK, fontSize=11).encode(text="text:N"),
         dropped.mark_text(color=LIGHT["grey"], fontSize=11, fontStyle="italic").encode(text="text:N"),
     ).properties(width=alt.Step(52), height=alt.Step(22))
+
+
+def scatter(series: Sequence[Series], *, x_title: str, y_title: str) -> Any:
+    """Points of one quantity found in two ways, and the line on which both agree; points that are not finite are left
+    out."""
+    known, styles = _drawable(series, ())
+    if not known:
+        return None
+    import altair as alt
+
+    found = [end for each in known for point in each.points for end in (point.x, point.y)]
+    ends = [min(*found, 0.0), max(*found, 0.0)]
+    scale = alt.Scale(domain=ends, nice=True)
+    axis = alt.Axis(labelExpr=EXACT, tickCount=5)
+    x, y = alt.X("x:Q", title=x_title, scale=scale, axis=axis), alt.Y("y:Q", title=y_title, scale=scale, axis=axis)
+    agree = _chart([{"x": end, "y": end} for end in ends]).mark_line(color=LIGHT["faint"], strokeDash=[3, 3])
+    layers = [agree.encode(x=x, y=y)]
+    for each in reversed(known):
+        layers += _marks(each, styles[each.name], x, y)
+    layers.append(_legend({each.name: styles[each.name] for each in known}))
+    return alt.layer(*layers).properties(width=300, height=300)
+
+
+def graph_chart(nodes: Sequence[Node], links: Sequence[Link]) -> Any:
+    """A graph of one prompt: its tokens from left to right, layers from below to above. Only tokens and layers that
+    have a node are drawn. An edge is as wide as its share of the strongest into its target; dashed where its weight is
+    negative."""
+    if not links:
+        return None
+    import altair as alt
+
+    places = sorted({node.position for node in nodes})
+    levels = sorted({node.layer for node in nodes})
+    cells: dict[tuple[int, int], list[str]] = {}
+    for node in nodes:
+        cells.setdefault((node.layer, node.position), []).append(node.name)
+
+    def spot(node: Node) -> tuple[float, int]:
+        """Nodes of one cell stand side by side."""
+        cell = cells[node.layer, node.position]
+        aside = (cell.index(node.name) - (len(cell) - 1) / 2) / (len(cell) + 1)
+        return places.index(node.position) + aside, levels.index(node.layer)
+
+    spots = {node.name: spot(node) for node in nodes}
+    most = {link.target: max(abs(o.weight) for o in links if o.target == link.target) for link in links}
+    lines = [
+        {
+            **dict(zip(("x", "y", "x2", "y2"), (*spots[link.source], *spots[link.target]), strict=True)),
+            "width": 0.3 + 2.7 * abs(link.weight) / most[link.target],
+            "sign": "raises" if link.weight > 0 else "lowers",
+        }
+        for link in links
+    ]
+    tokens = {node.position: node.token for node in nodes}
+    columns = json.dumps([token_text(tokens[place]) for place in places])
+    names = json.dumps(["tokens" if n < 0 else "logits" if n == levels[-1] else f"layer {n}" for n in levels])
+
+    def axis(labels: str, count: int, angle: int) -> Any:
+        return alt.Axis(labelExpr=f"{labels}[datum.value]", values=list(range(count)), labelAngle=angle, grid=False)
+
+    wide, high = alt.Scale(domain=[-0.6, len(places) - 0.4]), alt.Scale(domain=[-0.5, len(levels) - 0.5])
+    x = alt.X("x:Q", title=None, scale=wide, axis=axis(columns, len(places), -40))
+    y = alt.Y("y:Q", title=None, scale=high, axis=axis(names, len(levels), 0))
+    kinds = list(dict.fromkeys(node.kind for node in nodes))
+    styles = series_styles(sorted(kinds))
+    dots = [{"x": spots[n.name][0], "y": spots[n.name][1], "kind": n.kind, "label": n.label} for n in nodes]
+    colour = alt.Color(
+        "kind:N", title=None, scale=alt.Scale(domain=list(styles), range=[s.colour for s in styles.values()])
+    )
+    dash = alt.StrokeDash("sign:N", title=None, scale=alt.Scale(domain=["raises", "lowers"], range=[[1, 0], [4, 3]]))
+    edges = _chart(lines).mark_rule(color=LIGHT["grey"], opacity=0.7)
+    inner = _chart([dot for dot in dots if dot["kind"] != "token"])
+    width = alt.StrokeWidth("width:Q", scale=None)
+    return alt.layer(
+        edges.encode(x=x, y=y, x2="x2:Q", y2="y2:Q", strokeWidth=width, strokeDash=dash),
+        _chart(dots).mark_circle(size=110, opacity=1).encode(x=x, y=y, color=colour),
+        inner.mark_text(color=_INK, fontSize=9, dy=-10).encode(x=x, y=y, text="label:N"),
+    ).properties(width=max(360, min(720, 52 * len(places))), height=max(200, 44 * len(levels)))
 
 
 def _chart(rows: list[dict[str, Any]]) -> Any:

@@ -15,6 +15,7 @@ STUDIES: Registry[Study[Any, Any]] = Registry(
     {
         "study": "demur.studies.study:STUDY",
         "benchmark": "demur.studies.benchmark:STUDY",
+        "circuit": "demur.studies.circuit:STUDY",
         "minimal": "demur.studies.minimal:STUDY",
     },
 )

@@ -140,13 +140,13 @@ def _set_section(result: Result) -> Section:
         _row(result, "necessity", "random features"),
     )
     nothing = _row(result, "sufficiency", "nothing")
-    n = len(result.features)
+    n, features = len(result.features), "feature" if len(result.features) == 1 else "features"
     verdict = (
-        f"{n} of the {len(result.chosen)} features of F* {'keeps' if n == 1 else 'keep'} {estimate_text(need.share)} of its effect on held-out "
-        f"prompts: scaled by c = {short_number(result.factor)}, {rate_text(need.rate)} are complied with ({n} random "
-        f"feature{'s' * (n != 1)}: {rate_text(chance.rate)}). Put back alone while the direction is ablated, they restore "
-        f"{estimate_text(enough.share)} of the refusal log-odds, and {rate_text(enough.rate)} are refused (nothing put "
-        f"back: {rate_text(nothing.rate)})."
+        f"The minimal set holds {n} of the {len(result.chosen)} features of F* and keeps {estimate_text(need.share)} "
+        f"of their effect on held-out prompts: scaled by c = {short_number(result.factor)}, {rate_text(need.rate)} are "
+        f"complied with ({n} random {features}: {rate_text(chance.rate)}). Put back alone while the direction is "
+        f"ablated, it restores {estimate_text(enough.share)} of the refusal log-odds, and {rate_text(enough.rate)} are "
+        f"refused (nothing put back: {rate_text(nothing.rate)})."
     )
     blocks: list[Block] = [Text(verdict, "verdict")]
     if need.share.high < result.target:
