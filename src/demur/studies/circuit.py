@@ -47,8 +47,9 @@ class Config(FindConfig):
     """Harm features at most: those whose removal from the user's words moves refusal most."""
     factor: float = Field(default=-3.0, lt=1)
     """Scale factor c of the harm features, each from its first peak on."""
-    random_sets: int = Field(default=5, ge=2)
-    """Sets of random features, matched to the harm features one by one, that are suppressed likewise."""
+    random_sets: int = Field(default=20, ge=2)
+    """Sets of random features, matched to the harm features one by one, that are suppressed likewise (they take one
+    pass each, no answers; with fewer than 19, p cannot be below .05)."""
     edge_prompts: int = Field(default=32, ge=2)
     """Test prompts on which edges are estimated and measured."""
     node_threshold: float = Field(default=0.9, gt=0, le=1)

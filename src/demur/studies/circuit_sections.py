@@ -92,7 +92,7 @@ def sections(result: Result) -> list[Section]:
 def _upstream_section(result: Result) -> Section:
     whole, draw = result.drops[0], result.one_more
     clear = whole.difference.low > 0 and not draw.low <= whole.drop.value <= draw.high
-    finding = "drive the refusal features" if clear else "cannot be told from random features in what they drive"
+    finding = "drive the refusal features" if clear else "are not clearly apart from random features"
     verdict = (
         f"Harm features {finding}: {len(result.harm)} of them, scaled by {short_number(result.factor)} from their "
         f"first peaks on, lower {len(result.refusal)} refusal features by {estimate_text(whole.drop)} of their "
