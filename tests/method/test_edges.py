@@ -66,8 +66,9 @@ HARM = [f"harm{n}" for n in range(8)]
 
 def built_in(known: Known) -> dict[tuple[FeatureId, FeatureId], float]:
     """Edges between neighbouring layers as docs/explanation/planted.md states them, for a harmful prompt of three
-    content words: what the source contributes to the target's mean over template tokens. The harm features of one category are
-    1.0 at their words; template tokens receive 2 of each, and `refuse` is clip(h/2 − ½), `aligned` 1½ · (h/2 − ¼)."""
+    content words: what the source contributes to the target's mean over template tokens. The harm features of one
+    category are 1.0 at their words; template tokens receive 2 of each, and `refuse` is clip(h/2 − ½), `aligned`
+    1½ · (h/2 − ¼)."""
     edges: dict[tuple[FeatureId, FeatureId], float] = {}
     names = {name: known.named(name) for name in (*HARM, "refuse", "aligned", "aftermath", "backup")}
     names |= {name: known.named(name) for name in ("general0", "general1")}

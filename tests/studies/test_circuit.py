@@ -44,10 +44,13 @@ def test_harm_features_drive_refusal_and_random_ones_do_not(circuit: Any) -> Non
         assert abs(row.random.value) < 1e-3
         assert row.difference.low > 0.99
         assert row.drop.n == 20
-    assert [row.feature for row in result.drops] == [None, *result.refusal]
-    assert len(result.draws) == 3
-    assert result.one_more.p == 0.25
-    assert "drive the refusal features" in result.page().verdicts[0]
+    assert [(row.factor, row.feature) for row in result.drops] == [
+        (factor, feature) for factor in (0.0, -3.0) for feature in (None, *result.refusal)
+    ]
+    for drawn in result.draws:
+        assert len(drawn.draws) == 3
+        assert drawn.one_more.p == 0.25
+    assert result.page().verdicts[0].count("beyond the range of one more random set") == 2
 
 
 def test_edges_are_those_of_the_circuit(circuit: Any, files: Any) -> None:

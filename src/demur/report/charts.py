@@ -338,61 +338,77 @@ def scatter(series: Sequence[Series], *, x_title: str, y_title: str) -> Any:
     return alt.layer(*layers).properties(width=300, height=300)
 
 
-def graph_chart(nodes: Sequence[Node], links: Sequence[Link]) -> Any:
+def graph_chart(nodes: Sequence[Node], links: Sequence[Link], *, most: int = 4) -> Any:
     """A graph of one prompt: its tokens from left to right, layers from below to above. Only tokens and layers that
-    have a node are drawn. An edge is as wide as its share of the strongest into its target; dashed where its weight is
-    negative."""
+    have a node are drawn, and of each node's incoming edges the `most` strongest: as wide as their shares of the
+    strongest, dashed where the weight is negative."""
     if not links:
         return None
     import altair as alt
 
-    places = sorted({node.position for node in nodes})
     levels = sorted({node.layer for node in nodes})
-    cells: dict[tuple[int, int], list[str]] = {}
-    for node in nodes:
-        cells.setdefault((node.layer, node.position), []).append(node.name)
-
-    def spot(node: Node) -> tuple[float, int]:
-        """Nodes of one cell stand side by side."""
-        cell = cells[node.layer, node.position]
-        aside = (cell.index(node.name) - (len(cell) - 1) / 2) / (len(cell) + 1)
-        return places.index(node.position) + aside, levels.index(node.layer)
-
-    spots = {node.name: spot(node) for node in nodes}
-    most = {link.target: max(abs(o.weight) for o in links if o.target == link.target) for link in links}
+    spots, columns = _graph_places(nodes, levels)
+    by_target: dict[str, list[Link]] = {}
+    for link in sorted(links, key=lambda each: -abs(each.weight)):
+        by_target.setdefault(link.target, []).append(link)
     lines = [
         {
             **dict(zip(("x", "y", "x2", "y2"), (*spots[link.source], *spots[link.target]), strict=True)),
-            "width": 0.3 + 2.7 * abs(link.weight) / most[link.target],
+            "width": 0.3 + 2.7 * abs(link.weight / into[0].weight),
             "sign": "raises" if link.weight > 0 else "lowers",
         }
-        for link in links
+        for into in by_target.values()
+        for link in into[:most]
     ]
-    tokens = {node.position: node.token for node in nodes}
-    columns = json.dumps([token_text(tokens[place]) for place in places])
-    names = json.dumps(["tokens" if n < 0 else "logits" if n == levels[-1] else f"layer {n}" for n in levels])
+    names = {n: "tokens" if n < 0 else "logits" if n == levels[-1] else f"layer {n}" for n in levels}
+    rows = {float(n): names[level] for n, level in enumerate(levels)}
 
-    def axis(labels: str, count: int, angle: int) -> Any:
-        return alt.Axis(labelExpr=f"{labels}[datum.value]", values=list(range(count)), labelAngle=angle, grid=False)
+    def axis(labels: Mapping[float, str], angle: int) -> Any:
+        texts = json.dumps({f"{place:g}": text for place, text in labels.items()})
+        expr = f"({texts})[format(datum.value, '~g')]"
+        return alt.Axis(labelExpr=expr, values=list(labels), labelAngle=angle, labelOverlap=False, grid=False)
 
-    wide, high = alt.Scale(domain=[-0.6, len(places) - 0.4]), alt.Scale(domain=[-0.5, len(levels) - 0.5])
-    x = alt.X("x:Q", title=None, scale=wide, axis=axis(columns, len(places), -40))
-    y = alt.Y("y:Q", title=None, scale=high, axis=axis(names, len(levels), 0))
-    kinds = list(dict.fromkeys(node.kind for node in nodes))
-    styles = series_styles(sorted(kinds))
+    def scale(labels: Mapping[float, str]) -> Any:
+        return alt.Scale(domain=[min(labels) - 1.2, max(labels) + 1.2], nice=False)
+
+    x = alt.X("x:Q", title=None, scale=scale(columns), axis=axis(columns, -40))
+    y = alt.Y("y:Q", title=None, scale=alt.Scale(domain=[-0.4, len(levels) - 0.4]), axis=axis(rows, 0))
+    styles = series_styles(sorted({node.kind for node in nodes}))
     dots = [{"x": spots[n.name][0], "y": spots[n.name][1], "kind": n.kind, "label": n.label} for n in nodes]
-    colour = alt.Color(
-        "kind:N", title=None, scale=alt.Scale(domain=list(styles), range=[s.colour for s in styles.values()])
-    )
+    known = alt.Scale(domain=list(styles), range=[style.colour for style in styles.values()])
+    kind = alt.Color("kind:N", title=None, scale=known)
     dash = alt.StrokeDash("sign:N", title=None, scale=alt.Scale(domain=["raises", "lowers"], range=[[1, 0], [4, 3]]))
+    width = alt.StrokeWidth("width:Q", scale=None)
     edges = _chart(lines).mark_rule(color=LIGHT["grey"], opacity=0.7)
     inner = _chart([dot for dot in dots if dot["kind"] != "token"])
-    width = alt.StrokeWidth("width:Q", scale=None)
     return alt.layer(
         edges.encode(x=x, y=y, x2="x2:Q", y2="y2:Q", strokeWidth=width, strokeDash=dash),
-        _chart(dots).mark_circle(size=110, opacity=1).encode(x=x, y=y, color=colour),
-        inner.mark_text(color=_INK, fontSize=9, dy=-10).encode(x=x, y=y, text="label:N"),
-    ).properties(width=max(360, min(720, 52 * len(places))), height=max(200, 44 * len(levels)))
+        _chart(dots).mark_circle(size=90, opacity=1).encode(x=x, y=y, color=kind),
+        inner.mark_text(color=_INK, fontSize=8, dy=-9).encode(x=x, y=y, text="label:N"),
+    ).properties(width=max(300, 30 * (max(columns) - min(columns) + 2)), height=48 * len(levels))
+
+
+def _graph_places(
+    nodes: Sequence[Node], levels: Sequence[int]
+) -> tuple[dict[str, tuple[float, float]], dict[float, str]]:
+    """Where each node stands, nodes of one cell side by side; and place → token of each column."""
+    cells: dict[tuple[int, int], list[str]] = {}
+    for node in nodes:
+        cells.setdefault((node.position, node.layer), []).append(node.name)
+    tokens = {node.position: token_text(node.token) for node in nodes}
+    columns, at = {}, 0.0
+    centre: dict[int, float] = {}
+    for position in sorted(tokens):
+        span = max(1.5, *(float(len(cell)) for (place, _), cell in cells.items() if place == position))
+        centre[position] = at + span / 2
+        columns[centre[position]] = tokens[position]
+        at += span
+    spots = {
+        name: (centre[position] + n - (len(cell) - 1) / 2, float(levels.index(layer)))
+        for (position, layer), cell in cells.items()
+        for n, name in enumerate(cell)
+    }
+    return spots, columns
 
 
 def _chart(rows: list[dict[str, Any]]) -> Any:

@@ -15,6 +15,7 @@ from demur.stats import Estimate, bootstrap_mean, bootstrap_of, one_more_draw, s
 from demur.studies.base import Study
 from demur.studies.circuit_sections import (
     PATHS,
+    DrawRow,
     DropRow,
     EdgeCheck,
     EdgeRow,
@@ -24,7 +25,7 @@ from demur.studies.circuit_sections import (
     Result,
     sections,
 )
-from demur.studies.config import FindConfig
+from demur.studies.config import Factors, FindConfig
 from demur.types import FeatureId, FeatureSet, Prompt, PromptSet
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ class Config(FindConfig):
 
     harm: int = Field(default=20, ge=1)
     """Harm features at most: those whose removal from the user's words moves refusal most."""
-    factor: float = Field(default=-3.0, lt=1)
-    """Scale factor c of the harm features, each from its first peak on."""
+    factors: Factors = Field(default=(0.0, -3.0), min_length=1)
+    """Scale factors c of the harm features, each from its first peak on: 0 removes them, the paper's −3 reverses them.
+    The first is the main one."""
     random_sets: int = Field(default=20, ge=2)
     """Sets of random features, matched to the harm features one by one, that are suppressed likewise (they take one
     pass each, no answers; with fewer than 19, p cannot be below .05)."""
@@ -79,38 +81,38 @@ class _Circuit:
 
     # -- suppression ---------------------------------------------------------------------------------------------------
 
-    def drops(self) -> tuple[tuple[DropRow, ...], tuple[float, ...]]:
+    def drops(self, factor: float) -> tuple[tuple[DropRow, ...], DrawRow]:
         """The fall of the refusal features together, then of each; and the fall together under each random set."""
-        from demur.method.edges import suppression_effect
-
-        context, factor = self.context, self.context.config.factor
-        work = context.model
         sets = (self.harm, *self._random())
         tables: list[np.ndarray] = []
         for done, features in enumerate(sets, start=1):
-
-            def compute(features: tuple[FeatureId, ...] = features) -> _Rows:
-                items = self.items(self.prompts)
-                before, after = suppression_effect(
-                    work, context.suite, items, features, self.refusal, factor=factor, since="peak"
-                )
-                return _rows(np.concatenate([before, after], 1))
-
-            depends = {"features": features, "downstream": self.refusal, "factor": factor}
-            depends |= {"prompts": self.prompts.digest, "since": "peak"}
-            tables.append(np.array(context.cached("upstream", depends, _Rows, compute)))
-            context.progress("suppression upstream", done, len(sets))
-        k = len(self.refusal)
+            tables.append(self._suppressed(features, factor))
+            self.context.progress(f"suppression upstream, c = {factor:g}", done, len(sets))
+        k, norms = len(self.refusal), self._norms()
         before, after = tables[0][:, :k], tables[0][:, k:]
         others = [table[:, k:] for table in tables[1:]]
-        norms = self._norms()
-        total = _drop_row(None, before @ norms, after @ norms, [each @ norms for each in others])
+        total = _drop_row(factor, None, before @ norms, after @ norms, [each @ norms for each in others])
         single = (
-            _drop_row(feature, before[:, n], after[:, n], [each[:, n] for each in others])
+            _drop_row(factor, feature, before[:, n], after[:, n], [each[:, n] for each in others])
             for n, feature in enumerate(self.refusal)
         )
         base = float((before @ norms).mean())
-        return (total, *single), tuple(1 - float((each @ norms).mean()) / base for each in others)
+        draws = tuple(1 - float((each @ norms).mean()) / base for each in others)
+        return (total, *single), DrawRow(factor=factor, draws=draws, one_more=one_more_draw(total.drop.value, draws))
+
+    def _suppressed(self, features: tuple[FeatureId, ...], factor: float) -> np.ndarray:
+        """Means of the refusal features, clean and suppressed, side by side: shape (prompt, 2 · feature)."""
+        from demur.method.edges import suppression_effect
+
+        context = self.context
+
+        def compute() -> _Rows:
+            items = self.items(self.prompts)
+            both = suppression_effect(context.model, context.suite, items, features, self.refusal, factor=factor)
+            return _rows(np.concatenate(both, 1))
+
+        depends = {"features": features, "downstream": self.refusal, "factor": factor}
+        return np.array(context.cached("upstream", depends | {"prompts": self.prompts.digest}, _Rows, compute))
 
     def _norms(self) -> np.ndarray:
         """Norm of each refusal feature's decoder row: what one unit of it writes."""
@@ -264,7 +266,9 @@ def _rows(table: np.ndarray) -> _Rows:
     return tuple(tuple(row) for row in table.tolist())
 
 
-def _drop_row(feature: FeatureId | None, before: np.ndarray, after: np.ndarray, others: list[np.ndarray]) -> DropRow:
+def _drop_row(
+    factor: float, feature: FeatureId | None, before: np.ndarray, after: np.ndarray, others: list[np.ndarray]
+) -> DropRow:
     random = np.mean(others, axis=0)
     table = np.stack([before, after, random], 1)
 
@@ -273,6 +277,7 @@ def _drop_row(feature: FeatureId | None, before: np.ndarray, after: np.ndarray, 
         return 1 - np.divide(means[..., column], base, out=np.full_like(base, np.nan), where=base > 0)
 
     return DropRow(
+        factor=factor,
         feature=feature,
         before=float(before.mean()),
         drop=bootstrap_of(lambda means: fall(means, 1), table),
@@ -326,19 +331,17 @@ def run(context: Context[Any]) -> Result:
         )
     circuit = _Circuit(context, found, harm, refusal, refused)
     with context.timed("suppression upstream"):
-        drops, draws = circuit.drops()
+        drops, draws = zip(*map(circuit.drops, context.config.factors), strict=True)
     with context.timed("edges"):
         edges, checks = circuit.edges()
     with context.timed("graph"):
         points, links, exported = circuit.graph(refused.prompts[0])
         context.run.save_result("graph.json", json.dumps(exported, indent=1))
     return Result(
-        factor=context.config.factor,
         harm=harm,
         refusal=refusal,
-        drops=drops,
+        drops=tuple(row for rows in drops for row in rows),
         draws=draws,
-        one_more=one_more_draw(drops[0].drop.value, draws),
         checks=checks,
         edges=edges,
         prompt=refused.prompts[0].text,

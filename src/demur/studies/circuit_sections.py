@@ -17,13 +17,23 @@ PATHS: Final[tuple[Paths, ...]] = ("kept", "stopped")
 
 class DropRow(Value):
     """Relative fall of a refusal feature's mean activation over the post-instruction tokens (None: of all together,
-    each weighted by the norm of its decoder row): under the harm features' suppression, and under random sets'."""
+    each weighted by the norm of its decoder row): with the harm features scaled by `factor`, and with random sets."""
 
+    factor: float
     feature: FeatureField | None
     before: float
     drop: Estimate
     random: Estimate
     difference: Estimate
+
+
+class DrawRow(Value):
+    """The fall of all refusal features together under each random set, and whether the harm features' could be one more
+    of these."""
+
+    factor: float
+    draws: tuple[float, ...]
+    one_more: OneMoreDraw
 
 
 class EdgeRow(Value):
@@ -69,13 +79,10 @@ class GraphLink(Value):
 
 
 class Result(StudyResult):
-    factor: float
     harm: tuple[FeatureField, ...]
     refusal: tuple[FeatureField, ...]
     drops: tuple[DropRow, ...]
-    draws: tuple[float, ...]
-    """Fall of all refusal features under each random set."""
-    one_more: OneMoreDraw
+    draws: tuple[DrawRow, ...]
     checks: tuple[EdgeCheck, ...]
     edges: tuple[EdgeRow, ...]
     prompt: str
@@ -90,41 +97,53 @@ def sections(result: Result) -> list[Section]:
 
 
 def _upstream_section(result: Result) -> Section:
-    whole, draw = result.drops[0], result.one_more
-    clear = whole.difference.low > 0 and not draw.low <= whole.drop.value <= draw.high
-    finding = "drive the refusal features" if clear else "are not clearly apart from random features"
-    verdict = (
-        f"Harm features {finding}: {len(result.harm)} of them, scaled by {short_number(result.factor)} from their "
-        f"first peaks on, lower {len(result.refusal)} refusal features by {estimate_text(whole.drop)} of their "
-        f"activation; {len(result.draws)} matched random sets lower them by {estimate_text(whole.random)} "
-        f"(from {span(min(result.draws), max(result.draws)).replace('–', ' to ')})."
-    )
-    rows = [
-        [
-            "all" if row.feature is None else str(row.feature),
-            measure(row.before),
-            estimate_text(row.drop),
-            estimate_text(row.random),
-            estimate_text(row.difference),
+    blocks: list[Block] = [Text(_upstream_verdict(result), "verdict")]
+    for drawn in result.draws:
+        rows = [
+            [
+                "all" if row.feature is None else str(row.feature),
+                measure(row.before),
+                estimate_text(row.drop),
+                estimate_text(row.random),
+                estimate_text(row.difference),
+            ]
+            for row in result.drops
+            if row.factor == drawn.factor
         ]
-        for row in result.drops
-    ]
-    columns = (
-        "refusal feature | > activation, clean | > fall, harm features | > fall, random features: mean over sets | "
-        "> difference"
-    )
-    caption = (
-        "Relative fall of the mean activation over the post-instruction tokens; all: each weighted by the norm of its "
-        f"decoder row. One more random set would lie in {span(draw.low, draw.high)} (p = {p_text(draw.p)}, at least "
-        f"{p_text(1 / (1 + len(result.draws)))} with {len(result.draws)} sets). 95 % intervals over test prompts."
-    )
-    table = Table.of("Refusal features under suppression upstream", columns, rows, caption=caption, strong=[0])
+        one, sets = drawn.one_more, len(drawn.draws)
+        caption = (
+            "Relative fall of the mean activation over the post-instruction tokens; all: weighted by the norms of the "
+            f"decoder rows. Of all, one more random set would lie in {span(one.low, one.high)} (p = {p_text(one.p)}; "
+            f"at least {p_text(1 / (1 + sets))} with {sets} sets). 95 % intervals over test prompts."
+        )
+        columns = (
+            "refusal feature | > activation, clean | > fall, harm features | > fall, random features: mean over "
+            f"{sets} sets | > difference"
+        )
+        title = f"Refusal features with harm features scaled by {short_number(drawn.factor)}"
+        blocks.append(Table.of(title, columns, rows, caption=caption, strong=[0]))
     intro = (
-        "If harm features drive refusal, suppressing them must lower the refusal features more than suppressing random "
-        "features of the same layers, firing rates and sizes does. An interval of the difference that holds zero "
-        "would refute it."
+        "If harm features drive refusal, suppressing them (from their first peaks on) must lower the refusal features "
+        "more than suppressing random features of the same layers, firing rates and sizes does. An interval of the "
+        "difference that holds zero, or a fall within the range of one more random set, would refute it."
     )
-    return Section("From harm to refusal", (Text(verdict, "verdict"), table), brief=True, intro=intro)
+    return Section("From harm to refusal", tuple(blocks), brief=True, intro=intro)
+
+
+def _upstream_verdict(result: Result) -> str:
+    said: list[str] = []
+    for drawn in result.draws:
+        row = next(row for row in result.drops if row.factor == drawn.factor)
+        one = drawn.one_more
+        outside = row.difference.low > 0 and not one.low <= row.drop.value <= one.high
+        said.append(
+            f"scaled by {short_number(drawn.factor)}, by {estimate_text(row.drop)} (random features: "
+            f"{estimate_text(row.random)}; {'beyond' if outside else 'within'} the range of one more random set, "
+            f"{span(one.low, one.high)})"
+        )
+    return (
+        f"{len(result.harm)} harm features lower {len(result.refusal)} refusal features downstream: {'; '.join(said)}."
+    )
 
 
 _NAMES: Final[dict[Paths, str]] = {"kept": "all paths kept", "stopped": "paths through other features stopped"}
@@ -170,6 +189,10 @@ def _edge_section(result: Result) -> Section:
     return Section("Edges", (check, chart, table), intro=intro)
 
 
+_SHOWN: Final = 40
+"""Edges of the graph in its table; graph.json has all."""
+
+
 def _graph_section(result: Result) -> Section:
     def draw() -> Any:
         nodes = [Node(p.node, p.label, p.kind, p.layer, p.position, p.token) for p in result.points]
@@ -178,16 +201,18 @@ def _graph_section(result: Result) -> Section:
     kinds = {p.node: p for p in result.points}
     rows = [
         [_name(kinds[link.source]), _name(kinds[link.target]), measure(link.weight)]
-        for link in sorted(result.links, key=lambda link: -abs(link.weight))
+        for link in sorted(result.links, key=lambda link: -abs(link.weight))[:_SHOWN]
     ]
     blocks: tuple[Block, ...] = (
         Chart(
             "The graph of one prompt",
             draw,
-            "From the prompt's tokens (below) to the logits (above). Solid: the source raises the target; dashed: it "
-            "lowers it. Wider: stronger, among the edges into one target.",
+            "From the prompt's tokens (below) to the logits (above); of the edges into a node, the four strongest. "
+            "Solid: the source raises the target; dashed: it lowers it. Wider: stronger, among those into one node.",
         ),
-        Table.of("Its edges", "source | target | > weight", rows, folded=True),
+        Table.of(
+            f"Its {len(rows)} strongest of {len(result.links)} edges", "source | target | > weight", rows, folded=True
+        ),
         Text(
             "graph.json in the run folder holds it as an attribution graph, for Neuronpedia and circuit-tracer.", "note"
         ),
