@@ -237,9 +237,16 @@ def _sizes_section(result: Result) -> Section:
     def draw() -> Any:
         test = tuple(Point.of(row.size, row.test, chosen=row.chosen) for row in result.sizes)
         tuning = tuple(Point.of(row.size, row.tuning) for row in result.sizes)
-        series = [Series("fall of log-odds, share of F*'s (test)", test), Series("complied (tuning)", tuning)]
+        series = [Series("log-odds (test)", test), Series("complied (tuning)", tuning)]
         rules = {"target": result.target}
-        return line_chart(series, x_title="features", y_title="share", share=False, reverse=True, rules=rules)
+        return line_chart(
+            series,
+            x_title="features",
+            y_title="share of F*'s fall; share complied",
+            share=False,
+            reverse=True,
+            rules=rules,
+        )
 
     rows = [
         [
@@ -253,13 +260,14 @@ def _sizes_section(result: Result) -> Section:
     ]
     columns = "> features | taken out | > log-odds, selection: share of F*'s | > complied, tuning | > log-odds, test"
     chosen = [n for n, row in enumerate(result.sizes) if row.chosen]
+    ringed = "Ringed: the minimal set. " if chosen else "Features went from one of these sets until none could go. "
     intro = (
         "Each step takes out the feature whose loss leaves the largest fall of the refusal log-odds on the selection "
         f"prompts. The smallest that keeps {percent(result.target)} of F*'s fall there, and of its compliance on the "
         "tuning prompts, is taken, and any feature that can still go then goes."
     )
     blocks = (
-        Chart("Effect on the way down", draw, "Ringed: the minimal set. Bands are 95 % intervals."),
+        Chart("Effect on the way down", draw, f"{ringed}Bands are 95 % intervals."),
         Table.of("Every step", columns, rows, strong=chosen, folded=True),
     )
     return Section("How the set was found", blocks, intro=intro)
