@@ -292,8 +292,9 @@ def test_a_subspace_is_taken_out_by_the_projection_on_it(affine: bool) -> None:
     batch = batch_of(model)
     generator = torch.Generator().manual_seed(2)
     rows = torch.randn(3, model.d_model, generator=generator)
+    dependent = torch.cat([rows, rows[:1] - 2 * rows[1:2]])  # spans no more than the rows do
     reference = torch.randn(model.n_layers, model.d_model, generator=generator) if affine else None
-    change = AblateDirection(rows, layers=(1,), reference=reference)
+    change = AblateDirection(dependent, layers=(1,), reference=reference)
     with torch.inference_mode():
         with model.capture([1]) as before:
             model.last_logits(batch)

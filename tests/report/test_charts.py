@@ -151,9 +151,17 @@ def test_a_heat_map_of_equal_unknown_or_no_kept_cells_is_drawn() -> None:
         assert {"1.0", "–"} <= texts(heatmap(cells, x_title="position", y_title="layer"))
 
 
+def layers(chart: Any) -> list[dict[str, Any]]:
+    """The layers of a drawing, each with its own data."""
+    made = chart.to_dict()
+    return [layer | {"data": {"values": made["datasets"][layer["data"]["name"]]}} for layer in made["layer"]] if (
+        "datasets" in made
+    ) else made["layer"]
+
+
 def test_a_scatter_has_one_scale_for_both_axes_and_a_line_where_both_agree() -> None:
     chart = scatter([Series("edges", (Point(-1.0, 3.0), Point(2.0, NAN)), "none")], x_title="guess", y_title="truth")
-    agree, marks, *_ = chart.to_dict()["layer"]
+    agree, marks, *_ = layers(chart)
     assert agree["data"]["values"] == [{"x": -1.0, "y": -1.0}, {"x": 3.0, "y": 3.0}]
     assert [(row["x"], row["y"]) for row in marks["data"]["values"]] == [(-1.0, 3.0)]
     assert marks["encoding"]["x"]["scale"]["domain"] == marks["encoding"]["y"]["scale"]["domain"] == [-1.0, 3.0]
@@ -175,7 +183,7 @@ def small_graph(*, most: int = 4) -> Any:
 
 def test_a_graph_stands_its_nodes_by_token_and_layer_and_dashes_what_lowers() -> None:
     assert {"a", "b\\n", "tokens", "layer 3", "logits", "3:1", "3:2", "I", "raises", "lowers"} <= texts(small_graph())
-    lines, dots, *_ = (layer["data"]["values"] for layer in small_graph().to_dict()["layer"])
+    lines, dots, *_ = (layer["data"]["values"] for layer in layers(small_graph())[:3])
     places = {dot["label"]: (dot["x"], dot["y"]) for dot in dots}
     assert [places[label][1] for label in ("a", "3:1", "3:2", "I")] == [0, 1, 1, 2]
     assert places["3:1"][0] + 1 == places["3:2"][0]
@@ -183,4 +191,4 @@ def test_a_graph_stands_its_nodes_by_token_and_layer_and_dashes_what_lowers() ->
     found = {(line["x"], line["y"], line["x2"], line["y2"]): (line["width"], line["sign"]) for line in lines}
     assert found[(*places["b\n"], *places["3:1"])] == (3.0, "lowers")
     assert found[(*places["a"], *places["3:1"])] == (pytest.approx(1.65), "raises")
-    assert len(small_graph(most=1).to_dict()["layer"][0]["data"]["values"]) == 2
+    assert len(layers(small_graph(most=1))[0]["data"]["values"]) == 2

@@ -131,11 +131,13 @@ def singular_directions(
 
 def cluster_directions(
     harmful: Float[Tensor, "prompt d_model"], harmless_mean: Float[Tensor, " d_model"], k: int, *, seed: int = 0
-) -> Float[Tensor, "k d_model"]:
+) -> Float[Tensor, "cluster d_model"]:
     """Differences in means of `k` clusters of harmful prompts (k-means), largest cluster first; with `k` = 1 the usual
-    direction. They are what self-organising maps (arXiv 2511.08379) refine."""
+    direction. There are fewer where fewer residuals differ. They are what self-organising maps (arXiv 2511.08379)
+    refine."""
     from sklearn.cluster import KMeans
 
+    k = min(k, len(harmful.unique(dim=0)))
     labels = torch.from_numpy(KMeans(n_clusters=k, n_init="auto", random_state=seed).fit_predict(harmful.numpy()))
     largest = Counter(labels.tolist()).most_common()
     return torch.stack([harmful[labels == label].mean(0) for label, _ in largest]) - harmless_mean

@@ -205,7 +205,7 @@ class PerPrompt(Intervention):
 @dataclass(frozen=True, eq=False)
 class AblateDirection(Intervention):
     """`x ← x − (x·r)r` after each layer; with `reference`, to the reference's own projection instead of to zero
-    (affine). `vector` is normalised here; several rows, linearly independent, take out the subspace that they span.
+    (affine). `vector` is normalised here; several rows take out the subspace that they span.
     `layers=None` means every layer."""
 
     vector: Float[Tensor, "*k d_model"]
@@ -224,7 +224,7 @@ class AblateDirection(Intervention):
 
     def change(self, model: ChatModel, layer: int) -> Change:
         vectors = _fitting(self.vector, model, layer)
-        basis = (vectors / vectors.norm())[None] if vectors.ndim == 1 else torch.linalg.qr(vectors.T).Q.T
+        basis = (vectors / vectors.norm())[None] if vectors.ndim == 1 else _orthonormal(vectors)
         target = 0.0 if self.reference is None else basis @ self.reference[layer].to(basis)
 
         def ablate(residual: Tensor) -> Tensor:
@@ -254,6 +254,12 @@ class AddDirection(Intervention):
     def change(self, model: ChatModel, layer: int) -> Change:
         step = self.coefficient * _fitting(self.vector, model, layer)
         return lambda residual: residual + step.to(residual.dtype)
+
+
+def _orthonormal(rows: Float[Tensor, "k d_model"]) -> Float[Tensor, "rank d_model"]:
+    """A basis of what the rows span; rows that depend on others add nothing."""
+    _, sizes, basis = torch.linalg.svd(rows, full_matrices=False)
+    return basis[sizes > 1e-5 * sizes[0]]
 
 
 def _fitting(vector: Float[Tensor, "*k _"], model: ChatModel, layer: int) -> Float[Tensor, "*k d_model"]:

@@ -9,15 +9,9 @@ from demur.registry import Registry
 if TYPE_CHECKING:
     from demur.studies.base import Study
 
+_BUILTIN = ("study", "benchmark", "features", "circuit", "minimal")
 STUDIES: Registry[Study[Any, Any]] = Registry(
-    "demur.studies",
-    "study",
-    {
-        "study": "demur.studies.study:STUDY",
-        "benchmark": "demur.studies.benchmark:STUDY",
-        "circuit": "demur.studies.circuit:STUDY",
-        "minimal": "demur.studies.minimal:STUDY",
-    },
+    "demur.studies", "study", {name: f"{__name__}.{name}:STUDY" for name in _BUILTIN}
 )
 
 __all__ = ["STUDIES"]

@@ -301,7 +301,7 @@ class Singular(DirectionAblated):
 
     def basis(
         self, harmful: Float[Tensor, "prompt d_model"], harmless_mean: Float[Tensor, " d_model"], k: int
-    ) -> Float[Tensor, "k d_model"]:
+    ) -> Float[Tensor, "_ d_model"]:
         """Vectors that span the subspace."""
         return singular_directions(harmful, harmless_mean, k)
 
@@ -321,7 +321,7 @@ class Clustered(Singular):
 
     def basis(
         self, harmful: Float[Tensor, "prompt d_model"], harmless_mean: Float[Tensor, " d_model"], k: int
-    ) -> Float[Tensor, "k d_model"]:
+    ) -> Float[Tensor, "_ d_model"]:
         return cluster_directions(harmful, harmless_mean, k)
 
 

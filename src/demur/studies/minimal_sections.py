@@ -242,7 +242,7 @@ def _sizes_section(result: Result) -> Section:
         return line_chart(
             series,
             x_title="features",
-            y_title="share of F*'s fall; share complied",
+            y_title="share",
             share=False,
             reverse=True,
             rules=rules,
