@@ -154,9 +154,8 @@ def test_a_heat_map_of_equal_unknown_or_no_kept_cells_is_drawn() -> None:
 def layers(chart: Any) -> list[dict[str, Any]]:
     """The layers of a drawing, each with its own data."""
     made = chart.to_dict()
-    return [layer | {"data": {"values": made["datasets"][layer["data"]["name"]]}} for layer in made["layer"]] if (
-        "datasets" in made
-    ) else made["layer"]
+    known = made.get("datasets", {})
+    return [layer | {"data": {"values": known.get(layer["data"].get("name"))}} for layer in made["layer"]]
 
 
 def test_a_scatter_has_one_scale_for_both_axes_and_a_line_where_both_agree() -> None:
