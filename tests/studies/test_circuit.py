@@ -41,6 +41,8 @@ def test_harm_features_drive_refusal_and_random_ones_do_not(circuit: Any) -> Non
     for row in result.drops:
         # Without harm nothing is left of any refusal feature, and nothing else drives them.
         assert row.drop.value == pytest.approx(1.0, abs=1e-3)
+        # Harmless prompts do not activate them at all.
+        assert (row.harmless, row.of_excess.value) == (0.0, row.drop.value)
         assert abs(row.random.value) < 1e-3
         assert row.difference.low > 0.99
         assert row.drop.n == 20
@@ -169,3 +171,14 @@ def test_without_features_downstream_there_is_no_circuit(files: Any, tmp_path: P
         files.study(tmp_path / "run", "circuit", layers="0")
     with pytest.raises(InputError, match="node_threshold"):
         files.study(tmp_path / "run", "circuit", node_threshold=2)
+
+
+def test_the_fall_of_what_harm_adds_leaves_out_what_harmless_prompts_have_too(files: Any, tmp_path: Path) -> None:
+    """Over-refusal prompts have h/2 − ½ = ½ of `refuse` where harmful ones have 1.5, so the fall of all is 1.5 of 1."""
+    over = tmp_path / "over.jsonl"
+    over.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in files.truth.over_refusal.texts))
+    result = files.study(tmp_path / "run", "circuit", test_harmless=str(over), random_sets=2, n="20,16,8,8")
+    row = result.drops[0]
+    assert row.drop.value == pytest.approx(1.0, abs=1e-3)
+    assert row.of_excess.value == pytest.approx(1.5, abs=0.1)
+    assert row.of_excess.low < row.of_excess.value < row.of_excess.high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,8 @@ class _Circuit:
     refusal: tuple[FeatureId, ...]
     prompts: PromptSet
     """Harmful test prompts that the clean model refuses."""
+    harmless: PromptSet
+    """Harmless test prompts that it answers."""
 
     @property
     def features(self) -> tuple[FeatureId, ...]:
@@ -88,12 +91,12 @@ class _Circuit:
         for done, features in enumerate(sets, start=1):
             tables.append(self._suppressed(features, factor))
             self.context.progress(f"suppression upstream, c = {factor:g}", done, len(sets))
-        k, norms = len(self.refusal), self._norms()
+        k, norms, rest = len(self.refusal), self._norms(), self._on_harmless()
         before, after = tables[0][:, :k], tables[0][:, k:]
         others = [table[:, k:] for table in tables[1:]]
-        total = _drop_row(factor, None, before @ norms, after @ norms, [each @ norms for each in others])
+        total = _drop_row(factor, None, before @ norms, after @ norms, [each @ norms for each in others], rest @ norms)
         single = (
-            _drop_row(factor, feature, before[:, n], after[:, n], [each[:, n] for each in others])
+            _drop_row(factor, feature, before[:, n], after[:, n], [each[:, n] for each in others], rest[:, n])
             for n, feature in enumerate(self.refusal)
         )
         base = float((before @ norms).mean())
@@ -113,6 +116,18 @@ class _Circuit:
 
         depends = {"features": features, "downstream": self.refusal, "factor": factor}
         return np.array(context.cached("upstream", depends | {"prompts": self.prompts.digest}, _Rows, compute))
+
+    def _on_harmless(self) -> np.ndarray:
+        """Means of the refusal features on harmless prompts, shape (prompt, feature)."""
+        from demur.method.edges import post_means
+
+        context = self.context
+
+        def compute() -> _Rows:
+            return _rows(post_means(context.model, context.suite, self.items(self.harmless), self.refusal))
+
+        depends = {"features": self.refusal, "prompts": self.harmless.digest}
+        return np.array(context.cached("means", depends, _Rows, compute))
 
     def _norms(self) -> np.ndarray:
         """Norm of each refusal feature's decoder row: what one unit of it writes."""
@@ -267,20 +282,32 @@ def _rows(table: np.ndarray) -> _Rows:
 
 
 def _drop_row(
-    factor: float, feature: FeatureId | None, before: np.ndarray, after: np.ndarray, others: list[np.ndarray]
+    factor: float,
+    feature: FeatureId | None,
+    before: np.ndarray,
+    after: np.ndarray,
+    others: list[np.ndarray],
+    harmless: np.ndarray,
 ) -> DropRow:
     random = np.mean(others, axis=0)
     table = np.stack([before, after, random], 1)
 
+    def ratio(part: np.ndarray, base: np.ndarray) -> np.ndarray:
+        return np.divide(part, base, out=np.full_like(base, np.nan), where=base > 0)
+
     def fall(means: np.ndarray, column: int) -> np.ndarray:
-        base = means[..., 0]
-        return 1 - np.divide(means[..., column], base, out=np.full_like(base, np.nan), where=base > 0)
+        return ratio(means[..., 0] - means[..., column], means[..., 0])
+
+    def of_excess(means: np.ndarray, rest: np.ndarray) -> np.ndarray:
+        return ratio(means[..., 0] - means[..., 1], means[..., 0] - rest[..., 0])
 
     return DropRow(
         factor=factor,
         feature=feature,
         before=float(before.mean()),
+        harmless=float(harmless.mean()) if len(harmless) else math.nan,
         drop=bootstrap_of(lambda means: fall(means, 1), table),
+        of_excess=bootstrap_of(of_excess, table, harmless[:, None]),
         random=bootstrap_of(lambda means: fall(means, 2), table),
         difference=bootstrap_of(lambda means: fall(means, 1) - fall(means, 2), table),
     )
@@ -323,13 +350,16 @@ def run(context: Context[Any]) -> Result:
     context.watch_coherence([answer for each in found.clean.answers["tuning"] for answer in each.answers])
     with context.timed("roles"):
         harm, refusal = _parts(context, found)
-    refused = context.answer("clean: test, harmful", context.splits.test.harmful).only(*pipeline.REFUSALS)
+    test = context.splits.test
+    answers = (context.answer(f"clean: test, {label}", prompts) for label, prompts in test)
+    used = pipeline.split_used(*answers)
+    refused = used.harmful
     if len(refused) < 2:
         raise ModelError(
-            f"the clean model refuses {len(refused)} of the {len(context.splits.test.harmful)} harmful test prompts; "
+            f"the clean model refuses {len(refused)} of the {len(test.harmful)} harmful test prompts; "
             "at least 2 are needed. Give clearer test prompts, or more of them"
         )
-    circuit = _Circuit(context, found, harm, refusal, refused)
+    circuit = _Circuit(context, found, harm, refusal, refused, used.harmless)
     with context.timed("suppression upstream"):
         drops, draws = zip(*map(circuit.drops, context.config.factors), strict=True)
     with context.timed("edges"):

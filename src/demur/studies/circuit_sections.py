@@ -17,12 +17,18 @@ PATHS: Final[tuple[Paths, ...]] = ("kept", "stopped")
 
 class DropRow(Value):
     """Relative fall of a refusal feature's mean activation over the post-instruction tokens (None: of all together,
-    each weighted by the norm of its decoder row): with the harm features scaled by `factor`, and with random sets."""
+    each weighted by the norm of its decoder row): with the harm features scaled by `factor`, and with random sets.
+
+    `before` and `harmless` are the means on harmful and on harmless prompts, `of_excess` the fall as a share of the
+    difference of the two, nan where that is not positive.
+    """
 
     factor: float
     feature: FeatureField | None
     before: float
+    harmless: float
     drop: Estimate
+    of_excess: Estimate
     random: Estimate
     difference: Estimate
 
@@ -103,6 +109,8 @@ def _upstream_section(result: Result) -> Section:
             [
                 "all" if row.feature is None else str(row.feature),
                 measure(row.before),
+                measure(row.harmless),
+                estimate_text(row.of_excess),
                 estimate_text(row.drop),
                 estimate_text(row.random),
                 estimate_text(row.difference),
@@ -117,8 +125,8 @@ def _upstream_section(result: Result) -> Section:
             f"at least {p_text(1 / (1 + sets))} with {sets} sets). 95 % intervals over test prompts."
         )
         columns = (
-            "refusal feature | > activation, clean | > fall, harm features | > fall, random features: mean over "
-            f"{sets} sets | > difference"
+            "refusal feature | > activation, harmful | > harmless | > fall, of what harm adds: of harmful less harmless "
+            f"| > fall, harm features | > fall, random features: mean over {sets} sets | > difference"
         )
         title = f"Refusal features with harm features scaled by {short_number(drawn.factor)}"
         blocks.append(Table.of(title, columns, rows, caption=caption, strong=[0]))
@@ -137,7 +145,8 @@ def _upstream_verdict(result: Result) -> str:
         one = drawn.one_more
         outside = row.difference.low > 0 and not one.low <= row.drop.value <= one.high
         said.append(
-            f"scaled by {short_number(drawn.factor)}, by {estimate_text(row.drop)} (random features: "
+            f"scaled by {short_number(drawn.factor)}, by {estimate_text(row.drop)} of their activation, which is "
+            f"{estimate_text(row.of_excess)} of what harmful prompts add to it (random features: "
             f"{estimate_text(row.random)}; {'beyond' if outside else 'within'} the range of one more random set, "
             f"{span(one.low, one.high)})"
         )
