@@ -125,7 +125,7 @@ def _upstream_section(result: Result) -> Section:
             f"at least {p_text(1 / (1 + sets))} with {sets} sets). 95 % intervals over test prompts."
         )
         columns = (
-            "refusal feature | > activation, harmful | > harmless | > fall, of what harm adds: of harmful less harmless "
+            "refusal feature | > activation, harmful | > harmless | > fall, of what harm adds: harmful less harmless "
             f"| > fall, harm features | > fall, random features: mean over {sets} sets | > difference"
         )
         title = f"Refusal features with harm features scaled by {short_number(drawn.factor)}"
