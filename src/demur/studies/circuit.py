@@ -45,7 +45,7 @@ class Config(FindConfig):
 
     group = "Circuit"
 
-    harm: int = Field(default=20, ge=1)
+    harm_features: int = Field(default=20, ge=1)
     """Harm features at most: those whose removal from the user's words moves refusal most."""
     factors: Factors = Field(default=(0.0, -3.0), min_length=1)
     """Scale factors c of the harm features, each from its first peak on: 0 removes them, the paper's −3 reverses them.
@@ -330,7 +330,7 @@ def _parts(context: Context[Any], found: Found) -> tuple[tuple[FeatureId, ...], 
     ModelError: there are none."""
     from demur.studies.roles import find_roles, harm_features
 
-    harm = harm_features(context, found, context.config.harm).of("harm")
+    harm = harm_features(context, found, context.config.harm_features).of("harm")
     refusal = tuple(f for f in find_roles(context, found).of("refusal") if f not in harm)
     if not harm or not refusal or min(harm).layer >= max(refusal).layer:
         raise ModelError(
