@@ -12,12 +12,16 @@ import pytest
 from demur.report.charts import (
     Bar,
     Cell,
+    Link,
+    Node,
     Point,
     Series,
     bar_chart,
+    graph_chart,
     heatmap,
     layer_colours,
     line_chart,
+    scatter,
     scatter_lines,
     series_styles,
     to_svg,
@@ -74,6 +78,8 @@ def test_nothing_to_draw_is_none() -> None:
     assert scatter_lines(empty, x_title="x", y_title="y") is None
     assert bar_chart([Bar("a", NAN)], x_title="x") is None
     assert heatmap([], x_title="x", y_title="y") is None
+    assert scatter(empty, x_title="x", y_title="y") is None
+    assert graph_chart([Node("a", "a", "token", -1, 0, "a")], []) is None
 
 
 def test_a_name_looks_the_same_in_every_chart_of_one_order() -> None:
@@ -151,3 +157,45 @@ def test_a_heat_map_of_equal_unknown_or_no_kept_cells_is_drawn() -> None:
     for kept in (True, False):
         cells = [Cell(0, -2, 1.0, kept=kept), Cell(0, -1, 1.0, kept=kept), Cell(1, -1, NAN)]
         assert {"1.0", "–"} <= texts(heatmap(cells, x_title="position", y_title="layer"))
+
+
+def layers(chart: Any) -> list[dict[str, Any]]:
+    """The layers of a drawing, each with its own data."""
+    made = chart.to_dict()
+    known = made.get("datasets", {})
+    return [layer | {"data": {"values": known.get(layer["data"].get("name"))}} for layer in made["layer"]]
+
+
+def test_a_scatter_has_one_scale_for_both_axes_and_a_line_where_both_agree() -> None:
+    chart = scatter([Series("edges", (Point(-1.0, 3.0), Point(2.0, NAN)), "none")], x_title="guess", y_title="truth")
+    agree, marks, *_ = layers(chart)
+    assert agree["data"]["values"] == [{"x": -1.0, "y": -1.0}, {"x": 3.0, "y": 3.0}]
+    assert [(row["x"], row["y"]) for row in marks["data"]["values"]] == [(-1.0, 3.0)]
+    assert marks["encoding"]["x"]["scale"]["domain"] == marks["encoding"]["y"]["scale"]["domain"] == [-1.0, 3.0]
+    assert {"guess", "truth", "edges"} <= texts(chart)
+
+
+def small_graph(*, most: int = 4) -> Any:
+    """Two tokens, two features side by side above the second one, and a logit."""
+    nodes = [
+        Node("t0", "a", "token", -1, 0, "a"),
+        Node("t7", "b\n", "token", -1, 7, "b\n"),
+        Node("f", "3:1", "harm", 3, 7, "b\n"),
+        Node("g", "3:2", "refusal", 3, 7, "b\n"),
+        Node("l", "I", "logit", 8, 7, "b\n"),
+    ]
+    links = [Link("t0", "f", 2.0), Link("t7", "f", -4.0), Link("f", "l", 1.0), Link("g", "l", 3.0)]
+    return graph_chart(nodes, links, most=most)
+
+
+def test_a_graph_stands_its_nodes_by_token_and_layer_and_dashes_what_lowers() -> None:
+    assert {"a", "b\\n", "tokens", "layer 3", "logits", "3:1", "3:2", "I", "raises", "lowers"} <= texts(small_graph())
+    lines, dots, *_ = (layer["data"]["values"] for layer in layers(small_graph())[:3])
+    places = {dot["label"]: (dot["x"], dot["y"]) for dot in dots}
+    assert [places[label][1] for label in ("a", "3:1", "3:2", "I")] == [0, 1, 1, 2]
+    assert places["3:1"][0] + 1 == places["3:2"][0]
+    assert places["3:1"][0] + places["3:2"][0] == 2 * places["I"][0] == 2 * places["b\n"][0]
+    found = {(line["x"], line["y"], line["x2"], line["y2"]): (line["width"], line["sign"]) for line in lines}
+    assert found[(*places["b\n"], *places["3:1"])] == (3.0, "lowers")
+    assert found[(*places["a"], *places["3:1"])] == (pytest.approx(1.65), "raises")
+    assert len(layers(small_graph(most=1))[0]["data"]["values"]) == 2

@@ -93,8 +93,8 @@ class FeatureIntervention(Intervention):
     one_prompt: ClassVar[bool] = False
     """It belongs to one prompt, and is refused outside a `PerPrompt`."""
 
-    def affine(self) -> tuple[float, Float[Tensor, "*pos k"]]:
-        """The scale of all features, and the shift of each: `[k]`, or `[pos, k]` by token of the prompt."""
+    def affine(self) -> tuple[float | Float[Tensor, "pos k"], Float[Tensor, "*pos k"]]:
+        """The scale of all features, or of each by token of the prompt; and the shift of each: `[k]` or `[pos, k]`."""
         raise NotImplementedError(f"{type(self).__name__} does not say what becomes of its features; give it `affine`")
 
     def answer_shift(self) -> Float[Tensor, " k"] | None:
@@ -116,6 +116,33 @@ class ScaleFeatures(FeatureIntervention):
 
     def affine(self) -> tuple[float, Float[Tensor, "*pos k"]]:
         return self.factor, torch.zeros(len(self.features))
+
+
+@dataclass(frozen=True)
+class ScaleFrom(FeatureIntervention):
+    """`f ← factor·f`, each feature from a token of its own on, the answer's tokens too (paper, section 4.2). `starts`
+    are places in the prompt, its padding left out, one for each feature, and `length` is the prompt's number of tokens.
+    It belongs to one prompt: give it in a `PerPrompt`."""
+
+    features: tuple[FeatureId, ...]
+    factor: float
+    starts: tuple[int, ...]
+    length: int
+    one_prompt: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if len(self.starts) != len(self.features):
+            raise InputError(
+                f"{len(self.starts)} starts were given for {len(self.features)} features; give one for each"
+            )
+
+    @property
+    def label(self) -> str:
+        return f"scale-from({self.factor:g})x{len(self.features)}"
+
+    def affine(self) -> tuple[Float[Tensor, "pos k"], Float[Tensor, " k"]]:
+        acts = torch.arange(self.length)[:, None] >= torch.tensor(self.starts)
+        return torch.where(acts, self.factor, 1.0), torch.zeros(len(self.features))
 
 
 @dataclass(frozen=True)
@@ -428,7 +455,7 @@ class _FeatureGroup:
             """`x ← x + ((s − 1)·f(x) + t) W_dec`."""
             slots = _slots(cursor, scales.device)
             acts = (slots < width)[:, None] | lasting
-            scale, shift = scales * acts, shifts[:, slots.clamp(max=shifts.shape[1] - 1)] * acts
+            scale, shift = (each[:, slots.clamp(max=each.shape[1] - 1)] * acts for each in (scales, shifts))
             if not (scale.any() or shift.any()):
                 return residual
             delta = (rows.encode(residual) * scale + shift) @ rows.w_dec
@@ -451,14 +478,30 @@ class _FeatureGroup:
                     continue
                 columns = [places[change.features[n]] for n in source]
                 scale, shift = change.affine()
-                scales[row, :, columns] = scale - 1.0
+                factors = scale if isinstance(scale, Tensor) else torch.full((len(change.features),), scale)
                 lasting[row, :, columns] = float(change.where == "all")
                 answer = change.answer_shift()
-                if shift.ndim == 2 or answer is not None:
-                    shift = _by_slot(shift, answer, row, batch)
-                    shifts = shifts if shifts.shape[1] == len(shift) else shifts.repeat(1, len(shift), 1)
-                shifts[row, :, columns] = shift[..., source]
+                scales = _with_slots(scales, row, columns, factors[..., source] - 1.0, None, batch)
+                shifts = _with_slots(
+                    shifts, row, columns, shift[..., source], None if answer is None else answer[source], batch
+                )
         return scales.to(device), shifts.to(device), lasting.bool().to(device)
+
+
+def _with_slots(
+    table: Float[Tensor, "row _ k"],
+    row: int,
+    columns: list[int],
+    values: Float[Tensor, "*token _"],
+    answer: Float[Tensor, " _"] | None,
+    batch: Batch | None,
+) -> Float[Tensor, "row _ k"]:
+    """The table with values by feature, or by token and feature, in one row; by slot as soon as any value is."""
+    if values.ndim == 2 or answer is not None:
+        values = _by_slot(values, answer, row, batch)
+        table = table if table.shape[1] == len(values) else table.repeat(1, len(values), 1)
+    table[row, :, columns] = values
+    return table
 
 
 def _by_slot(

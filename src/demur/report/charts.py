@@ -17,7 +17,7 @@ from importlib.resources import files
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from demur.report.format import measure
+from demur.report.format import measure, token_text
 
 if TYPE_CHECKING:
     from demur.stats import Estimate
@@ -106,6 +106,26 @@ class Cell(NamedTuple):
     value: float
     kept: bool = True
     chosen: bool = False
+
+
+class Node(NamedTuple):
+    """A node of a graph of one prompt. `layer` −1 holds the prompt's tokens, the highest one the logits; `token` is the
+    token at `position`."""
+
+    name: str
+    label: str
+    kind: str
+    layer: int
+    position: int
+    token: str
+
+
+class Link(NamedTuple):
+    """An edge between two nodes by name."""
+
+    source: str
+    target: str
+    weight: float
 
 
 class Style(NamedTuple):
@@ -309,6 +329,100 @@ def heatmap(
         text.mark_text(color=_INK, fontSize=11).encode(text="text:N"),
         dropped.mark_text(color=LIGHT["grey"], fontSize=11, fontStyle="italic").encode(text="text:N"),
     ).properties(width=alt.Step(52), height=alt.Step(22))
+
+
+def scatter(series: Sequence[Series], *, x_title: str, y_title: str) -> Any:
+    """Points of one quantity found in two ways, and the line on which both agree; points that are not finite are left
+    out."""
+    known, styles = _drawable(series, ())
+    if not known:
+        return None
+    import altair as alt
+
+    found = [end for each in known for point in each.points for end in (point.x, point.y)]
+    ends = [min(*found, 0.0), max(*found, 0.0)]
+    scale = alt.Scale(domain=ends, nice=True)
+    axis = alt.Axis(labelExpr=EXACT, tickCount=5)
+    x, y = alt.X("x:Q", title=x_title, scale=scale, axis=axis), alt.Y("y:Q", title=y_title, scale=scale, axis=axis)
+    agree = _chart([{"x": end, "y": end} for end in ends]).mark_line(color=LIGHT["faint"], strokeDash=[3, 3])
+    layers = [agree.encode(x=x, y=y)]
+    for each in reversed(known):
+        layers += _marks(each, styles[each.name], x, y)
+    layers.append(_legend({each.name: styles[each.name] for each in known}))
+    return alt.layer(*layers).properties(width=300, height=300)
+
+
+def graph_chart(nodes: Sequence[Node], links: Sequence[Link], *, most: int = 4) -> Any:
+    """A graph of one prompt: its tokens from left to right, layers from below to above. Only tokens and layers that
+    have a node are drawn, and of each node's incoming edges the `most` strongest: as wide as their shares of the
+    strongest, dashed where the weight is negative."""
+    if not links:
+        return None
+    import altair as alt
+
+    levels = sorted({node.layer for node in nodes})
+    spots, columns = _graph_places(nodes, levels)
+    by_target: dict[str, list[Link]] = {}
+    for link in sorted(links, key=lambda each: -abs(each.weight)):
+        by_target.setdefault(link.target, []).append(link)
+    lines = [
+        {
+            **dict(zip(("x", "y", "x2", "y2"), (*spots[link.source], *spots[link.target]), strict=True)),
+            "width": 0.3 + 2.7 * abs(link.weight / into[0].weight),
+            "sign": "raises" if link.weight > 0 else "lowers",
+        }
+        for into in by_target.values()
+        for link in into[:most]
+    ]
+    names = {n: "tokens" if n < 0 else "logits" if n == levels[-1] else f"layer {n}" for n in levels}
+    rows = {float(n): names[level] for n, level in enumerate(levels)}
+
+    def axis(labels: Mapping[float, str], angle: int) -> Any:
+        texts = json.dumps({f"{place:g}": text for place, text in labels.items()})
+        expr = f"({texts})[format(datum.value, '~g')]"
+        return alt.Axis(labelExpr=expr, values=list(labels), labelAngle=angle, labelOverlap=False, grid=False)
+
+    def scale(labels: Mapping[float, str]) -> Any:
+        return alt.Scale(domain=[min(labels) - 1.2, max(labels) + 1.2], nice=False)
+
+    x = alt.X("x:Q", title=None, scale=scale(columns), axis=axis(columns, -40))
+    y = alt.Y("y:Q", title=None, scale=alt.Scale(domain=[-0.4, len(levels) - 0.4]), axis=axis(rows, 0))
+    styles = series_styles(sorted({node.kind for node in nodes}))
+    dots = [{"x": spots[n.name][0], "y": spots[n.name][1], "kind": n.kind, "label": n.label} for n in nodes]
+    known = alt.Scale(domain=list(styles), range=[style.colour for style in styles.values()])
+    kind = alt.Color("kind:N", title=None, scale=known)
+    dash = alt.StrokeDash("sign:N", title=None, scale=alt.Scale(domain=["raises", "lowers"], range=[[1, 0], [4, 3]]))
+    width = alt.StrokeWidth("width:Q", scale=None)
+    edges = _chart(lines).mark_rule(color=LIGHT["grey"], opacity=0.7)
+    inner = _chart([dot for dot in dots if dot["kind"] != "token"])
+    return alt.layer(
+        edges.encode(x=x, y=y, x2="x2:Q", y2="y2:Q", strokeWidth=width, strokeDash=dash),
+        _chart(dots).mark_circle(size=90, opacity=1).encode(x=x, y=y, color=kind),
+        inner.mark_text(color=_INK, fontSize=8, dy=-9).encode(x=x, y=y, text="label:N"),
+    ).properties(width=max(300, 30 * (max(columns) - min(columns) + 2)), height=48 * len(levels))
+
+
+def _graph_places(
+    nodes: Sequence[Node], levels: Sequence[int]
+) -> tuple[dict[str, tuple[float, float]], dict[float, str]]:
+    """Where each node stands, nodes of one cell side by side; and place → token of each column."""
+    cells: dict[tuple[int, int], list[str]] = {}
+    for node in nodes:
+        cells.setdefault((node.position, node.layer), []).append(node.name)
+    tokens = {node.position: token_text(node.token) for node in nodes}
+    columns, at = {}, 0.0
+    centre: dict[int, float] = {}
+    for position in sorted(tokens):
+        span = max(1.5, *(float(len(cell)) for (place, _), cell in cells.items() if place == position))
+        centre[position] = at + span / 2
+        columns[centre[position]] = tokens[position]
+        at += span
+    spots = {
+        name: (centre[position] + n - (len(cell) - 1) / 2, float(levels.index(layer)))
+        for (position, layer), cell in cells.items()
+        for n, name in enumerate(cell)
+    }
+    return spots, columns
 
 
 def _chart(rows: list[dict[str, Any]]) -> Any:

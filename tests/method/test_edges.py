@@ -1,0 +1,261 @@
+"""Edges between features: against the planted model's built-in weights, hand-computed graphs, and the golden case."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from demur.errors import InputError
+from demur.method.activations import feature_activations
+from demur.method.edges import (
+    GraphNode,
+    PromptGraph,
+    estimate_edges,
+    influence_of,
+    intervene_edges,
+    prompt_graph,
+    pruned,
+    suppression,
+    suppression_effect,
+)
+from demur.method.interventions import PerPrompt, ScaleFeatures, ScaleFrom, bind
+from demur.model import ChatModel, Region, load_model
+from demur.saes import load_suite
+from demur.stats import spearman
+from demur.testing import Planted, planted
+from demur.types import FeatureId, PromptSet
+
+
+@dataclass(frozen=True)
+class Known:
+    made: Planted
+    model: ChatModel
+    prompts: PromptSet
+
+    @property
+    def items(self) -> Any:
+        return self.model.tokenize(self.prompts)
+
+    def named(self, axis: str) -> dict[int, FeatureId]:
+        """Layer → the feature that reads an axis of the circuit."""
+        found: dict[int, FeatureId] = {}
+        for layer in self.made.suite.layers:
+            reads = self.made.suite[layer].dense().w_dec @ self.made.axes[axis]
+            if reads.max() > 0.99:
+                found[layer] = FeatureId(layer, int(reads.argmax()))
+        return found
+
+
+@pytest.fixture(scope="module")
+def known() -> Known:
+    made = planted()
+    kind = made.harmful.prompts[0].category
+    model = ChatModel(made.model, made.tokenizer, name="planted")
+    same = [p for p in made.harmful.prompts if p.category == kind]
+    return Known(made, model, PromptSet(name="one category", prompts=tuple(same)))
+
+
+HARM = [f"harm{n}" for n in range(8)]
+
+
+def built_in(known: Known) -> dict[tuple[FeatureId, FeatureId], float]:
+    """Edges between neighbouring layers as docs/explanation/planted.md states them, for a harmful prompt of three
+    content words: what the source contributes to the target's mean over template tokens. The harm features of one
+    category are 1.0 at their words; template tokens receive 2 of each, and `refuse` is clip(h/2 − ½), `aligned`
+    1½ · (h/2 − ¼)."""
+    edges: dict[tuple[FeatureId, FeatureId], float] = {}
+    names = {name: known.named(name) for name in (*HARM, "refuse", "aligned", "aftermath", "backup")}
+    names |= {name: known.named(name) for name in ("general0", "general1")}
+    category = {f.index for f in known.made.harm_of[str(known.prompts.prompts[0].category)]}
+    for name in HARM:
+        on = float(names[name][0].index in category)
+        edges[names[name][0], names["refuse"][1]] = 1.0 * on
+        edges[names[name][0], names["aligned"][1]] = 1.5 * on
+        for other in HARM:
+            edges[names[name][0], names[other][1]] = 2.0 * on * (other == name)
+        for general in ("general0", "general1"):
+            edges[names[name][0], names[general][1]] = 0.0
+    for layer in (1, 2):
+        # Nothing but the residual stream carries them on.
+        for name, value in (("refuse", 1.5), ("aligned", 2.625)):
+            edges[names[name][layer], names[name][layer + 1]] = value
+            for other in ("refuse", "aligned"):
+                if other != name:
+                    edges[names[name][layer], names[other][layer + 1]] = 0.0
+    edges[names["refuse"][1], names["aftermath"][2]] = 1.875
+    edges[names["aligned"][1], names["aftermath"][2]] = 0.0
+    edges[names["aftermath"][2], names["aftermath"][3]] = 1.875
+    edges[names["aftermath"][2], names["refuse"][3]] = 0.0
+    edges[names["aligned"][2], names["backup"][3]] = 0.0
+    # With intermediate features held, the harm features reach nothing beyond layer 1.
+    for name in HARM:
+        edges[names[name][0], names["refuse"][2]] = edges[names[name][0], names["refuse"][3]] = 0.0
+    edges[names["refuse"][1], names["refuse"][3]] = 0.0
+    return edges
+
+
+@pytest.mark.parametrize("measure", [estimate_edges, intervene_edges])
+def test_edges_are_the_built_in_weights(known: Known, measure: Any) -> None:
+    truth = built_in(known)
+    features = sorted({each for pair in truth for each in pair})
+    table = measure(known.model, known.made.suite, known.items, features, paths="stopped")
+    assert table.shape == (len(known.prompts), len(features), len(features))
+    found = np.array([table[:, features.index(s), features.index(t)].mean() for s, t in truth])
+    expected = np.array(list(truth.values()))
+    # Equal weights are ties, and so is what rounding leaves of none.
+    assert spearman(found.round(2), expected) >= 0.95
+    np.testing.assert_allclose(found[expected == 0], 0.0, atol=1e-3)
+
+
+def test_kept_paths_add_up_what_passes_through_other_features(known: Known) -> None:
+    refuse, harm = known.named("refuse"), known.named(HARM[0])
+    features = [harm[0], refuse[1], refuse[2], refuse[3]]
+    kept = estimate_edges(known.model, known.made.suite, known.items, features, paths="kept")
+    stopped = estimate_edges(known.model, known.made.suite, known.items, features, paths="stopped")
+    np.testing.assert_allclose(kept[:, 0, 3], kept[:, 0, 1], rtol=1e-4)
+    np.testing.assert_allclose(kept[:, 1, 3], kept[:, 1, 2], rtol=1e-4)
+    np.testing.assert_allclose(stopped[:, 0, 1], kept[:, 0, 1], rtol=1e-4)
+    np.testing.assert_allclose(stopped[:, 0, 2:], 0.0, atol=1e-4)
+    # No edge leads down, sideways or to itself.
+    assert not np.tril(kept).any()
+
+
+def test_a_measured_edge_is_the_change_under_a_real_intervention(known: Known) -> None:
+    source, target = known.named("refuse")[1], known.named("backup")[3]
+    table = intervene_edges(known.model, known.made.suite, known.items, [source, target], paths="kept")
+
+    def mean(item: Any) -> float:
+        (values,) = feature_activations(known.model, known.made.suite, [item], [target])
+        return float(values[np.array(item.regions) == Region.POST_INSTRUCTION].mean())
+
+    for n, item in enumerate(known.items):
+        before = mean(item)
+        with known.model.intervene(bind(known.made.suite, ScaleFeatures((source,), 0.0))):
+            assert table[n, 0, 1] == pytest.approx(before - mean(item), abs=1e-3)
+    # The backup wakes: `refuse` holds it down. A gradient where it is silent does not see that.
+    assert table[:, 0, 1].max() < -1
+    assert not estimate_edges(known.model, known.made.suite, known.items, [source, target]).any()
+
+
+def test_edges_do_not_depend_on_batches(known: Known) -> None:
+    features = [known.named(HARM[0])[0], known.named("refuse")[1]]
+    items = known.model.tokenize([*known.prompts.prompts[:3], known.made.harmless.prompts[0]])
+    whole = estimate_edges(known.model, known.made.suite, items, features)
+    for n, item in enumerate(items):
+        np.testing.assert_allclose(
+            estimate_edges(known.model, known.made.suite, [item], features)[0], whole[n], atol=1e-5
+        )
+
+
+def test_suppression_begins_at_the_first_peak(known: Known) -> None:
+    feature = known.named(HARM[0])[0]
+    (item,) = known.model.tokenize(known.prompts.prompts[:1])
+    (values,) = feature_activations(known.model, known.made.suite, [item], [feature])
+    (change,) = suppression(known.model, known.made.suite, [item], [feature], 0.0).by_prompt[item.prompt_id]
+    assert isinstance(change, ScaleFrom)
+    assert change.starts == (int(values[:, 0].argmax()),)
+    before = ScaleFrom((feature,), 0.0, (change.starts[0] + 1,), len(item))
+    for start, left in ((change, 0.0), (before, float(values.max()))):
+        with known.model.intervene(bind(known.made.suite, PerPrompt({item.prompt_id: (start,)}))):
+            (found,) = feature_activations(known.model, known.made.suite, [item], [feature])
+        assert float(found.max()) == pytest.approx(left, abs=1e-4)
+
+
+def test_scaling_from_the_start_is_scaling(known: Known) -> None:
+    features = tuple(known.named(HARM[n])[0] for n in range(8))
+    down = [known.named("refuse")[n] for n in (1, 2, 3)]
+    before, after = suppression_effect(
+        known.model, known.made.suite, known.items, features, down, factor=0.5, since="start"
+    )
+    with known.model.intervene(bind(known.made.suite, ScaleFeatures(features, 0.5))):
+        _, same = suppression_effect(known.model, known.made.suite, known.items, features, down, factor=1.0)
+    np.testing.assert_allclose(after, same, atol=1e-5)
+    # h falls from 4 to 2: `refuse` from 1.5 to 0.5.
+    assert (before[:, 0] - after[:, 0]).mean() == pytest.approx(1.0, abs=0.1)
+
+
+def test_bad_input_is_named(known: Known) -> None:
+    feature = known.named("refuse")[1]
+    with pytest.raises(InputError, match="twice"):
+        estimate_edges(known.model, known.made.suite, known.items, [feature, feature])
+    with pytest.raises(InputError, match="2 starts were given for 1 features"):
+        ScaleFrom((feature,), 0.0, (1, 2), 5)
+
+
+# -- the graph of one prompt -------------------------------------------------------------------------------------------
+
+
+def test_the_graph_of_a_prompt_is_the_circuit(known: Known) -> None:
+    features = sorted(known.made.truth.causal | known.made.truth.aligned_inert)
+    logits = (known.made.refusal_token, known.made.compliance_token)
+    graph = prompt_graph(known.model, known.made.suite, known.items[0], features, logits)
+    place = {(n.kind, n.feature, n.token_id if n.kind == "logit" else n.position): k for k, n in enumerate(graph.nodes)}
+    end = len(known.items[0]) - 1
+    refuse, last = known.named("refuse"), place["logit", None, known.made.refusal_token]
+    third, second = place["feature", refuse[3], end], place["feature", refuse[2], end]
+    # 6 · refuse, less the mean logit.
+    value = graph.nodes[third].value
+    assert graph.weights[last, third] == pytest.approx(6 * value, rel=0.01)
+    assert graph.weights[third, second] == pytest.approx(value, rel=1e-3)
+    # The aligned features lead nowhere, so nothing flows through them, and pruning drops them.
+    aligned = [k for k, n in enumerate(graph.nodes) if n.feature in known.made.truth.aligned_inert]
+    assert len(aligned) > 0
+    assert not graph.weights[last, aligned].any() or np.abs(graph.weights[last, aligned]).max() < 1e-3
+    small = pruned(graph)
+    kept = {n.feature for n in small.nodes if n.feature is not None}
+    assert kept == known.made.truth.refusal | known.made.harm_of[str(known.prompts.prompts[0].category)]
+    assert [n.kind for n in small.nodes if n.layer == known.model.n_layers] == ["logit", "logit"]
+    # Two harm words, and the tokens at which their features fire.
+    words = {n.position for n in small.nodes if n.kind == "feature" and n.layer == 0}
+    assert words <= {n.position for n in small.nodes if n.kind == "token"}
+
+
+def hand_made() -> PromptGraph:
+    """Two tokens, two features, one logit: token 0 → a → logit (weight 3), token 1 → b → logit (weight −1)."""
+    nodes = (
+        GraphNode("token", -1, 0, None, 10, 1.0),
+        GraphNode("token", -1, 1, None, 11, 1.0),
+        GraphNode("feature", 0, 0, FeatureId(0, 0), -1, 2.0),
+        GraphNode("feature", 0, 1, FeatureId(0, 1), -1, 2.0),
+        GraphNode("logit", 1, 1, None, 5, 0.5),
+    )
+    weights = np.zeros((5, 5))
+    weights[2, 0] = weights[3, 1] = 1.0
+    weights[4, 2], weights[4, 3] = 3.0, -1.0
+    return PromptGraph(nodes, weights, influence_of(weights, nodes))
+
+
+def test_influence_is_shares_multiplied_along_paths() -> None:
+    graph = hand_made()
+    np.testing.assert_allclose(graph.influence, [0.75, 0.25, 0.75, 0.25, 1.0])
+
+
+def test_pruning_keeps_the_fewest_nodes_that_hold_the_share() -> None:
+    graph = pruned(hand_made(), nodes=0.7)
+    assert [(n.kind, n.position) for n in graph.nodes] == [("token", 0), ("feature", 0), ("logit", 1)]
+    np.testing.assert_array_equal(graph.weights, [[0, 0, 0], [1, 0, 0], [0, 3, 0]])
+    assert len(pruned(hand_made(), nodes=0.8).nodes) == 5
+
+
+# -- the paper's own code ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared
+def test_suppression_upstream_reproduces_the_golden_case(shared: Path) -> None:
+    with np.load(shared / "golden" / "upstream.npz") as file:
+        expected = {key: file[key] for key in file.files}
+    organism = shared / "organism-en"
+    model = load_model(organism / "model", device="cpu", dtype="float32")
+    suite = load_suite(organism / "saes", average_l0=20)
+    items = model.tokenize(json.loads((shared / "golden" / "prompts.json").read_text())["harmful"])
+    up, down = ([FeatureId(*each) for each in expected[name].tolist()] for name in ("upstream", "downstream"))
+    with torch.inference_mode():
+        before, after = suppression_effect(model, suite, items, up, down, factor=-3.0, since="start")
+    np.testing.assert_allclose(before, expected["before"], atol=1e-3, rtol=0)
+    np.testing.assert_allclose(after, expected["after"], atol=1e-3, rtol=0)
