@@ -93,8 +93,9 @@ class FeatureIntervention(Intervention):
     one_prompt: ClassVar[bool] = False
     """It belongs to one prompt, and is refused outside a `PerPrompt`."""
 
-    def affine(self) -> tuple[float, Float[Tensor, "*pos k"]]:
-        """The scale of all features, and the shift of each: `[k]`, or `[pos, k]` by token of the prompt."""
+    def affine(self) -> tuple[float | Tensor, Float[Tensor, "*pos k"]]:
+        """The scale of all features, and the shift of each: `[k]`, or `[pos, k]` by token of the prompt. A scale that
+        differs by token or feature has the shape of the shift."""
         raise NotImplementedError(f"{type(self).__name__} does not say what becomes of its features; give it `affine`")
 
 
@@ -141,7 +142,8 @@ class SetFeatures(FeatureIntervention):
 class HoldFeatures(FeatureIntervention):
     """`f ← its value in another run`, on prompt tokens only: the answer's tokens have no counterpart there. `values` is
     `[k]` (the same at every token) or `[pos, k]` (one row for each token of the prompt, its padding left out), columns
-    in the order of `features`. It belongs to one prompt: give it in a `PerPrompt`."""
+    in the order of `features`; a feature is left alone where its value is nan. It belongs to one prompt: give it in a
+    `PerPrompt`."""
 
     features: tuple[FeatureId, ...]
     values: Float[Tensor, "*pos k"]
@@ -159,8 +161,9 @@ class HoldFeatures(FeatureIntervention):
     def label(self) -> str:
         return f"hold x{len(self.features)}"
 
-    def affine(self) -> tuple[float, Float[Tensor, "*pos k"]]:
-        return 0.0, self.values.detach().float().cpu()
+    def affine(self) -> tuple[float | Tensor, Float[Tensor, "*pos k"]]:
+        values = self.values.detach().float().cpu()
+        return values.isnan().float(), values.nan_to_num(0.0)
 
 
 @dataclass(frozen=True)
@@ -408,7 +411,8 @@ class _FeatureGroup:
             """`x ← x + ((s − 1)·f(x) + t) W_dec`."""
             slots = _slots(cursor, scales.device)
             acts = (slots < width)[:, None] | lasting
-            scale, shift = scales * acts, shifts[:, slots.clamp(max=shifts.shape[1] - 1)] * acts
+            # What is given once, for all tokens, has one slot.
+            scale, shift = (each[:, slots.clamp(max=each.shape[1] - 1)] * acts for each in (scales, shifts))
             if not (scale.any() or shift.any()):
                 return residual
             delta = (rows.encode(residual) * scale + shift) @ rows.w_dec
@@ -431,11 +435,13 @@ class _FeatureGroup:
                     continue
                 columns = [places[change.features[n]] for n in source]
                 scale, shift = change.affine()
-                scales[row, :, columns] = scale - 1.0
+                scale = torch.as_tensor(scale, dtype=torch.float32).expand(shift.shape) - 1.0
                 lasting[row, :, columns] = float(change.where == "all")
                 if shift.ndim == 2:
-                    shift = _left_padded(shift, row, batch)
-                    shifts = shifts if shifts.shape[1] == len(shift) else shifts.repeat(1, len(shift), 1)
+                    scale, shift = (_left_padded(each, row, batch) for each in (scale, shift))
+                    width = len(shift)
+                    scales, shifts = (e if e.shape[1] == width else e.repeat(1, width, 1) for e in (scales, shifts))
+                scales[row, :, columns] = scale[..., source]
                 shifts[row, :, columns] = shift[..., source]
         return scales.to(device), shifts.to(device), lasting.bool().to(device)
 
