@@ -13,6 +13,7 @@ from demur.stats import (
     TradeOff,
     auroc,
     bootstrap_mean,
+    bootstrap_of,
     clustered_rate,
     compare_curves,
     crossed_difference,
@@ -503,6 +504,31 @@ def test_bootstrap_of_a_weighted_mean_against_scipy() -> None:
     with_gap = bootstrap_mean([1.0, math.nan, 3.0], [1, 1, 1])
     assert (with_gap.value, with_gap.n, with_gap.unscored) == (2.0, 2, 1)
     assert math.isnan(bootstrap_mean([]).value)
+
+
+def test_bootstrap_of_a_ratio_of_means_against_scipy() -> None:
+    from scipy.stats import bootstrap
+
+    rng = np.random.default_rng(4)
+    up, down = rng.normal(3.0, 1.0, (60, 1)), rng.normal(5.0, 1.0, (90, 1))
+
+    def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return a[..., 0] / b[..., 0]
+
+    found = bootstrap_of(ratio, up, down, resamples=20000)
+    expected = bootstrap(
+        (up[:, 0], down[:, 0]),
+        lambda a, b: a.mean() / b.mean(),
+        n_resamples=5000,
+        method="percentile",
+        vectorized=False,
+    ).confidence_interval
+    assert (found.value, found.n) == (pytest.approx(up.mean() / down.mean()), 150)
+    assert (found.low, found.high) == (pytest.approx(expected.low, abs=0.01), pytest.approx(expected.high, abs=0.01))
+    # Columns of one table are paired: the ratio of a thing to itself does not vary.
+    same = bootstrap_of(lambda a: a[..., 0] / a[..., 1], np.repeat(up, 2, axis=1))
+    assert (same.low, same.high) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert math.isnan(bootstrap_of(ratio, up, down[:0]).value)
 
 
 def test_a_permutation_p_counts_the_observed_pattern_too() -> None:

@@ -296,6 +296,33 @@ def test_falling_counts_only_tokens_at_which_the_feature_is_lower_in_the_patched
     assert changed == len(TEXTS)
 
 
+def test_attribution_to_zero_is_the_derivative_by_the_features_scale(
+    model: ChatModel, suite: Suite, patch: Compiled
+) -> None:
+    """Scaling a feature by 1 − ε, on the prompt's own words alone, moves the metric by ε times it."""
+    words = ScoredTokens(regions=(Region.INSTRUCTION,))
+    found = attribute_dictionary(
+        model, suite, model.tokenize(TEXTS), patch=patch, metric=METRIC, top=5, to_zero=True, scoring=words
+    )
+    step = 1e-2
+    for n, text in enumerate(TEXTS):
+        batch, clean, _, target, _, _ = ends(model, patch, text)
+        own = words.mask(batch)[0]
+        for feature, score in zip(found.local[n].features, found.local[n].scores, strict=True):
+            values = suite[feature.layer].dense().encode(clean[feature.layer])[:, :, feature.index]
+            row = suite[feature.layer].dense().w_dec[feature.index]
+            ways: list[float] = []
+            for sign in (1, -1):
+                change = -sign * step * (values * own)[..., None] * row
+                with (
+                    torch.inference_mode(),
+                    hooked(model.layers, {feature.layer: lambda x, change=change: x + change}),
+                ):
+                    logits = model.last_logits(batch)[0].double()
+                ways.append(float(logits[target] - logits[list(METRIC.refusal_ids)].logsumexp(0)))
+            assert score * int(own.sum()) == pytest.approx((ways[0] - ways[1]) / (2 * step), rel=0.02, abs=1e-5)
+
+
 @pytest.mark.parametrize("method", ["gradient", "ig", "paper", "exact"])
 def test_a_patched_run_that_is_the_clean_run_carries_no_signal(model: ChatModel, suite: Suite, method: Method) -> None:
     nothing = Compiled(model, None, [])

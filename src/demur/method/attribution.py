@@ -19,7 +19,7 @@ from torch import Tensor
 from demur.errors import InputError
 from demur.method.interventions import Compiled
 from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
-from demur.model import SCORED_REGIONS, Batch, ChatModel, Items, Progress, hooked
+from demur.model import SCORED_REGIONS, Batch, ChatModel, Items, Progress, Region, hooked
 from demur.saes import Rows, Suite
 from demur.types import FeatureField, FeatureId, Value, by_layer
 
@@ -29,15 +29,16 @@ _NO_CHANGE = 1e-6
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """Tokens over which attributions are summed: the user's words and the template tokens after them, or every token
-    but the first `header_tokens` (the paper skips 1 on Gemma, 26 on Llama)."""
+    """Tokens over which attributions are summed: those of some `regions` (default: the user's words and the template
+    tokens after them), or every token but the first `header_tokens` (the paper skips 1 on Gemma, 26 on Llama)."""
 
     header_tokens: int | None = None
+    regions: tuple[Region, ...] = SCORED_REGIONS
 
     def mask(self, batch: Batch) -> Bool[Tensor, "batch pos"]:
         """True at scored tokens."""
         if self.header_tokens is None:
-            return batch.within(SCORED_REGIONS)
+            return batch.within(self.regions)
         return batch.real & (batch.position_ids >= self.header_tokens)
 
 
@@ -69,13 +70,14 @@ class PromptAttribution(Value):
 
 class AttributionSpec(Value):
     """What an attribution was asked, enough to ask it again: `refusal_ids` and `allow_refusal_target` are the metric's,
-    `header_tokens` the scoring's, `patch` the id of the patched run's interventions."""
+    `header_tokens` and `regions` the scoring's, `patch` the id of the patched run's interventions."""
 
     method: Method
     steps: int
     refusal_ids: tuple[int, ...]
     allow_refusal_target: bool
     header_tokens: int | None
+    regions: tuple[Region, ...] = SCORED_REGIONS
     patch: str
 
     @classmethod
@@ -87,6 +89,7 @@ class AttributionSpec(Value):
             refusal_ids=metric.refusal_ids,
             allow_refusal_target=metric.allow_refusal_target,
             header_tokens=scoring.header_tokens,
+            regions=scoring.regions,
             patch=patch,
         )
 

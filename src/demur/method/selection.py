@@ -157,12 +157,14 @@ def attribute_dictionary(
     steps: int = 10,
     scoring: ScoredTokens = SCORED,
     falling: bool = False,
+    to_zero: bool = False,
     progress: Progress = None,
 ) -> DictionaryAttribution:
     """Attribute all features and keep the best `top`, for each prompt and overall.
 
     A feature may score high because it *rises* in the patched run; scaling it down then does the opposite of patching.
-    With `falling`, only tokens at which the feature is lower in the patched run count.
+    With `falling`, only tokens at which the feature is lower in the patched run count; with `to_zero`, what counts is
+    not the patched run's activation but 0: the effect of taking the feature out, one at a time.
 
     With `gradient` and `paper` each dictionary is passed over once a batch, in blocks; `ig` encodes anew at every step
     and keeps the residuals and gradients of all. A TopK layer is taken whole: `8 · d_model · d_sae` bytes of weights,
@@ -183,7 +185,8 @@ def attribute_dictionary(
         start = 0
         for layer in suite.layers:
             place = weight.to(model.layer_device(layer))
-            for scores in _block_scores(suite[layer], ends.patched[layer], terms[layer], place, falling):
+            patched = None if to_zero else ends.patched[layer]
+            for scores in _block_scores(suite[layer], patched, terms[layer], place, falling):
                 found = _running_best(found, scores, codes[start : start + scores.shape[1]], top)
                 sums.append(scores.double().sum(0))
                 start += scores.shape[1]
@@ -226,12 +229,12 @@ def _terms(
 
 
 def _block_scores(
-    sae: Sae, patched: Tensor, terms: Sequence[Term], weight: Float[Tensor, "batch pos"], falling: bool
+    sae: Sae, patched: Tensor | None, terms: Sequence[Term], weight: Float[Tensor, "batch pos"], falling: bool
 ) -> Iterator[Float[Tensor, "batch block"]]:
-    """Each feature's mean attribution over each prompt's tokens, block by block, on the CPU."""
+    """Each feature's mean attribution over each prompt's tokens, block by block, on the CPU; to 0 without `patched`."""
     for block in dictionary_blocks(sae):
         block = block.to(weight.device)
-        target = block.encode(patched)
+        target = 0.0 if patched is None else block.encode(patched)
         means = torch.zeros(len(weight), len(block.w_dec), device=weight.device)
         for origin, gradient in terms:
             along = gradient @ block.w_dec.T

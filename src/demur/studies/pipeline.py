@@ -21,6 +21,7 @@ from demur.method.attribution import (
     Attribution,
     AttributionSpec,
     PromptAttribution,
+    ScoredTokens,
     attribute_batches,
     pool_features,
 )
@@ -256,25 +257,29 @@ class Attributor:
     clean: CleanAnswers
     direction: Direction
 
-    def _asked(self, method: Method) -> tuple[AttributionSpec, dict[str, Any]]:
+    def _asked(self, method: Method, scoring: ScoredTokens = SCORED) -> tuple[AttributionSpec, dict[str, Any]]:
         """What is asked, as a value and as arguments."""
         config = self.work.config
         metric = Metric(self.clean.refusal_ids, allow_refusal_target=config.estimator == "paper")
         patch = Compiled(self.work.model, None, [self.direction.ablate()])
-        spec = AttributionSpec.of(method, config.steps, metric, SCORED, patch.id)
-        return spec, {"patch": patch, "metric": metric, "method": method, "steps": config.steps}
+        spec = AttributionSpec.of(method, config.steps, metric, scoring, patch.id)
+        asked = {"patch": patch, "metric": metric, "method": method, "steps": config.steps, "scoring": scoring}
+        return spec, asked
 
-    def dictionary(self, harmful: PromptSet, *, falling: bool = False) -> DictionaryAttribution:
+    def dictionary(
+        self, harmful: PromptSet, *, falling: bool = False, to_zero: bool = False, scoring: ScoredTokens = SCORED
+    ) -> DictionaryAttribution:
         """Attribution over whole dictionaries (the AP baseline), the best of each prompt and over all of them: as many
-        features as a pool or F* can ask for. `falling` as in `attribute_dictionary`."""
+        features as a pool or F* can ask for. The options are those of `attribute_dictionary`."""
         work, config, suite = self.work, self.work.config, self.work.suite
         top = max(config.k, config.k0 * len(suite.layers))
-        spec, asked = self._asked(config.estimator)
-        depends = {"prompts": harmful.digest, "top": top, "spec": spec, "layers": suite.layers, "falling": falling}
+        spec, asked = self._asked(config.estimator, scoring)
+        options = {"falling": falling, "to_zero": to_zero}
+        depends = {"prompts": harmful.digest, "top": top, "spec": spec, "layers": suite.layers, **options}
 
         def compute() -> DictionaryAttribution:
             items, progress = work.model.tokenize(harmful), partial(work.progress, "attribution: all features")
-            asks: dict[str, Any] = {**asked, "top": top, "falling": falling, "progress": progress}
+            asks: dict[str, Any] = {**asked, **options, "top": top, "progress": progress}
             return selection.attribute_dictionary(work.model, suite, items, **asks)
 
         return work.cached("dictionary", depends, DictionaryAttribution, compute)

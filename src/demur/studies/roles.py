@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from demur.model import Items
     from demur.studies.pipeline import Finding, Found
 
+_LEAST = 0.01
+"""A harm feature has at least this share of the best one's effect; far below it there is rounding only."""
+
 Role = Literal["harm", "refusal", "mixed"]
 
 
@@ -27,8 +30,8 @@ class FeatureRole(Value):
 
     `instruction` and `post_instruction` are its mean maximum activation on harmful prompts less that on harmless ones,
     over the tokens of that region, in the SAE's units. `share` is the part of the sum that is on post-instruction
-    tokens: its interval lies below one half for a harm feature, above for a refusal feature, else the role is mixed (and
-    the share nan where harmful prompts activate the feature no more than harmless ones).
+    tokens: its interval lies below one half for a harm feature, above for a refusal feature, else the role is mixed. It
+    is nan where harmful prompts activate the feature no more than harmless ones.
     """
 
     feature: FeatureField
@@ -60,6 +63,23 @@ def find_roles(work: Finding, found: Found, features: Iterable[FeatureId] | None
 
     depends = {"prompts": [used.harmful.digest, used.harmless.digest], "features": wanted}
     return work.cached("roles", depends, Roles, compute, "roles")
+
+
+def harm_features(work: Finding, found: Found, k: int = 20) -> Roles:
+    """The `k` harm features with the largest effect on refusal, best first: attribution of taking each feature out, on
+    the user's words of the selection prompts, over whole dictionaries; those that fire elsewhere are left out. The pool
+    of F* holds few of them: the direction is read after the request, where refusal is."""
+    from demur.method.attribution import ScoredTokens
+    from demur.model import Region
+    from demur.studies.pipeline import Attributor
+
+    harmful, words = found.clean.used("selection").harmful, ScoredTokens(regions=(Region.INSTRUCTION,))
+    scored = Attributor(work, found.clean, found.direction).dictionary(harmful, to_zero=True, scoring=words).overall
+    best = tuple(
+        f for f, score in zip(scored.features, scored.scores, strict=True) if score > _LEAST * scored.scores[0]
+    )
+    rows = [row for row in find_roles(work, found, best).features if row.role == "harm"]
+    return Roles(features=tuple(rows[:k]))
 
 
 def _maxima(work: Finding, items: Items, features: tuple[FeatureId, ...]) -> np.ndarray:
