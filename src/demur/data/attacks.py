@@ -190,7 +190,7 @@ def _text(path: Path, number: int, row: Row, column: str) -> str:
     return cell.strip()
 
 
-def as_prompts_of(pairs: Sequence[AttackPair], name: str) -> PromptSet:
+def adversarial_prompts(pairs: Sequence[AttackPair], name: str) -> PromptSet:
     """The adversarial prompts of pairs, under the pairs' ids."""
     prompts = (Prompt(id=pair.id, text=pair.text, label="harmful", source=pair.attack) for pair in pairs)
     return PromptSet(name=name, prompts=tuple(prompts))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from functools import cached_property, partial
+from functools import partial
 from random import Random
 
 import torch
@@ -43,7 +43,8 @@ class Patch(Value):
 class LocalExplanation(Value):
     """The patches that restore refusal, in the order in which they were found. `kl` (nats) and `p_refuse` are before
     the first patch and after each one that the search made; `patches` are those that are left when the unnecessary
-    ones are taken out again, `p_restored` is P(refuse) under them. `restored`: it reached the threshold."""
+    ones are taken out again, `p_restored` is P(refuse) under them. `restored`: it reached the threshold. `drawn` are as
+    many patches drawn at random in the same layers and at the same tokens: the control."""
 
     prompt_id: str
     kl: tuple[float, ...]
@@ -51,6 +52,7 @@ class LocalExplanation(Value):
     patches: tuple[Patch, ...]
     p_restored: float
     restored: bool
+    drawn: tuple[Patch, ...] = ()
 
 
 def counterparts(model: ChatModel, plain: TokenizedPrompt, adversarial: TokenizedPrompt) -> dict[int, int]:
@@ -149,16 +151,6 @@ class LocalSearch:
             logits = self._model.last_logits(self._model.batch([item]))
         return {layer: residuals[layer][0] for layer in layers}, logits[0].log_softmax(-1)
 
-    @cached_property
-    def candidates(self) -> tuple[tuple[FeatureId, int], ...]:
-        """Features and tokens that may be patched."""
-        return tuple(
-            (FeatureId(layer, index), token)
-            for layer, indices in self._indices.items()
-            for index in indices
-            for token in self._tokens
-        )
-
     def run(self, patches: Sequence[Patch] = ()) -> _State:
         """One pass under patches, with the gradient of the KL divergence."""
         entered: Residuals = {}
@@ -185,7 +177,7 @@ class LocalSearch:
         found = torch.autograd.grad(kl, list(left.values()))
         gradients = {layer: each[0, self._tokens].float() for layer, each in zip(left, found, strict=True)}
         p_refuse = float(log_q.detach()[self._refusal_ids].exp().sum())
-        return _State(max(0.0, float(kl)), p_refuse, entered, gradients)
+        return _State(max(0.0, float(kl.detach())), p_refuse, entered, gradients)
 
     def _compiled(self, patches: Sequence[Patch]) -> Compiled:
         hold = hold_patches(patches, len(self._item))
@@ -213,9 +205,9 @@ class LocalSearch:
                 )
         return best
 
-    def explain(self, *, limit: int = 24, threshold: float = 0.5) -> LocalExplanation:
+    def explain(self, *, limit: int = 24, threshold: float = 0.5, seed: int = 0) -> LocalExplanation:
         """Patch until P(refuse) reaches `threshold`, or `limit` patches are made, or none promises anything; then take
-        out, earliest first, each patch without which the threshold still holds."""
+        out, earliest first, each patch without which the threshold still holds. `seed` is that of the control."""
         made: list[Patch] = []
         states = [self.run()]
         while states[-1].p_refuse < threshold and len(made) < limit:
@@ -237,12 +229,11 @@ class LocalSearch:
             patches=kept,
             p_restored=p_kept,
             restored=restored,
+            drawn=self._drawn(kept, states[0], Random(seed)),
         )
 
-    def drawn(self, patches: Sequence[Patch], seed: int) -> tuple[Patch, ...]:
-        """As many patches drawn at random, each in the layer of one of `patches` and at its token, among the features
-        whose value differs there between the two prompts: the control."""
-        random, state = Random(seed), self.run()
+    def _drawn(self, patches: Sequence[Patch], state: _State, random: Random) -> tuple[Patch, ...]:
+        """For each patch another feature of its layer, at its token, whose value differs there between the prompts."""
         found: dict[tuple[FeatureId, int], Patch] = {}
         for patch in patches:
             layer, place = patch.feature.layer, self._tokens.index(patch.token)

@@ -10,7 +10,13 @@ if TYPE_CHECKING:
     from demur.studies.base import Study
 
 STUDIES: Registry[Study[Any, Any]] = Registry(
-    "demur.studies", "study", {"study": "demur.studies.study:STUDY", "benchmark": "demur.studies.benchmark:STUDY"}
+    "demur.studies",
+    "study",
+    {
+        "study": "demur.studies.study:STUDY",
+        "benchmark": "demur.studies.benchmark:STUDY",
+        "jailbreaks": "demur.studies.jailbreaks:STUDY",
+    },
 )
 
 __all__ = ["STUDIES"]

@@ -1,0 +1,2 @@
+def jailbreak_sections(result):
+    return ()
