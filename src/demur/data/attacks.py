@@ -1,10 +1,8 @@
 """Attack files as they are published: pairs of a plain and an adversarial prompt, templates, lists of rewrites.
 
-| file | example | read as |
-|---|---|---|
-| a column with a hole, `[INSERT PROMPT HERE]` or `{ask}` | GPTFuzzer's csv, a txt file of wrappers or suffixes | templates |
-| a column of plain prompts beside one of adversarial ones | JailbreakBench's artifacts (`goal`, `prompt`), WildJailbreak | pairs |
-| one column of prompts | lists of tense reformulations | rewrites whose plain version is not known |
+- A column with a hole, `[INSERT PROMPT HERE]` or `{ask}`: templates, as in GPTFuzzer's csv or a txt file of wrappers.
+- A column of plain prompts beside one of adversarial ones: pairs, as in JailbreakBench's artifacts (`goal`, `prompt`).
+- One column of prompts: rewrites whose plain version is not known, such as lists of tense reformulations.
 """
 
 from __future__ import annotations
@@ -93,9 +91,7 @@ def read_attacks(sources: Sequence[str]) -> tuple[Attack, ...]:
     if len(set(paths)) < len(paths):
         raise InputError(f"the attacks {', '.join(map(str, paths))} name one file twice; name each once")
     names = _names(paths)
-    return tuple(
-        _read(name, path, column) for name, path, (_, column) in zip(names, paths, split, strict=True)
-    )
+    return tuple(_read(name, path, column) for name, path, (_, column) in zip(names, paths, split, strict=True))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

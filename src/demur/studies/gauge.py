@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ from demur.studies.roles import find_roles, harm_features
 from demur.types import FeatureId, Prompt, PromptSet
 
 if TYPE_CHECKING:
-    from demur.model import Items
+    from demur.model import Batch, Items
     from demur.studies.context import Change
     from demur.studies.pipeline import Finding, Found
 
@@ -36,6 +37,8 @@ class Gauge:
     refusal: tuple[FeatureId, ...]
     reference: np.ndarray
     """Mean level of each feature, harm features first, in the SAE's units."""
+    refusal_ids: tuple[int, ...]
+    """First tokens of the model's refusals."""
 
     @classmethod
     def of(cls, work: Finding, found: Found) -> Gauge:
@@ -45,12 +48,14 @@ class Gauge:
         refusal = roles.of("refusal")
         if not refusal:
             refusal = roles.of("refusal", "mixed") or found.chosen.features
-            work.warn("no feature of F* is clearly a refusal feature, so those that are no harm features stand for them")
+            work.warn(
+                "no feature of F* is clearly a refusal feature, so those that are no harm features stand for them"
+            )
         harm = tuple(each for each in harm_features(work, found, work.config.k).of("harm") if each not in refusal)
         if not harm:
             work.warn("no harm feature was found, so nothing is said of them")
-        gauge = cls(work, harm, refusal, np.ones(len(harm) + len(refusal)))
-        return cls(work, harm, refusal, gauge.levels(found.clean.used("selection").harmful).mean(0))
+        gauge = cls(work, harm, refusal, np.ones(len(harm) + len(refusal)), found.clean.refusal_ids)
+        return replace(gauge, reference=gauge.levels(found.clean.used("selection").harmful).mean(0))
 
     @property
     def features(self) -> tuple[FeatureId, ...]:
@@ -78,6 +83,24 @@ class Gauge:
         depends |= {"harm": len(self.harm)}
         rows = self.work.cached("levels", depends, _Levels, compute, "levels of features") if len(prompts) else []
         return np.array(rows, dtype=np.float64).reshape(-1, len(self.features))
+
+    def p_refuse(self, prompts: PromptSet, change: Change = ()) -> np.ndarray:
+        """Probability that the answer to each prompt begins with a refusal token, shape (prompt,)."""
+        import torch
+
+        from demur.method.interventions import bind
+
+        model = self.work.model
+
+        def run(batch: Batch) -> list[float]:
+            with torch.inference_mode(), model.intervene(bind(self.work.suite, *change)):
+                return model.last_logits(batch).softmax(-1)[:, list(self.refusal_ids)].sum(-1).tolist()
+
+        def compute() -> list[float]:
+            return model.each(model.tokenize(prompts), run)
+
+        depends = self.work.under(change) | {"prompts": prompts.digest, "refusal_ids": self.refusal_ids}
+        return np.array(self.work.cached("p-refuse", depends, list[float], compute, "first tokens"))
 
     def reduced(self, regions: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Levels on one prompt from the activations at its tokens."""
@@ -121,14 +144,13 @@ class Walk:
         ends = sorted({round(end) for end in np.linspace(0, len(pieces), min(steps, len(pieces)) + 1)})
         if len(ends) < 2:
             return None
-        words = tuple("".join(pieces[a:b]).strip() for a, b in zip(ends, ends[1:], strict=False))
+        words = tuple("".join(pieces[a:b]).strip() for a, b in pairwise(ends))
         texts = ("".join(pieces[: min(end, split)]) + request + "".join(pieces[split:end]) for end in ends)
         return cls(pair.id, words, tuple(texts))
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
         return tuple(Prompt(id=f"{self.id}~{n}", text=text) for n, text in enumerate(self.texts))
-
 
     def alone(self, step: int) -> str:
         """The plain prompt with only the words of one step, before or after it as they stand."""
