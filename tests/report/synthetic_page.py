@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from demur.report.blocks import Chart, Page, Section, Table, Text, Transcript, Transcripts
-from demur.report.charts import Bar, Cell, Point, Series, bar_chart, heatmap, line_chart, scatter_lines
+from demur.report.blocks import Chart, Page, Section, Table, Text, Token, Tokens, Transcript, Transcripts
+from demur.report.charts import Bar, Cell, Point, Series, Spread, bar_chart, heatmap, line_chart, scatter_lines, strip_chart
 from demur.stats import wilson
 
 INJECTION = "<script>alert('x')</script>"

@@ -21,9 +21,12 @@ from torch import Tensor
 
 from demur.method.activations import dictionary_blocks, feature_activations
 from demur.method.interventions import Compiled, HoldFeatures, PerPrompt
-from demur.model import ChatModel, Region, Residuals, TokenizedPrompt, hooked
+from demur.model import ChatModel, Region, TokenizedPrompt, hooked
 from demur.saes import Rows, Suite
 from demur.types import FeatureField, FeatureId, Value
+
+_AtTokens = dict[int, Float[Tensor, "token d_model"]]
+"""Layer → residuals or gradients at some tokens of one prompt."""
 
 
 class Patch(Value):
@@ -101,8 +104,8 @@ class _State:
 
     kl: float
     p_refuse: float
-    entered: Residuals
-    gradients: Residuals
+    entered: _AtTokens
+    gradients: _AtTokens
 
 
 class LocalSearch:
@@ -146,15 +149,15 @@ class LocalSearch:
                 self._rows[layer] = suite[layer].rows(indices).to(both.device)
                 self._values[layer] = self._rows[layer].encode(there)
 
-    def _plain_run(self, item: TokenizedPrompt, layers: Sequence[int]) -> tuple[Residuals, Float[Tensor, " vocab"]]:
+    def _plain_run(self, item: TokenizedPrompt, layers: Sequence[int]) -> tuple[_AtTokens, Float[Tensor, " vocab"]]:
         with torch.inference_mode(), self._model.capture(tuple(layers)) as residuals:
             logits = self._model.last_logits(self._model.batch([item]))
         return {layer: residuals[layer][0] for layer in layers}, logits[0].log_softmax(-1)
 
     def run(self, patches: Sequence[Patch] = ()) -> _State:
         """One pass under patches, with the gradient of the KL divergence."""
-        entered: Residuals = {}
-        left: Residuals = {}
+        entered: _AtTokens = {}
+        left: _AtTokens = {}
 
         def enter(layer: int, residual: Tensor) -> None:
             entered[layer] = residual.detach()[0, self._tokens]

@@ -9,7 +9,7 @@ plain to an adversarial prompt is the difference of their signals.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -163,7 +163,6 @@ def walked(walks: Iterable[Walk]) -> PromptSet:
     return PromptSet(name="word by word", prompts=tuple(each for walk in walks for each in walk.prompts))
 
 
-def drops(signal: Sequence[float]) -> np.ndarray:
-    """Share of a walk's first signal that is gone at each step, 0 at the first."""
-    values = np.asarray(signal, dtype=np.float64)
-    return 1 - values / values[0] if values[0] > 0 else np.full(len(values), np.nan)
+def drops(values: np.ndarray, start: float) -> np.ndarray:
+    """Share of a signal's value at the start that is gone; nan where there was none."""
+    return 1 - values / start if start > 0 else np.full(len(values), np.nan)

@@ -648,10 +648,14 @@ def walk_rows(gauge: Gauge, walks: Sequence[Walk]) -> list[WalkRow]:
     removed = gauge.signals(gauge.levels(prompts, change))[:, 1]
     ends = np.cumsum([len(walk.texts) for walk in walks])[:-1]
     parts = [np.split(each, ends) for each in (gauge.signals(clean)[:, 1], removed, clean[:, split:])]
-    curves = [(drops(signal), 1 - less / signal[0], levels) for signal, less, levels in zip(*parts, strict=True)]
+    starts = [float(signal[0]) for signal in parts[0]]
+    curves = [
+        (drops(signal, start), drops(less, start), levels)
+        for signal, less, levels, start in zip(*parts, starts, strict=True)
+    ]
     tops = [int(np.nan_to_num(np.diff(curve)).argmax()) for curve, *_ in curves]
     single = tuple(Prompt(id=f"{walk.id}~alone", text=walk.alone(top)) for walk, top in zip(walks, tops, strict=True))
-    alone = gauge.read(PromptSet(name="one word", prompts=single))[:, 1]
+    alone = gauge.read(PromptSet(name="one word", prompts=single))[:, 1:]
     return [
         WalkRow(
             id=walk.id,
@@ -659,11 +663,11 @@ def walk_rows(gauge: Gauge, walks: Sequence[Walk]) -> list[WalkRow]:
             words=walk.words,
             refusal=tuple(curve.tolist()),
             without_harm=tuple(less.tolist()),
-            by_feature=tuple(tuple(drops(column).tolist()) for column in levels.T),
+            by_feature=tuple(tuple(drops(column, float(column[0])).tolist()) for column in levels.T),
             top=top,
-            alone=float(1 - one / signal[0]),
+            alone=float(drops(one, start)[0]),
         )
-        for walk, (curve, less, levels), top, one, signal in zip(walks, curves, tops, alone, parts[0], strict=True)
+        for walk, (curve, less, levels), top, one, start in zip(walks, curves, tops, alone, starts, strict=True)
     ]
 
 
