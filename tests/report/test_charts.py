@@ -14,12 +14,14 @@ from demur.report.charts import (
     Cell,
     Point,
     Series,
+    Spread,
     bar_chart,
     heatmap,
     layer_colours,
     line_chart,
     scatter_lines,
     series_styles,
+    strip_chart,
     to_svg,
 )
 from demur.stats import Estimate, wilson
@@ -143,3 +145,15 @@ def test_a_heat_map_of_equal_unknown_or_no_kept_cells_is_drawn() -> None:
     for kept in (True, False):
         cells = [Cell(0, -2, 1.0, kept=kept), Cell(0, -1, 1.0, kept=kept), Cell(1, -1, NAN)]
         assert {"1.0", "–"} <= texts(heatmap(cells, x_title="position", y_title="layer"))
+
+
+def test_a_strip_has_a_dot_for_each_known_value_and_its_mean() -> None:
+    mean = Estimate(value=0.25, low=0.1, high=0.4, n=2)
+    chart = strip_chart([Spread("a", (0.1, 0.4, math.nan), mean), Spread("b", (math.nan,), mean)], x_title="drop")
+    drawn = chart.to_dict()
+    parts = [*drawn.get("datasets", {}).values(), *(layer["data"].get("values", []) for layer in drawn["layer"])]
+    rows = [row for part in parts for row in part]
+    assert [row["x"] for row in rows if "jitter" in row] == [0.1, 0.4]
+    assert [row for row in rows if "low" in row] == [{"name": "a", "x": 0.25, "low": 0.1, "high": 0.4}]
+    assert {"drop", "a"} <= texts(chart)
+    assert strip_chart([Spread("b", (math.nan,), mean)], x_title="drop") is None

@@ -298,7 +298,9 @@ def _changes(
         sets = {"refusal features taken out": gauge.refusal, "harm features taken out": gauge.harm}
         sets["F* taken out"] = found.chosen.features
         return (), tuple(tried(what, len(f), ScaleFeatures(f, 0.0)) for what, f in sets.items() if f)
-    rows = [tried(AS_REFUSED, len(gauge.refusal), held(_as_refused(gauge, item)))]
+    rows = [
+        tried(AS_REFUSED, len(gauge.refusal), held(_as_refused(gauge, found.clean.used("selection").harmful, item)))
+    ]
     if plain is None or plain_refuses < 0.5:
         if plain is not None:
             context.warn(
@@ -336,14 +338,15 @@ AS_REFUSED, LOCAL = "refusal features as on refused prompts", "local patches"
 """What is restored."""
 
 
-def _as_refused(gauge: Gauge, item: TokenizedPrompt) -> HoldFeatures:
-    """Refusal features at their mean level on refused prompts, on the template's tokens after the message."""
+def _as_refused(gauge: Gauge, refused: PromptSet, item: TokenizedPrompt) -> HoldFeatures:
+    """Refusal features at their mean on refused prompts, template token by template token after the message."""
     import torch
 
     from demur.method.interventions import HoldFeatures
-    from demur.model import Region
 
+    after, split = item.n_post_instruction, len(gauge.harm)
+    known = gauge.at_tokens(gauge.work.model.tokenize(refused))
+    means = np.mean([values[len(values) - after :, split:] for values in known], 0)
     values = torch.full((len(item), len(gauge.refusal)), torch.nan)
-    after = [n for n, region in enumerate(item.regions) if region == Region.POST_INSTRUCTION]
-    values[after] = torch.tensor(gauge.reference[len(gauge.harm) :], dtype=torch.float32)
+    values[len(item) - after :] = torch.tensor(means, dtype=torch.float32)
     return HoldFeatures(gauge.refusal, values)
