@@ -27,6 +27,13 @@ def test_every_name_is_there() -> None:
     assert {"load_model", "load_saes", "load_prompts", "find_features", "compare", "judge", "run"} < set(dir(demur))
 
 
+def test_a_study_is_a_function_of_its_name() -> None:
+    assert demur.benchmark.func is demur.run  # type: ignore[attr-defined]
+    assert demur.benchmark.args == ("benchmark",)  # type: ignore[attr-defined]
+    with pytest.raises(demur.DemurError, match="methodz"):
+        demur.benchmark(methodz=("cossim",))  # type: ignore[attr-defined]
+
+
 def test_a_name_that_is_not_there_is_an_error_that_lists_those_that_are() -> None:
     with pytest.raises(AttributeError, match=r"demur has no 'load_modle'; it has .*load_model"):
         _ = demur.load_modle  # type: ignore[attr-defined]

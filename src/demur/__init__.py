@@ -11,6 +11,7 @@ prompts = demur.load_prompts()
 Importing this loads nothing heavy: each name is imported when it is first used.
 """
 
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -44,11 +45,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _PLACES:
-        raise AttributeError(f"demur has no {name!r}; it has {', '.join(__all__)}")
-    value = getattr(import_module(_PLACES[name]), name)
-    globals()[name] = value
-    return value
+    if name in _PLACES:
+        value = getattr(import_module(_PLACES[name]), name)
+        globals()[name] = value
+        return value
+    if name.startswith("__"):  # Asked for by Python itself.
+        raise AttributeError(name)
+    studies = import_module("demur.studies").STUDIES
+    if name in studies:
+        # `demur.benchmark(...)` is `demur.run("benchmark", ...)`.
+        return partial(import_module("demur.api").run, name)
+    raise AttributeError(f"demur has no {name!r}; it has {', '.join((*__all__, *studies))}")
 
 
 def __dir__() -> list[str]:

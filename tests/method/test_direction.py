@@ -14,12 +14,15 @@ from demur.method.direction import (
     DirectionSearch,
     choose,
     clean_log_probs,
+    cluster_directions,
     find_direction,
     find_refusal_tokens,
     first_token,
     position_means,
     post_instruction_positions,
     refusal_log_odds,
+    residuals_at,
+    singular_directions,
 )
 from demur.method.interventions import AblateDirection, AddDirection, Compiled
 from demur.model import ChatModel
@@ -112,6 +115,31 @@ def test_candidates_are_scored_as_the_definition_says(model: ChatModel, position
         kl += float((before.exp() * (before - after)).sum()) / len(validation[1])
     assert candidate.kl == pytest.approx(kl, abs=1e-5)
     assert candidate.kept == (kl <= 0.1 and candidate.induce > 0)
+
+
+def test_directions_of_clusters_are_differences_in_their_means() -> None:
+    near, far = torch.tensor([[1.0, 0, 0], [3, 0, 0], [2, 0, 0]]), torch.tensor([[0.0, 9, 0], [0, 11, 0]])
+    harmful, harmless = torch.cat([far, near]), torch.tensor([0.0, 0, 1])
+    torch.testing.assert_close(cluster_directions(harmful, harmless, 1), harmful.mean(0)[None] - harmless)
+    found = cluster_directions(harmful, harmless, 2)
+    torch.testing.assert_close(found, torch.tensor([[2.0, 0, -1], [0, 10, -1]]))  # the largest cluster first
+
+
+def test_singular_directions_are_the_axes_of_the_differences() -> None:
+    harmless = torch.tensor([5.0, 5, 5, 5])
+    differences = torch.tensor([[3.0, 0, 0, 0], [3, 0, 0, 0], [0, -2, 0, 0], [0, 0, 1, 0]])
+    found = singular_directions(harmless + differences, harmless, 2)
+    torch.testing.assert_close(found.abs(), torch.eye(4)[:2], atol=1e-5, rtol=0)
+
+
+def test_residuals_at_a_position(model: ChatModel) -> None:
+    items = model.tokenize(HARMFUL)
+    found = residuals_at(model, items, 1, -2)
+    for n, item in enumerate(items):
+        batch = model.batch([item])
+        with torch.inference_mode(), model.capture([1]) as residuals:
+            model.last_logits(batch)
+        torch.testing.assert_close(found[n], residuals[1][0, -2], rtol=1e-4, atol=1e-5)
 
 
 def test_a_candidate_is_kept_when_it_meets_both_conditions(model: ChatModel) -> None:

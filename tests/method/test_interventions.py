@@ -286,6 +286,27 @@ def test_directions_by_hand() -> None:
     torch.testing.assert_close((after[2] - before[2])[batch.real], (-2.0 * vector).expand(int(batch.real.sum()), -1))
 
 
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_subspace_is_taken_out_by_the_projection_on_it(affine: bool) -> None:
+    model, _ = setup()
+    batch = batch_of(model)
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randn(3, model.d_model, generator=generator)
+    dependent = torch.cat([rows, rows[:1] - 2 * rows[1:2]])  # spans no more than the rows do
+    reference = torch.randn(model.n_layers, model.d_model, generator=generator) if affine else None
+    change = AblateDirection(dependent, layers=(1,), reference=reference)
+    with torch.inference_mode():
+        with model.capture([1]) as before:
+            model.last_logits(batch)
+        with Compiled(model, None, [change]).on(batch), model.capture([1]) as after:
+            model.last_logits(batch)
+    x, found = before[1][batch.real].double(), after[1][batch.real].double()
+    span = rows.double()
+    onto = span.T @ torch.linalg.inv(span @ span.T) @ span
+    kept = torch.zeros(model.d_model).double() if reference is None else reference[1].double()
+    torch.testing.assert_close(found, x - (x - kept) @ onto, rtol=1e-4, atol=1e-4)
+
+
 def test_several_interventions_on_one_layer_compose() -> None:
     """Features first read one residual together; a direction then acts on what comes out."""
     model, suite = setup()

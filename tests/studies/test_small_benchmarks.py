@@ -219,3 +219,22 @@ def test_capability_is_measured_under_each_method_and_once(files: Any, tmp_path:
     documents[0]["gold"] = 1
     (tmp_path / "pick.jsonl").write_text("".join(json.dumps(each) + "\n" for each in documents), encoding="utf-8")
     assert files.study(tmp_path / "run", "benchmark", **asked).counters["capability"][0] > 0
+
+
+def test_a_subspace_of_one_dimension_is_the_direction_and_more_take_out_more(files: Any, tmp_path: Path) -> None:
+    methods = ("direction", "subspace", "subspace-clusters")
+    result = files.study(
+        tmp_path / "run",
+        "benchmark",
+        **few(files, methods=methods, dimensions="1,2", direction_form="linear", sizes=""),
+    )
+    rows = {(row.method, row.strength): row for row in result.effects if row.prompts == "harmful"}
+    direction, one = rows["direction", 1.0], rows["subspace-clusters", 1.0]
+    assert one.side_effects is not None
+    assert direction.side_effects is not None
+    assert one.outcomes == direction.outcomes
+    assert one.side_effects.ce_answers.value == pytest.approx(direction.side_effects.ce_answers.value, abs=1e-4)
+    for method in methods[1:]:
+        assert rows[method, 2.0].setting == "2 dimensions"
+        assert sum(row.chosen for row in rows.values() if row.method == method) == 1
+        assert not [row for row in result.effects if row.method == method and row.kind == "induce"]

@@ -336,10 +336,11 @@ def _gated(named: NamedSet, status: int) -> InputError:
 
 
 def _unavailable(named: NamedSet, why: str) -> InputError:
-    account = "; an account that has accepted the terms is needed" if named.gated else ""
+    account = "an account that has accepted the terms is needed" if named.gated else ""
+    terms = "; ".join(filter(None, (f"licence: {named.licence}", named.page, account)))
     return InputError(
         f"set {named.name!r} could not be fetched: {why}. "
-        f"Download {named.url} where there is a network (licence: {named.licence}; {named.page}{account}), "
+        f"Download {named.url} where there is a network ({terms}), "
         f"and here run `demur data fetch {named.name} --from {named.filename}`, "
         "or pass the file's path in place of the name"
     )

@@ -110,6 +110,39 @@ def position_means(model: ChatModel, items: Items, positions: Sequence[int]) -> 
     return torch.stack([means[layer] for layer in range(model.n_layers)])
 
 
+def residuals_at(model: ChatModel, items: Items, layer: int, position: int) -> Float[Tensor, "prompt d_model"]:
+    """Residual of each prompt after one layer, at `position` counted from the end (negative); float32, on the CPU."""
+
+    def run(batch: Batch) -> list[Tensor]:
+        with torch.inference_mode(), model.capture([layer], lambda residual: residual[:, position]) as residuals:
+            model.last_logits(batch)
+        return list(residuals[layer].float().cpu())
+
+    return torch.stack(model.each(items, run))
+
+
+def singular_directions(
+    harmful: Float[Tensor, "prompt d_model"], harmless_mean: Float[Tensor, " d_model"], k: int
+) -> Float[Tensor, "k d_model"]:
+    """The `k` directions along which harmful prompts lie furthest from the harmless mean: top right singular vectors of
+    the differences, orthonormal. The first is close to the difference in means."""
+    return torch.linalg.svd(harmful - harmless_mean, full_matrices=False).Vh[:k]
+
+
+def cluster_directions(
+    harmful: Float[Tensor, "prompt d_model"], harmless_mean: Float[Tensor, " d_model"], k: int, *, seed: int = 0
+) -> Float[Tensor, "cluster d_model"]:
+    """Differences in means of `k` clusters of harmful prompts (k-means), largest cluster first; with `k` = 1 the usual
+    direction. There are fewer where fewer residuals differ. They are what self-organising maps (arXiv 2511.08379)
+    refine."""
+    from sklearn.cluster import KMeans
+
+    k = min(k, len(harmful.unique(dim=0)))
+    labels = torch.from_numpy(KMeans(n_clusters=k, n_init="auto", random_state=seed).fit_predict(harmful.numpy()))
+    largest = Counter(labels.tolist()).most_common()
+    return torch.stack([harmful[labels == label].mean(0) for label, _ in largest]) - harmless_mean
+
+
 class FirstToken(NamedTuple):
     """What one run says of the first answer token, per prompt, in nats."""
 

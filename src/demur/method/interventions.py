@@ -181,9 +181,10 @@ class PerPrompt(Intervention):
 @dataclass(frozen=True, eq=False)
 class AblateDirection(Intervention):
     """`x ← x − (x·r)r` after each layer; with `reference`, to the reference's own projection instead of to zero
-    (affine). `vector` is normalised here. `layers=None` means every layer."""
+    (affine). `vector` is normalised here; several rows take out the subspace that they span.
+    `layers=None` means every layer."""
 
-    vector: Float[Tensor, " d_model"]
+    vector: Float[Tensor, "*k d_model"]
     layers: tuple[int, ...] | None = None
     reference: Float[Tensor, "layer d_model"] | None = None
     """Residual whose projection is kept, one row for each of the model's layers (affine form: the harmless mean)."""
@@ -191,19 +192,20 @@ class AblateDirection(Intervention):
 
     @property
     def label(self) -> str:
-        return "ablate" if self.reference is None else "ablate-affine"
+        form = "ablate" if self.reference is None else "ablate-affine"
+        return form if self.vector.ndim == 1 else f"{form} x{len(self.vector)}"
 
     def acts_on(self, model: ChatModel) -> Iterable[int]:
         return range(model.n_layers) if self.layers is None else self.layers
 
     def change(self, model: ChatModel, layer: int) -> Change:
-        vector = _fitting(self.vector, model, layer)
-        vector = vector / vector.norm()
-        target = 0.0 if self.reference is None else self.reference[layer].to(vector) @ vector
+        vectors = _fitting(self.vector, model, layer)
+        basis = (vectors / vectors.norm())[None] if vectors.ndim == 1 else _orthonormal(vectors)
+        target = 0.0 if self.reference is None else basis @ self.reference[layer].to(basis)
 
         def ablate(residual: Tensor) -> Tensor:
-            excess = residual.float() @ vector - target
-            return residual - (excess[..., None] * vector).to(residual.dtype)
+            excess = residual.float() @ basis.T - target
+            return residual - (excess @ basis).to(residual.dtype)
 
         return ablate
 
@@ -230,9 +232,15 @@ class AddDirection(Intervention):
         return lambda residual: residual + step.to(residual.dtype)
 
 
-def _fitting(vector: Float[Tensor, " _"], model: ChatModel, layer: int) -> Float[Tensor, " d_model"]:
-    if vector.shape != (model.d_model,):
-        raise InputError(f"the direction has {tuple(vector.shape)} entries; the model's width is {model.d_model}")
+def _orthonormal(rows: Float[Tensor, "k d_model"]) -> Float[Tensor, "rank d_model"]:
+    """A basis of what the rows span; rows that depend on others add nothing."""
+    _, sizes, basis = torch.linalg.svd(rows, full_matrices=False)
+    return basis[sizes > 1e-5 * sizes[0]]
+
+
+def _fitting(vector: Float[Tensor, "*k _"], model: ChatModel, layer: int) -> Float[Tensor, "*k d_model"]:
+    if vector.shape[-1] != model.d_model:
+        raise InputError(f"the direction has {vector.shape[-1]} entries; the model's width is {model.d_model}")
     return vector.detach().to(model.layer_device(layer), torch.float32)
 
 

@@ -46,6 +46,8 @@ class Preset(Value):
     """None: every layer of the suite."""
     chat_trained: bool = False
     """The SAEs were trained on the chat model itself, not on its base."""
+    neuronpedia: str | None = None
+    """`MODEL/SOURCE` on Neuronpedia, with `{layer}` and `{width}` to fill in; None where it does not have them."""
     paper: PaperSettings | None = None
     """None: the paper did not study this model, and units differ too much between SAEs to borrow settings."""
 

@@ -9,14 +9,9 @@ from demur.registry import Registry
 if TYPE_CHECKING:
     from demur.studies.base import Study
 
+_BUILTIN = ("study", "benchmark", "features", "jailbreaks")
 STUDIES: Registry[Study[Any, Any]] = Registry(
-    "demur.studies",
-    "study",
-    {
-        "study": "demur.studies.study:STUDY",
-        "benchmark": "demur.studies.benchmark:STUDY",
-        "jailbreaks": "demur.studies.jailbreaks:STUDY",
-    },
+    "demur.studies", "study", {name: f"{__name__}.{name}:STUDY" for name in _BUILTIN}
 )
 
 __all__ = ["STUDIES"]

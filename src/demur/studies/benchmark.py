@@ -21,7 +21,7 @@ class Config(CompareConfig, SideEffectOptions, TuneOptions):
 
     methods: tuple[str, ...] = (
         "cossim+ap", "cossim+ap-local", "ap", "ap-falling", "ap-local", "actdiff", "cossim", "random", "random-pool",
-        "direction", "direction-affine",
+        "direction", "direction-affine", "subspace", "subspace-clusters",
     )  # fmt: skip
     """Methods to compare with F*; repeatable. `-local` sets are each prompt's own; `random` and `random-pool` are
     controls."""

@@ -99,7 +99,7 @@ Positive = Annotated[Numbers, _each(lambda value: value > 0, "every value must b
 Integers = Annotated[tuple[int, ...], BeforeValidator(_numbers)]
 SetSizes = Annotated[
     Integers,
-    _each(lambda size: size >= 1, "sizes of F* begin at 1"),
+    _each(lambda size: size >= 1, "sizes and dimensions begin at 1"),
     AfterValidator(lambda sizes: tuple(sorted(sizes))),
 ]
 Layers = Annotated[tuple[int, ...], BeforeValidator(_layers), AfterValidator(_once)]
@@ -240,6 +240,8 @@ class CompareOptions(Options):
     """ΔCE on own answers (nats per token) at which the methods' curves are compared."""
     sizes: SetSizes = ()
     """Sizes of F* whose effect is measured, as 1,2,5,10 (as far as the pool goes)."""
+    dimensions: SetSizes = Field(default=(1, 2, 3, 5, 10), min_length=1)
+    """Dimensions of the refusal subspaces to try; the tuning prompts choose one for each method."""
 
     @field_validator("methods")
     @classmethod

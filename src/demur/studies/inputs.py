@@ -33,6 +33,15 @@ def _preset(config: StudyConfig) -> Preset | None:
     return get_preset(str(config.model)) if config.saes is None else find_preset(config.saes)
 
 
+def neuronpedia_source(config: StudyConfig) -> str | None:
+    """Where Neuronpedia has the SAEs, `MODEL/SOURCE` with a `{layer}` to fill in; None where it does not. It holds one
+    SAE a layer and width, that of the preset's average L0."""
+    preset = find_preset(str(config.saes or config.model))
+    if preset is None or preset.neuronpedia is None or config.average_l0 != preset.average_l0:
+        return None
+    return preset.neuronpedia.replace("{width}", config.sae_width or str(preset.width))
+
+
 def with_paper_settings(config: ConfigT) -> ConfigT:
     """The configuration with the paper's settings filled in where they are asked for. Raises InputError: the model has
     no preset, or its preset is not the paper's."""

@@ -7,7 +7,7 @@ with `METHODS.register`, or from another package through the entry-point group `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from demur.method import activations, selection
+from demur.method.direction import cluster_directions, residuals_at, singular_directions
 from demur.method.interventions import PerPrompt, ScaleFeatures, SetFeatures
 from demur.registry import Registry
 from demur.studies.config import MAIN, CompareConfig
@@ -279,9 +280,54 @@ class DirectionAffine(DirectionAblated):
         return ()  # Both forms add the same direction.
 
 
+class Singular(DirectionAblated):
+    """A refusal subspace: the k directions along which harmful prompts lie furthest from harmless ones. Its strength is
+    k."""
+
+    name, label = "subspace", "refusal subspace"
+
+    def strengths(self, config: CompareConfig, kind: Kind) -> tuple[float, ...]:
+        del kind
+        return tuple(map(float, config.dimensions))
+
+    def suppress(self, sets: Sets, strength: float, prompts: PromptSet) -> tuple[Change, ...]:
+        del prompts
+        given, direction = sets.given, sets.given.found.direction
+        harmful = given.work.model.tokenize(given.found.clean.used("direction").harmful)
+        k = min(int(strength), len(harmful))
+        residuals = residuals_at(given.work.model, harmful, direction.layer, direction.position)
+        basis = self.basis(residuals, direction.harmless_mean[direction.layer], k)
+        return ((replace(direction.ablate(), vector=basis),),)
+
+    def basis(
+        self, harmful: Float[Tensor, "prompt d_model"], harmless_mean: Float[Tensor, " d_model"], k: int
+    ) -> Float[Tensor, "_ d_model"]:
+        """Vectors that span the subspace."""
+        return singular_directions(harmful, harmless_mean, k)
+
+    def induce(self, sets: Sets, strength: float) -> tuple[Change, ...]:
+        del sets, strength
+        return ()  # A subspace has no side that means refusal.
+
+    def strength_text(self, config: CompareConfig, kind: Kind, strength: float) -> str:
+        del config, kind
+        return f"{strength:g} dimension{'' if strength == 1 else 's'}"
+
+
+class Clustered(Singular):
+    """A refusal subspace: the directions of k clusters of harmful prompts."""
+
+    name, label = "subspace-clusters", "directions of clusters"
+
+    def basis(
+        self, harmful: Float[Tensor, "prompt d_model"], harmless_mean: Float[Tensor, " d_model"], k: int
+    ) -> Float[Tensor, "_ d_model"]:
+        return cluster_directions(harmful, harmless_mean, k)
+
+
 _BUILTIN: tuple[type[Method], ...] = (
     Attributed, LocalAttributed, WholeDictionary, FallingOnly, LocalWholeDictionary, ActivationDifference, Cosine,
-    RandomMatched, RandomPool, DirectionAblated, DirectionAffine,
+    RandomMatched, RandomPool, DirectionAblated, DirectionAffine, Singular, Clustered,
 )  # fmt: skip
 METHODS: Registry[Method] = Registry(
     "demur.methods", "selection method", {each.name: f"{__name__}:{each.__name__}" for each in _BUILTIN}

@@ -210,7 +210,7 @@ def _strength_chart(result: CompareResult, rows: Sequence[EffectRow], kind: Kind
     rules: dict[str, float] = {}
     for method in ("none", *result.labels):
         mine = [row for row in rows if row.method == method and row.refusal.n]
-        if mine and (not mine[0].setting or "length" in mine[0].setting):
+        if mine and not mine[0].setting.startswith(("c = ", "v = ")) and "× max" not in mine[0].setting:
             rules[name_of(result, method)] = next((row for row in mine if row.chosen), mine[0]).refusal.value
         elif mine:
             points = sorted(charts.Point.of(row.strength, row.refusal, chosen=row.chosen) for row in mine)
@@ -431,9 +431,14 @@ def _sizes(result: CompareResult) -> Iterator[Block]:
         return
     points = tuple(charts.Point.of(float(row.size), row.refusal, chosen=row.size == result.k) for row in result.sizes)
     lines = [charts.Series(name_of(result, MAIN), points)]
+    for method in result.labels:
+        rows = [row for row in result.effects if row.method == method and "dimension" in row.setting]
+        spans = sorted(charts.Point.of(r.strength, r.refusal, chosen=r.chosen) for r in rows if r.prompts == "harmful")
+        lines += [charts.Series(name_of(result, method), tuple(spans))] if spans else []
+    x, order = "features in F*, or dimensions taken out of the residual", list(result.labels.values())
     yield Chart(
         "Refusal of harmful test prompts against the size of F*",
-        lambda: charts.line_chart(lines, x_title="features in F*", y_title="refused", x_scale="log"),
+        lambda: charts.line_chart(lines, x_title=x, y_title="refused", x_scale="log", order=order),
     )
     yield Table.of(
         "Sizes of F*",
