@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def search(
 
 def refuse(truth: Planted, item: TokenizedPrompt) -> float:
     """What the circuit writes on the refusal axis: the head gives each of n content words 1 / (n + 8) of its weight."""
-    embedding = truth.model.get_input_embeddings().weight  # pyright: ignore[reportAttributeAccessIssue]
+    embedding: Any = truth.model.get_input_embeddings().weight
     n = int((embedding[list(item.ids)] @ truth.axes["content"] > 0.5).sum())
     return 2 * 11 / (n + 8) - 0.5
 
@@ -146,11 +147,11 @@ def test_counterparts_are_the_template_and_the_shared_words(
     found = counterparts(model, plain, adversarial)
     # Everything of the plain prompt but its header stands in the other as well.
     assert sorted(found.values()) == [n for n, region in enumerate(plain.regions) if region != Region.SPECIAL]
-    words = [[model.tokenizer.decode([token]).strip() for token in item.ids] for item in pair]
+    words = [[str(model.tokenizer.decode([token])).strip() for token in item.ids] for item in pair]
     assert all(words[1][here] == words[0][there] for here, there in found.items())
     assert found[len(adversarial) - 1] == len(plain) - 1
     capital, small = model.tokenize(["Steal the vault", "please steal the vault"])
-    said = {model.tokenizer.decode([small.ids[n]]).strip() for n in counterparts(model, capital, small)}
+    said = {str(model.tokenizer.decode([small.ids[n]])).strip() for n in counterparts(model, capital, small)}
     assert {"the", "vault"} <= said
 
 

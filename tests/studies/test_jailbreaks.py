@@ -16,8 +16,8 @@ from demur.report import render_html, render_markdown
 from demur.report.blocks import Tokens
 from demur.stats import sign_flip_p
 from demur.studies.base import read_results, unfinished
+from demur.studies.jailbreak_results import GROUPS, LOCAL, RANDOM, JailbreaksResult
 from demur.studies.jailbreak_sections import median_patches
-from demur.studies.jailbreaks import GROUPS, LOCAL, RANDOM, Result
 from demur.testing import Planted
 from demur.types import Outcome
 
@@ -53,21 +53,21 @@ def asked(files: Any, folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def studied(files: Any, folder: Path) -> tuple[Result, Path]:
+def studied(files: Any, folder: Path) -> tuple[JailbreaksResult, Path]:
     out = folder / "run"
     found = demur.run("jailbreaks", out=out, **asked(files, folder))
-    assert isinstance(found, Result)
+    assert isinstance(found, JailbreaksResult)
     return found, out
 
 
 def test_the_features_are_the_planted_ones(studied: Any, files: Any) -> None:
-    result: Result = studied[0]
+    result: JailbreaksResult = studied[0]
     assert set(result.refusal) == files.truth.truth.refusal
     assert set(result.harm) == files.truth.truth.harm
 
 
 def test_attacks_succeed_where_harmless_words_dilute_harm(studied: Any) -> None:
-    result: Result = studied[0]
+    result: JailbreaksResult = studied[0]
     (attack,) = result.attacks
     assert (attack.attack, attack.n, attack.neither, attack.plain_answered) == ("wrappers", 4 * N_TEST, 0, 0)
     assert attack.success.value == 0.5
@@ -76,7 +76,7 @@ def test_attacks_succeed_where_harmless_words_dilute_harm(studied: Any) -> None:
 
 
 def test_drops_are_those_of_the_circuit(studied: Any, files: Any) -> None:
-    result: Result = studied[0]
+    result: JailbreaksResult = studied[0]
     texts = {prompt.id: prompt.text for prompt in _prompts(files)}
     reference: list[float] = []
     for row in result.pairs:
@@ -101,7 +101,7 @@ def _prompts(files: Any) -> Any:
 
 
 def test_succeeded_attacks_take_away_more_than_failed_ones_and_than_shams(studied: Any) -> None:
-    result: Result = studied[0]
+    result: JailbreaksResult = studied[0]
     groups = {row.group: row for row in result.groups}
     assert set(groups) == set(GROUPS)
     assert groups["failed"].refusal.value == pytest.approx(0.0, abs=1e-3)
@@ -120,7 +120,7 @@ def test_succeeded_attacks_take_away_more_than_failed_ones_and_than_shams(studie
 
 
 def test_local_explanations_are_planted_refusal_features(studied: Any, files: Any) -> None:
-    result: Result = studied[0]
+    result: JailbreaksResult = studied[0]
     assert len(result.local) == 4
     for row in result.local:
         assert set(row.features) <= files.truth.truth.refusal
@@ -135,7 +135,7 @@ def test_local_explanations_are_planted_refusal_features(studied: Any, files: An
 
 
 def test_words_suppress_as_the_circuit_says_and_nothing_is_left_without_harm(studied: Any) -> None:
-    result: Result = studied[0]
+    result: JailbreaksResult = studied[0]
     assert len(result.walks) == 3
     for row in result.walks:
         assert row.refusal[0] == 0.0
@@ -177,7 +177,7 @@ def test_pairs_from_a_file_that_chose_features_are_left_out(studied: Any, files:
     file = folder / "pairs.json"
     file.write_text(json.dumps({"attack": "Beside", "model": "planted", "jailbreaks": rows}), encoding="utf-8")
     found = demur.run("jailbreaks", out=out, **asked(files, folder, attacks=str(file), n_explain=0, n_walks=0))
-    assert isinstance(found, Result)
+    assert isinstance(found, JailbreaksResult)
     (attack,) = found.attacks
     assert (attack.attack, attack.chosen_from) == ("Beside/planted", 12 + 16 + 4)
     assert attack.n + attack.plain_answered + attack.chosen_from == len(rows)
@@ -192,7 +192,7 @@ def test_rewrites_without_a_plain_version_are_held_against_refused_prompts(
     texts = [template.replace("{ask}", p.text) for p in list(_prompts(files))[:10] for template in (STRONG[0], WEAK[0])]
     file = write_prompts(folder / "rewrites.jsonl", texts)
     found = demur.run("jailbreaks", out=out, **asked(files, folder, attacks=str(file)))
-    assert isinstance(found, Result)
+    assert isinstance(found, JailbreaksResult)
     assert found.local == ()
     test = next(row for row in found.tests if row.measure == "refusal")
     assert (test.against, test.paired) == ("failed", False)

@@ -22,6 +22,7 @@ from demur.types import FeatureField, Outcome, Prompt, PromptSet, Value
 
 if TYPE_CHECKING:
     from demur.method.interventions import HoldFeatures, Intervention
+    from demur.method.local import Patch
     from demur.model import TokenizedPrompt
     from demur.studies.context import Change, Context, Progress
     from demur.studies.gauge import Gauge
@@ -320,18 +321,18 @@ def _changes(
     local = search.explain(limit=MAX_PATCHES, seed=context.config.seed)
     if local.patches:
         rows.append(tried(LOCAL, len(local.patches), held(hold_patches(local.patches, len(item)))))
-    kinds = dict.fromkeys(gauge.refusal, "refusal") | dict.fromkeys(gauge.harm, "harm")
-    patches = tuple(
-        PatchRow(
-            feature=patch.feature,
-            kind=kinds.get(patch.feature, "other"),  # pyright: ignore[reportArgumentType]
-            token=str(context.model.tokenizer.decode([item.ids[patch.token]])),
-            before=patch.before,
-            value=patch.value,
-        )
-        for patch in local.patches
+    return tuple(_patch_row(context, gauge, item, patch) for patch in local.patches), tuple(rows)
+
+
+def _patch_row(context: Context[Any], gauge: Gauge, item: TokenizedPrompt, patch: Patch) -> PatchRow:
+    harm, refusal = patch.feature in gauge.harm, patch.feature in gauge.refusal
+    return PatchRow(
+        feature=patch.feature,
+        kind="harm" if harm else "refusal" if refusal else "other",
+        token=str(context.model.tokenizer.decode([item.ids[patch.token]])),
+        before=patch.before,
+        value=patch.value,
     )
-    return patches, tuple(rows)
 
 
 AS_REFUSED, LOCAL = "refusal features as on refused prompts", "local patches"

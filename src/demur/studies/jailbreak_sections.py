@@ -14,14 +14,14 @@ from demur.report import charts
 from demur.report import format as fmt
 from demur.report.blocks import Block, Chart, Section, Table, Text, Transcript, Transcripts
 from demur.stats import Estimate, bootstrap_mean
-from demur.studies.jailbreaks import (
+from demur.studies.jailbreak_results import (
     GROUPS,
     LOCAL,
     MEASURES,
     Drop,
     GroupRow,
+    JailbreaksResult,
     LocalRow,
-    Result,
     TestRow,
     WalkRow,
 )
@@ -33,7 +33,7 @@ _CURVE = 8
 """Points of the curve over words."""
 
 
-def jailbreak_sections(result: Result) -> tuple[Section, ...]:
+def jailbreak_sections(result: JailbreaksResult) -> tuple[Section, ...]:
     """The sections of the study `jailbreaks`."""
     doubts = tuple(Text(warning, "warning") for warning in result.warnings)
     sections = (
@@ -48,30 +48,30 @@ def jailbreak_sections(result: Result) -> tuple[Section, ...]:
     return tuple(section for section in sections if section.blocks)
 
 
-def median_patches(result: Result) -> float:
+def median_patches(result: JailbreaksResult) -> float:
     """Median number of patches over the explained attacks whose refusal is back; nan where there are none."""
     sizes = _sizes(result)
     return float(median(sizes)) if sizes else math.nan
 
 
-def _sizes(result: Result) -> list[int]:
+def _sizes(result: JailbreaksResult) -> list[int]:
     return [len(row.features) for row in result.local if row.restored]
 
 
 # -- verdict -------------------------------------------------------------------------------------------------------
 
 
-def _scope(result: Result) -> str:
+def _scope(result: JailbreaksResult) -> str:
     """The rows that the finding is about: of all attacks together, or of the only one."""
     return "all" if len(result.attacks) > 1 else next(row.attack for row in result.attacks)
 
 
-def _group(result: Result, name: str) -> GroupRow | None:
+def _group(result: JailbreaksResult, name: str) -> GroupRow | None:
     scope = _scope(result)
     return next((row for row in result.groups if (row.attack, row.group) == (scope, name)), None)
 
 
-def _test(result: Result, against: str) -> TestRow | None:
+def _test(result: JailbreaksResult, against: str) -> TestRow | None:
     scope = _scope(result)
     asked = (scope, against, "refusal")
     return next((row for row in result.tests if (row.attack, row.against, row.measure) == asked), None)
@@ -82,7 +82,7 @@ def larger(test: TestRow | None) -> bool:
     return test is not None and test.difference.value > 0 and test.p_holm < ALPHA
 
 
-def _headline(result: Result) -> str:
+def _headline(result: JailbreaksResult) -> str:
     won = _group(result, GROUPS[0])
     if won is None:
         return "No attack succeeded, so there is nothing to explain."
@@ -104,7 +104,7 @@ def _headline(result: Result) -> str:
     return " ".join(said)
 
 
-def _control(result: Result, name: str) -> str:
+def _control(result: JailbreaksResult, name: str) -> str:
     words = {
         "failed": "failed attacks do",
         "same text, harmless request": "the same text does around harmless requests",
@@ -116,7 +116,7 @@ def _control(result: Result, name: str) -> str:
     return f"{words[name]} (by {fmt.estimate_text(test.difference)}, adjusted p {fmt.p_text(test.p_holm)})"
 
 
-def _doubts(result: Result) -> Iterator[Text]:
+def _doubts(result: JailbreaksResult) -> Iterator[Text]:
     won, failed = (_group(result, name) for name in GROUPS[:2])
     if won is not None and won.requests < 10:
         yield Text(
@@ -135,7 +135,7 @@ def _doubts(result: Result) -> Iterator[Text]:
 # -- drops ---------------------------------------------------------------------------------------------------------
 
 
-def _drops(result: Result) -> Section:
+def _drops(result: JailbreaksResult) -> Section:
     scope = _scope(result)
     groups = [row for row in result.groups if row.attack == scope]
     others = [row for row in result.groups if row.attack != scope]
@@ -165,7 +165,7 @@ _INTRO = (
 )
 
 
-def _strips(result: Result, measure: str) -> Callable[[], Any]:
+def _strips(result: JailbreaksResult, measure: str) -> Callable[[], Any]:
     scope = _scope(result)
     rows = [row for row in result.pairs if row.outcome != "neither"]
     values: dict[str, list[Drop | None]] = {
@@ -232,7 +232,7 @@ def _test_table(rows: Sequence[TestRow], title: str, *, folded: bool = False) ->
     )
 
 
-def _attacks(result: Result) -> Table:
+def _attacks(result: JailbreaksResult) -> Table:
     return Table.of(
         "Attacks",
         [
@@ -251,7 +251,7 @@ def _attacks(result: Result) -> Table:
 # -- local explanations --------------------------------------------------------------------------------------------
 
 
-def _local(result: Result) -> Section:
+def _local(result: JailbreaksResult) -> Section:
     if not result.local:
         return Section("Explained one by one", ())
     sizes = _sizes(result)
@@ -279,7 +279,7 @@ def _local(result: Result) -> Section:
     )
 
 
-def _recurring(result: Result) -> Table:
+def _recurring(result: JailbreaksResult) -> Table:
     found = Counter(feature for row in result.local for feature in dict.fromkeys(row.features))
     every = [each for row in result.local for each in zip(row.features, row.regions, row.raised, strict=True)]
     where = Counter((feature, region) for feature, region, _ in every)
@@ -298,7 +298,7 @@ def _recurring(result: Result) -> Table:
     )
 
 
-def _role(result: Result, feature: FeatureId) -> str:
+def _role(result: JailbreaksResult, feature: FeatureId) -> str:
     roles = (("refusal", result.refusal), ("harm", result.harm), ("F*", result.f_star))
     return next((role for role, features in roles if feature in features), "none of these")
 
@@ -327,7 +327,7 @@ def _local_table(rows: Sequence[LocalRow]) -> Table:
 # -- word by word --------------------------------------------------------------------------------------------------
 
 
-def _words(result: Result) -> Section:
+def _words(result: JailbreaksResult) -> Section:
     if not result.walks:
         return Section("Word by word", ())
     rises = [(row, np.diff(row.refusal)) for row in result.walks]
@@ -382,7 +382,7 @@ def _curve(walks: Sequence[WalkRow]) -> Any:
     return charts.line_chart(lines, x_title="words added, %", y_title="suppression", share=False)
 
 
-def _features(result: Result) -> Iterator[Block]:
+def _features(result: JailbreaksResult) -> Iterator[Block]:
     yield Text(
         f"{len(result.refusal)} refusal features of F* ({fmt.listed([str(f) for f in result.refusal])}) and "
         f"{len(result.harm)} harm features ({fmt.listed([str(f) for f in result.harm]) or fmt.MISSING}).",
@@ -405,7 +405,7 @@ def _known(values: np.ndarray) -> Estimate:
     return bootstrap_mean(values)
 
 
-def _answers(result: Result) -> Iterator[Block]:
+def _answers(result: JailbreaksResult) -> Iterator[Block]:
     if result.samples:
         transcripts = tuple(Transcript(sample.prompt, sample.answers) for sample in result.samples)
         yield Transcripts("Succeeded attacks, and the answers under their local patches", transcripts, harmful=True)

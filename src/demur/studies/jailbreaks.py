@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from demur.data import Attack, AttackPair, adversarial_prompts, read_attacks
 from demur.errors import InputError
-from demur.stats import Estimate, bootstrap_mean, bootstrap_of, holm, sign_flip_p, wilson
-from demur.studies.base import Study, StudyResult
+from demur.stats import Estimate, wilson
+from demur.studies.base import Study
 from demur.studies.config import FindConfig, Options, Sources
-from demur.types import FeatureField, Outcome, Prompt, PromptSet, Value, Verdict, text_key
+from demur.studies.jailbreak_effects import adjusted, group_rows, test_rows
+from demur.studies.jailbreak_results import AttackRow, Drop, JailbreaksResult, Outcomes, PairRow
+from demur.studies.jailbreak_sections import jailbreak_sections
+from demur.types import Outcome, Prompt, PromptSet, Verdict, text_key
 
 if TYPE_CHECKING:
-    from demur.method.interventions import HoldFeatures, Intervention
-    from demur.method.local import LocalExplanation
-    from demur.model import Items
-    from demur.report.blocks import Section
     from demur.studies.context import Context, JudgedAnswers
-    from demur.studies.gauge import Gauge, Walk
-    from demur.studies.pipeline import Found
-    from demur.types import FeatureId
+    from demur.studies.gauge import Gauge
 
 FRAMINGS = "framings"
 """Name of the built-in wrappers and suffixes."""
-Outcomes = Literal["succeeded", "failed", "neither"]
-Measure = Literal["harm", "refusal"]
-Region = Literal["instruction", "post_instruction"]
-LOCAL, RANDOM, F_STAR = "local patches", "random patches in their places", "all of F* as on the plain prompt"
-"""What is restored before an attack is answered again."""
-MEASURES: tuple[Measure, Measure] = ("harm", "refusal")
-GROUPS = ("succeeded", "failed", "same text, harmless request", "harmless text, same request")
-"""Groups of prompts whose drops are compared: the attacks, and the two kinds of shams."""
-_ENOUGH = 6
-"""Requests on which an attack both succeeded and failed, from which on the two are compared within requests: with fewer
-a test of signs cannot come below .05."""
 
 
 class AttackOptions(Options):
@@ -72,138 +57,10 @@ class Config(FindConfig, AttackOptions):
     """F* on harmful prompts, and what becomes of it under attack."""
 
 
-class Drop(Value):
-    """How much of the harm and of the refusal signal is gone, in units of a refused plain prompt (`studies.gauge`)."""
-
-    harm: float
-    refusal: float
-
-
-class PairRow(Value):
-    """One adversarial prompt whose plain version is refused (or not known).
-
-    `outcome` is "neither" where the answer is incoherent, unscored, or read as compliance although its first token is
-    more likely than not a refusal's. `wrapped` is the drop when the same text is put around a harmless request,
-    `padded` that when harmless text of its length is put around the same request; None where the plain prompt does not
-    stand in the adversarial one.
-    """
-
-    id: str
-    attack: str
-    request: str
-    """Id of the plain prompt."""
-    outcome: Outcomes
-    drop: Drop
-    wrapped: Drop | None = None
-    padded: Drop | None = None
-    padded_refused: bool | None = None
-
-
-class AttackRow(Value):
-    """One attack: what it offered, and how often it worked on requests that are refused when they are put plainly."""
-
-    attack: str
-    n: int
-    too_long: int
-    """Templates or pairs that do not fit the model's context."""
-    chosen_from: int
-    """Pairs left out because the features were chosen on one of their prompts."""
-    plain_answered: int
-    """Pairs left out because the plain request is not refused."""
-    neither: int = 0
-    """Pairs that neither succeeded nor failed (see `PairRow`); `success` is among the others."""
-    success: Estimate = Estimate.unknown()
-
-
-class GroupRow(Value):
-    """Mean drops of one group of prompts of an attack ("all" for all of them); intervals resample requests."""
-
-    attack: str
-    group: str
-    requests: int
-    harm: Estimate
-    refusal: Estimate
-
-
-class TestRow(Value):
-    """Drop under succeeded attacks less that of a control. `paired`: on requests on which one attack both succeeded and
-    failed, or pair by pair (shams), with the p value of flipping signs request by request; else two groups of requests
-    of one attack, with that of a permutation test."""
-
-    attack: str
-    against: str
-    measure: Measure
-    paired: bool
-    difference: Estimate
-    p: float
-    p_holm: float = float("nan")
-
-
-class LocalRow(Value):
-    """The explanation of one succeeded attack: its patches, each a feature at a token (which is in a region of the
-    prompt) and raised or lowered; and whether the judge reads a refusal under them, under as many random ones in their
-    places, and with all of F* at its values on the plain prompt."""
-
-    id: str
-    attack: str
-    features: tuple[FeatureField, ...]
-    tokens: tuple[str, ...]
-    regions: tuple[Region, ...]
-    raised: tuple[bool, ...]
-    kl: tuple[float, ...]
-    p_refuse: tuple[float, ...]
-    restored: bool | None
-    random: bool | None
-    f_star: bool | None
-
-
-class WalkRow(Value):
-    """Suppression of the refusal signal after each added word: the share of the plain prompt's that is gone, clean and
-    with the harm features taken out as well; `alone` when only the word that adds most is there."""
-
-    id: str
-    attack: str
-    words: tuple[str, ...]
-    refusal: tuple[float, ...]
-    without_harm: tuple[float, ...]
-    by_feature: tuple[tuple[float, ...], ...]
-    top: int
-    alone: float
-
-
-class Sample(Value):
-    """A succeeded attack with the model's answers to it."""
-
-    prompt: str
-    answers: tuple[tuple[str, str], ...]
-
-
-class Result(StudyResult):
-    """What attacks do to harm and refusal features."""
-
-    harm: tuple[FeatureField, ...]
-    refusal: tuple[FeatureField, ...]
-    f_star: tuple[FeatureField, ...]
-    attacks: tuple[AttackRow, ...]
-    groups: tuple[GroupRow, ...]
-    tests: tuple[TestRow, ...]
-    pairs: tuple[PairRow, ...]
-    padded_refusal: Estimate
-    """Refusal of the padded requests: length alone should not answer them."""
-    local: tuple[LocalRow, ...] = ()
-    restored: dict[str, Estimate] = Field(default_factory=dict)
-    """Share of explained attacks that are refused under the local patches, random ones, and F* restored."""
-    f_star_share: float = float("nan")
-    """Share of local patches that are features of F*."""
-    f_star_chance: float = float("nan")
-    """Share of F* among all features that might have been patched."""
-    walks: tuple[WalkRow, ...] = ()
-    samples: tuple[Sample, ...] = ()
-
-
-def run(context: Context[Any]) -> Result:
+def run(context: Context[Any]) -> JailbreaksResult:
     """Find the features, attack the model, and measure what the attacks do to them."""
     from demur.studies.gauge import Gauge
+    from demur.studies.jailbreak_causes import Explained, walked_rows
     from demur.studies.pipeline import find
 
     found = find(context, context.splits.choosing)
@@ -214,23 +71,25 @@ def run(context: Context[Any]) -> Result:
         pairs, padded = _measured(context, gauge, attacked)
     succeeded = [pair for pair, row in zip(attacked.pairs, pairs, strict=True) if row.outcome == "succeeded"]
     with context.timed("local explanations"):
-        explained = _Explained.of(context, found, attacked, _spread(succeeded, context.config.n_explain))
+        chosen = _spread(succeeded, context.config.n_explain)
+        before = {answer.prompt.id: answer.text for answer in attacked.answers.answers}
+        explained = Explained.of(context, found, chosen, attacked.plain, before)
     with context.timed("word by word"):
-        walks = _walks(context, gauge, _spread(succeeded, context.config.n_walks))
+        walks = walked_rows(context, gauge, _spread(succeeded, context.config.n_walks))
     scored = [row for row in pairs if row.outcome != "neither"]
     names = ("all", *dict.fromkeys(row.attack for row in pairs))[0 if len(attacked.rows) > 1 else 1 :]
     parts = {name: [row for row in scored if name in ("all", row.attack)] for name in names}
     # The finding is one family of tests, attack by attack is another.
-    first, *others = ([*_tests(name, rows)] for name, rows in parts.items())
-    return Result(
+    first, *others = ([*test_rows(name, rows)] for name, rows in parts.items())
+    return JailbreaksResult(
         harm=gauge.harm,
         refusal=gauge.refusal,
         f_star=found.chosen.features,
         attacks=tuple(
             _counted(row, [pair.outcome for pair in pairs if pair.attack == row.attack]) for row in attacked.rows
         ),
-        groups=tuple(group for name, rows in parts.items() for group in _groups(name, rows)),
-        tests=(*_adjusted(first), *_adjusted([test for tests in others for test in tests])),
+        groups=tuple(group for name, rows in parts.items() for group in group_rows(name, rows)),
+        tests=(*adjusted(first), *adjusted([test for tests in others for test in tests])),
         pairs=tuple(pairs),
         padded_refusal=padded,
         local=explained.rows,
@@ -433,248 +292,4 @@ def _shams(
     return wrapped, padded
 
 
-Pick = Callable[[PairRow], Drop | None]
-_PICKS: dict[str, Pick] = {
-    GROUPS[0]: lambda row: row.drop if row.outcome == "succeeded" else None,
-    GROUPS[1]: lambda row: row.drop if row.outcome == "failed" else None,
-    GROUPS[2]: lambda row: row.wrapped,
-    GROUPS[3]: lambda row: row.padded,
-}
-
-
-def _groups(attack: str, rows: Sequence[PairRow]) -> Iterator[GroupRow]:
-    for group, pick in _PICKS.items():
-        harm, refusal = (_mean(_by_request(rows, pick, measure)) for measure in MEASURES)
-        if refusal.n:
-            requests = len({row.request for row in rows if pick(row) is not None})
-            yield GroupRow(attack=attack, group=group, requests=requests, harm=harm, refusal=refusal)
-
-
-_ByRequest = dict[tuple[str, str], list[float]]
-"""Request and attack → drops."""
-
-
-def _by_request(rows: Sequence[PairRow], pick: Pick, measure: Measure) -> _ByRequest:
-    found: _ByRequest = {}
-    for row in rows:
-        if (drop := pick(row)) is not None and not np.isnan(value := getattr(drop, measure)):
-            found.setdefault((row.request, row.attack), []).append(value)
-    return found
-
-
-def _mean(found: _ByRequest) -> Estimate:
-    """Mean over prompts; its interval resamples requests, as prompts of one request are alike."""
-    requests: dict[str, list[float]] = {}
-    for (request, _), values in found.items():
-        requests.setdefault(request, []).extend(values)
-    table = np.array([(sum(values), len(values)) for values in requests.values()]).reshape(-1, 2)
-    mean = bootstrap_of(lambda means: means[:, 0] / means[:, 1], table)
-    return mean.model_copy(update={"n": int(table[:, 1].sum())})
-
-
-def _tests(attack: str, rows: Sequence[PairRow]) -> Iterator[TestRow]:
-    succeeded, *controls = GROUPS
-    for against in controls:
-        for measure in MEASURES:
-            ours, theirs = (_by_request(rows, _PICKS[name], measure) for name in (succeeded, against))
-            if against != GROUPS[1]:
-                # Pair by pair: each sham is made of the very text that succeeded.
-                won = [row for row in rows if row.outcome == "succeeded" and _PICKS[against](row) is not None]
-                ours, theirs = (_by_request(won, _PICKS[name], measure) for name in (succeeded, against))
-            if (test := _compared(ours, theirs)) is not None:
-                paired, difference, p = test
-                yield TestRow(
-                    attack=attack, against=against, measure=measure, paired=paired, difference=difference, p=p
-                )
-
-
-def _adjusted(tests: Sequence[TestRow]) -> Iterator[TestRow]:
-    for test, p in zip(tests, holm([test.p for test in tests]), strict=True):
-        yield test.model_copy(update={"p_holm": p})
-
-
-def _compared(ours: _ByRequest, theirs: _ByRequest) -> tuple[bool, Estimate, float] | None:
-    """Difference of two groups of drops and its p value: on requests that one attack has in both groups, or where these
-    are few, and all are of one attack, of the groups as they are."""
-    gaps: dict[str, list[float]] = {}
-    for key in ours.keys() & theirs.keys():
-        gaps.setdefault(key[0], []).append(float(np.mean(ours[key]) - np.mean(theirs[key])))
-    if len(gaps) >= _ENOUGH:
-        means = [float(np.mean(gaps[request])) for request in sorted(gaps)]
-        return True, bootstrap_mean(means), sign_flip_p(means)
-    if min(len(ours), len(theirs)) < 2 or len({attack for _, attack in (*ours, *theirs)}) > 1:
-        return None
-    sides = [np.array([float(np.mean(values)) for values in side.values()]) for side in (ours, theirs)]
-    return False, bootstrap_of(lambda a, b: a - b, *sides), _permutation_p(sides[0], sides[1])
-
-
-def _permutation_p(first: np.ndarray, second: np.ndarray, resamples: int = 5000) -> float:
-    """Two-sided p value of a difference in means when it is by chance who is in which group; never 0."""
-    pooled, n = np.concatenate([first, second]), len(first)
-    seen = abs(first.mean() - second.mean()) - 1e-12
-    random = np.random.default_rng(0)
-    drawn = (random.permutation(pooled) for _ in range(resamples))
-    far = sum(abs(each[:n].mean() - each[n:].mean()) >= seen for each in drawn)
-    return (1 + far) / (1 + resamples)
-
-
-# -- local explanations --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Explained:
-    """Explanations of succeeded attacks, one by one, and what answers under them say."""
-
-    rows: tuple[LocalRow, ...] = ()
-    rates: dict[str, Estimate] = field(default_factory=dict[str, Estimate])
-    share: float = float("nan")
-    chance: float = float("nan")
-    samples: tuple[Sample, ...] = ()
-
-    @classmethod
-    def of(cls, context: Context[Config], found: Found, attacked: _Attacked, pairs: Sequence[AttackPair]) -> _Explained:
-        from demur.method.local import hold_patches, transplant
-
-        layers = [n for n in context.suite.layers if n < context.config.patch_depth * context.model.n_layers]
-        if not (pairs and layers):
-            return cls()
-        prompts = adversarial_prompts(pairs, "succeeded")
-        plain = [context.model.chat.tokenize(attacked.plain[pair.id]) for pair in pairs]
-        items = context.model.tokenize(prompts)
-        local = explain_pairs(context, found, plain, items, layers)
-        f_star = {
-            each.prompt_id: transplant(context.model, context.suite, *both, found.chosen.features)
-            for each, both in zip(local, zip(plain, items, strict=True), strict=True)
-        }
-        changes = {
-            LOCAL: {e.prompt_id: hold_patches(e.patches, len(i)) for e, i in zip(local, items, strict=True)},
-            RANDOM: {e.prompt_id: hold_patches(e.drawn, len(i)) for e, i in zip(local, items, strict=True)},
-            F_STAR: f_star,
-        }
-        answers = {name: context.answer(name, prompts, (_each(name, holds),)) for name, holds in changes.items()}
-        before = {answer.prompt.id: answer.text for answer in attacked.answers.answers}
-        rows = tuple(
-            LocalRow(
-                id=each.prompt_id,
-                attack=pair.attack,
-                features=tuple(patch.feature for patch in each.patches),
-                tokens=tuple(str(context.model.tokenizer.decode([item.ids[p.token]])) for p in each.patches),
-                regions=tuple(region_name(item.regions[patch.token]) for patch in each.patches),
-                raised=tuple(patch.value > patch.before for patch in each.patches),
-                kl=each.kl,
-                p_refuse=each.p_refuse,
-                restored=answers[LOCAL].refused[n],
-                random=answers[RANDOM].refused[n],
-                f_star=answers[F_STAR].refused[n],
-            )
-            for n, (pair, item, each) in enumerate(zip(pairs, items, local, strict=True))
-        )
-        samples = tuple(
-            Sample(prompt=pair.text, answers=(("under attack", before[pair.id]), ("patched", answer.text)))
-            for pair, answer in zip(pairs[:5], answers[LOCAL].answers, strict=False)
-        )
-        share, chance = (
-            _share(found, [patch.feature for each in local for patch in getattr(each, name)])
-            for name in ("patches", "drawn")
-        )
-        return cls(rows, {name: found.refusal for name, found in answers.items()}, share, chance, samples)
-
-
-def explain_pairs(
-    context: Context[Config], found: Found, plain: Items, items: Items, layers: Sequence[int]
-) -> list[LocalExplanation]:
-    """The local explanation of each adversarial prompt (of `items`) by its plain one, in order."""
-    from demur.method.local import LocalExplanation, LocalSearch
-
-    limit, refusal = context.config.max_patches, found.clean.refusal_ids
-
-    def compute(done: frozenset[str]) -> Iterator[list[LocalExplanation]]:
-        for before, item in zip(plain, items, strict=True):
-            if item.prompt_id not in done:
-                search = LocalSearch(context.model, context.suite, before, item, refusal, layers)
-                yield [search.explain(limit=limit, seed=context.config.seed)]
-
-    depends = context.depends | {
-        "prompts": [[p.ids, i.ids] for p, i in zip(plain, items, strict=True)],
-        "ids": [item.prompt_id for item in items],
-        "refusal_ids": refusal,
-        "layers": list(layers),
-        "limit": limit,
-        "seed": context.config.seed,
-    }
-    keys, progress = [item.prompt_id for item in items], partial(context.progress, "local explanations")
-    return context.run.mapped("local", depends, LocalExplanation, keys, compute, progress=progress)
-
-
-def _each(name: str, holds: dict[str, HoldFeatures]) -> Intervention:
-    from demur.method.interventions import PerPrompt
-
-    return PerPrompt({key: (hold,) for key, hold in holds.items()}, name)
-
-
-def region_name(region: int) -> Region:
-    """The part of the prompt that a scored token belongs to."""
-    from demur.model import Region as Regions
-
-    return "instruction" if region == Regions.INSTRUCTION else "post_instruction"
-
-
-def _share(found: Found, features: Sequence[FeatureId]) -> float:
-    known = set(found.chosen.features)
-    return sum(each in known for each in features) / len(features) if features else float("nan")
-
-
-# -- word by word --------------------------------------------------------------------------------------------------
-
-
-def _walks(context: Context[Config], gauge: Gauge, pairs: Sequence[AttackPair]) -> tuple[WalkRow, ...]:
-    from demur.studies.gauge import Walk
-
-    made = [(pair, walk) for pair in pairs if (walk := Walk.of(pair, context.config.walk_steps))]
-    rows = walk_rows(gauge, [walk for _, walk in made])
-    return tuple(row.model_copy(update={"attack": pair.attack}) for row, (pair, _) in zip(rows, made, strict=True))
-
-
-def walk_rows(gauge: Gauge, walks: Sequence[Walk]) -> list[WalkRow]:
-    """What each added word suppresses, walk by walk."""
-    from demur.method.interventions import ScaleFeatures
-    from demur.studies.gauge import drops, walked
-
-    if not walks:
-        return []
-    prompts, split = walked(walks), len(gauge.harm)
-    clean = gauge.levels(prompts)
-    change = (ScaleFeatures(gauge.harm, 0.0, where="prompt"),) if gauge.harm else ()
-    removed = gauge.signals(gauge.levels(prompts, change))[:, 1]
-    ends = np.cumsum([len(walk.texts) for walk in walks])[:-1]
-    parts = [np.split(each, ends) for each in (gauge.signals(clean)[:, 1], removed, clean[:, split:])]
-    starts = [float(signal[0]) for signal in parts[0]]
-    curves = [
-        (drops(signal, start), drops(less, start), levels)
-        for signal, less, levels, start in zip(*parts, starts, strict=True)
-    ]
-    tops = [int(np.nan_to_num(np.diff(curve)).argmax()) for curve, *_ in curves]
-    single = tuple(Prompt(id=f"{walk.id}~alone", text=walk.alone(top)) for walk, top in zip(walks, tops, strict=True))
-    alone = gauge.read(PromptSet(name="one word", prompts=single))[:, 1:]
-    return [
-        WalkRow(
-            id=walk.id,
-            attack="",
-            words=walk.words,
-            refusal=tuple(curve.tolist()),
-            without_harm=tuple(less.tolist()),
-            by_feature=tuple(tuple(drops(column, float(column[0])).tolist()) for column in levels.T),
-            top=top,
-            alone=float(drops(one, start)[0]),
-        )
-        for walk, (curve, less, levels), top, one, start in zip(walks, curves, tops, alone, starts, strict=True)
-    ]
-
-
-def _sections(result: Result) -> tuple[Section, ...]:
-    from demur.studies.jailbreak_sections import jailbreak_sections
-
-    return jailbreak_sections(result)
-
-
-STUDY = Study("jailbreaks", Config, Result, run, _sections)
+STUDY = Study("jailbreaks", Config, JailbreaksResult, run, jailbreak_sections)
