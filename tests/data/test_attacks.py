@@ -53,6 +53,7 @@ def test_templates_take_turns_and_no_pair_is_made_twice() -> None:
     pairs = attack.on(PLAIN, 100, per_prompt=2)
     assert len({pair.id for pair in pairs}) == len({pair.text for pair in pairs}) == len(pairs) == 12
     used = Counter(pair.text[0] for pair in pairs)
+    assert len(used) == 5
     assert max(used.values()) - min(used.values()) <= 1
     assert len(attack.on(PLAIN, 100, per_prompt=9)) == 30
 
