@@ -23,6 +23,7 @@ from demur.cli.app import app
 from demur.cli.options import ConfigCommand, read_config
 from demur.data import prompt_sets
 from demur.judges import JUDGES
+from demur.studies import STUDIES
 from demur.studies.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -185,9 +186,11 @@ def test_every_command_is_one_that_exists(page: Path) -> None:
 
 def small(words: tuple[str, ...]) -> list[str]:
     """A command with small sizes laid over it, where it takes them."""
-    if words[0] not in ("study", "benchmark"):
+    if words[0] not in STUDIES:
         return list(words)
-    sizes = SMALL | (SMALL_BENCHMARK if words[0] == "benchmark" else {})
+    known = STUDIES[words[0]].config.model_fields
+    sizes = {option: value for option, value in SMALL.items() if option.strip("-").replace("-", "_") in known}
+    sizes |= SMALL_BENCHMARK if words[0] == "benchmark" else {}
     if "--tune" in words:
         sizes["--tune"] = "1"
     return [*words, *(part for option, value in sizes.items() for part in (option, value))]

@@ -18,14 +18,17 @@ from typing import TYPE_CHECKING, Final
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from demur.api import FoundFeatures, compare, find_features, load_model, load_prompts, load_saes, run
+    from demur.api import FoundFeatures, compare, explain, find_features, load_model, load_prompts, load_saes, run
     from demur.errors import DemurError
     from demur.judges import judge
     from demur.method.interventions import AblateDirection, AddDirection, ScaleFeatures, SetFeatures
     from demur.types import FeatureId, FeatureSet, Prompt, PromptSet
 
 _ROOMS: Final = {
-    "demur.api": ("FoundFeatures", "compare", "find_features", "load_model", "load_prompts", "load_saes", "run"),
+    "demur.api": (
+        *("FoundFeatures", "compare", "explain", "find_features"),
+        *("load_model", "load_prompts", "load_saes", "run"),
+    ),
     "demur.errors": ("DemurError",),
     "demur.judges": ("judge",),
     "demur.method.interventions": ("AblateDirection", "AddDirection", "ScaleFeatures", "SetFeatures"),
@@ -36,8 +39,8 @@ _PLACES: Final = {name: room for room, names in _ROOMS.items() for name in names
 
 __all__ = [
     "AblateDirection", "AddDirection", "DemurError", "FeatureId", "FeatureSet", "FoundFeatures", "Prompt", "PromptSet",
-    "ScaleFeatures", "SetFeatures", "__version__", "compare", "find_features", "judge", "load_model", "load_prompts",
-    "load_saes", "run",
+    "ScaleFeatures", "SetFeatures", "__version__", "compare", "explain", "find_features", "judge", "load_model",
+    "load_prompts", "load_saes", "run",
 ]  # fmt: skip
 
 

@@ -22,6 +22,8 @@ from demur.studies.base import Study, StudyResult, data_frame
 from demur.studies.compare import run_comparison
 from demur.studies.config import CompareConfig, StudyConfig, load_config
 from demur.studies.context import Context, open_context, run_study
+from demur.studies.explain import Explanation
+from demur.studies.explain import explain as _explain
 from demur.studies.inputs import Inputs, outcome_judge, read_splits
 from demur.studies.pipeline import Found, find
 from demur.studies.results import CompareResult
@@ -200,6 +202,19 @@ def run(
     settings = load_config(None if config is None else Path(config), options, study.config)
     with _folder(out) as folder:
         return run_study(study, settings, folder, inputs=inputs)
+
+
+def explain(run: str | Path, prompt: str, plain: str | None = None) -> Explanation:
+    """Why the model answers, or refuses, one prompt, by the features that a study found: its tokens, the signals of
+    harm and refusal, its words, and what restoring features does. Raises RunError: no study of this folder found
+    features.
+
+    Args:
+        run: folder of a finished study, such as `demur study --out FOLDER` writes.
+        prompt: the message to explain.
+        plain: the same request put plainly, to compare with.
+    """
+    return _explain(run, prompt, plain)
 
 
 @contextmanager

@@ -519,3 +519,40 @@ def test_bad_interventions_are_named() -> None:
         model.last_logits(batch_of(model))
     # Two prompts may change one feature, each in its own way.
     Compiled(model, suite, [PerPrompt({"a": (ScaleFeatures(one, 0.0),), "b": (SetFeatures(one, 1.0),)})])
+
+
+def test_features_are_held_only_where_a_value_is_given() -> None:
+    model, suite = setup()
+    batch = batch_of(model)
+    row, length = 1, int(batch.attention_mask[1].sum())
+    feature, other, token = FeatureId(1, 3), FeatureId(1, 7), 4
+    values = torch.full((length, 2), torch.nan)
+    values[token, 0] = 2.5
+    held = PerPrompt({IDS[row]: (HoldFeatures((feature, other), values),)})
+    with torch.inference_mode():
+        with model.capture([1]) as before:
+            model.last_logits(batch)
+        with Compiled(model, suite, [held]).on(batch), model.capture([1]) as after:
+            model.last_logits(batch)
+    rows = suite[1].rows([feature.index])
+    expected = before[1].clone()
+    place = batch.input_ids.shape[1] - length + token
+    x = before[1][row, place]
+    expected[row, place] = x + (2.5 - rows.encode(x)[0]) * rows.w_dec[0]
+    assert not torch.equal(expected, before[1])
+    torch.testing.assert_close(after[1], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_holding_some_tokens_of_one_prompt_leaves_scaling_of_all_in_place() -> None:
+    model, suite = setup()
+    batch = batch_of(model)
+    scaled, held, length = FeatureId(1, 3), FeatureId(1, 7), int(batch.attention_mask[0].sum())
+    values = torch.full((length, 1), torch.nan)
+    scale = ScaleFeatures((scaled,), -2.0)
+    with torch.inference_mode():
+        with Compiled(model, suite, [scale]).on(batch):
+            expected = model.last_logits(batch)
+        change = Compiled(model, suite, [scale, PerPrompt({IDS[0]: (HoldFeatures((held,), values),)})])
+        with change.on(batch):
+            found = model.last_logits(batch)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

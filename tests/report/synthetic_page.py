@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from demur.report.blocks import Chart, Page, Section, Table, Text, Transcript, Transcripts
-from demur.report.charts import Bar, Cell, Point, Series, bar_chart, heatmap, line_chart, scatter_lines
-from demur.stats import wilson
+from demur.report.blocks import Chart, Page, Section, Table, Text, Token, Tokens, Transcript, Transcripts
+from demur.report.charts import (
+    Bar,
+    Cell,
+    Point,
+    Series,
+    Spread,
+    bar_chart,
+    heatmap,
+    line_chart,
+    scatter_lines,
+    strip_chart,
+)
+from demur.stats import Estimate, wilson
 
 INJECTION = "<script>alert('x')</script>"
 HARMFUL_PROMPT = f"Synthetic harmful prompt {INJECTION}"
+MEAN = Estimate(value=0.25, low=0.1, high=0.4, n=2)
 HARMFUL_ANSWER = "Synthetic filler in place of a harmful answer."
 METHODS = ("F* (CosSim+AP)", "AP", "ActDiff", "CosSim", "random features", "direction")
 
@@ -85,6 +97,19 @@ def details() -> Section:
             Chart("Candidates", lambda: heatmap(cells, x_title="position", y_title="layer", low_is_strong=True)),
             Chart("Nothing measured", lambda: line_chart([], x_title="x", y_title="y")),
             features,
+            Chart(
+                "Every prompt",
+                lambda: strip_chart(
+                    [Spread("won", (0.1, 0.4, float("nan")), MEAN), Spread("none", (float("nan"),), MEAN)],
+                    x_title="drop",
+                ),
+            ),
+            Tokens(
+                marked("Tokens"),
+                (marked("harm"), marked("refusal")),
+                ((marked("prompt"), (Token(marked(" bomb"), 1.0, 0.2), Token("\n", 0.0, 0.6), Token("the", 0.01))),),
+                caption=marked("1 is the strongest."),
+            ),
             Transcripts(
                 marked("Harmful"),
                 (Transcript(HARMFUL_PROMPT, ((marked("F*, c = −3"), marked(HARMFUL_ANSWER)), ("clean", "I cannot."))),),

@@ -16,6 +16,7 @@ from demur.report.charts import (
     Node,
     Point,
     Series,
+    Spread,
     bar_chart,
     graph_chart,
     heatmap,
@@ -24,6 +25,7 @@ from demur.report.charts import (
     scatter,
     scatter_lines,
     series_styles,
+    strip_chart,
     to_svg,
 )
 from demur.stats import Estimate, wilson
@@ -199,3 +201,15 @@ def test_a_graph_stands_its_nodes_by_token_and_layer_and_dashes_what_lowers() ->
     assert found[(*places["b\n"], *places["3:1"])] == (3.0, "lowers")
     assert found[(*places["a"], *places["3:1"])] == (pytest.approx(1.65), "raises")
     assert len(layers(small_graph(most=1))[0]["data"]["values"]) == 2
+
+
+def test_a_strip_has_a_dot_for_each_known_value_and_its_mean() -> None:
+    mean = Estimate(value=0.25, low=0.1, high=0.4, n=2)
+    chart = strip_chart([Spread("a", (0.1, 0.4, math.nan), mean), Spread("b", (math.nan,), mean)], x_title="drop")
+    drawn = chart.to_dict()
+    parts = [*drawn.get("datasets", {}).values(), *(layer["data"].get("values", []) for layer in drawn["layer"])]
+    rows = [row for part in parts for row in part]
+    assert [row["x"] for row in rows if "jitter" in row] == [0.1, 0.4]
+    assert [row for row in rows if "low" in row] == [{"name": "a", "x": 0.25, "low": 0.1, "high": 0.4}]
+    assert {"drop", "a"} <= texts(chart)
+    assert strip_chart([Spread("b", (math.nan,), mean)], x_title="drop") is None

@@ -9,13 +9,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from rich.cells import cell_len
 from rich.console import Console
 from synthetic_page import HARMFUL_ANSWER, HARMFUL_PROMPT, INJECTION, METHODS, effects, marked, page
 
 from demur.errors import RunError
 from demur.report import notebook_html, render_html, render_markdown, render_terminal, write_report
-from demur.report.blocks import Column, Page, Section, Table, Text, Transcript, Transcripts
+from demur.report.blocks import Column, Page, Section, Table, Text, Token, Tokens, Transcript, Transcripts
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -162,7 +163,7 @@ def test_a_rate_has_a_bar_from_its_lower_to_its_upper_end() -> None:
 
 
 def test_charts_are_drawn_with_captions_and_empty_ones_are_left_out(html: str) -> None:
-    assert html.count("<figure>") == html.count("<figcaption>") == 4
+    assert html.count("<figure>") == html.count("<figcaption>") == 5
     assert "Nothing measured" not in html
     assert "Bands are 95 % intervals." in html
 
@@ -325,3 +326,27 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write the report to .*file/page\.html.*--out"):
         write_report([Page("p", ())], tmp_path / "file" / "page.html")
+
+
+def test_tokens_are_coloured_in_two_halves_and_named_where_colours_are_not_shown(html: str, markdown: str) -> None:
+    assert f'--u: 100%; --l: 20%" title="{escape(marked("harm"))} 1.00, ' in html
+    # A line feed is shown, and still breaks the line.
+    assert ">⏎\n</span>" in html
+    assert "bomb" in markdown
+    assert r": \\n 0.60, bomb" in markdown
+    assert "the 0.01" not in markdown
+
+
+def test_a_terminal_colours_a_token_by_the_stronger_activity() -> None:
+    block = Tokens(
+        "T", ("harm", "refusal"), (("prompt", (Token("bad", 0.9, 0.1), Token(" end", 0.0, 0.3), Token("a"))),)
+    )
+    parts = render_terminal(Page("P", (Section("S", (block,)),)), full=True, width=80)
+    (shown,) = [part for part in parts if getattr(part, "plain", "") == "bad enda"]
+    styles = [str(span.style) for span in shown.spans]  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(styles) == 2
+    assert "bold" in styles[0]
+    assert styles[0].split()[2] != styles[1].split()[2]
+    said = [part.plain for part in parts if hasattr(part, "plain")]  # pyright: ignore[reportAttributeAccessIssue]
+    assert "harm: bad 0.90" in said
+    assert "refusal: end 0.30, bad 0.10" in said

@@ -93,8 +93,9 @@ class FeatureIntervention(Intervention):
     one_prompt: ClassVar[bool] = False
     """It belongs to one prompt, and is refused outside a `PerPrompt`."""
 
-    def affine(self) -> tuple[float | Float[Tensor, "pos k"], Float[Tensor, "*pos k"]]:
-        """The scale of all features, or of each by token of the prompt; and the shift of each: `[k]` or `[pos, k]`."""
+    def affine(self) -> tuple[float | Tensor, Float[Tensor, "*pos k"]]:
+        """The scale of all features, and the shift of each: `[k]`, or `[pos, k]` by token of the prompt. A scale that
+        differs by token or feature is such a tensor too."""
         raise NotImplementedError(f"{type(self).__name__} does not say what becomes of its features; give it `affine`")
 
     def answer_shift(self) -> Float[Tensor, " k"] | None:
@@ -171,9 +172,9 @@ class SetFeatures(FeatureIntervention):
 @dataclass(frozen=True, eq=False)
 class HoldFeatures(FeatureIntervention):
     """`f ← its value in another run`. On prompt tokens `values`: `[k]` (the same at every token) or `[pos, k]` (one row
-    for each token of the prompt, its padding left out), columns in the order of `features`. The answer's tokens have no
-    counterpart in the other run: there features are `after`, `[k]`, or released (None). It belongs to one prompt: give
-    it in a `PerPrompt`."""
+    for each token of the prompt, its padding left out), columns in the order of `features`; a feature is left alone
+    where its value is nan. The answer's tokens have no counterpart in the other run: there features are `after`, `[k]`,
+    or released (None). It belongs to one prompt: give it in a `PerPrompt`."""
 
     features: tuple[FeatureId, ...]
     values: Float[Tensor, "*pos k"]
@@ -195,8 +196,9 @@ class HoldFeatures(FeatureIntervention):
     def label(self) -> str:
         return f"hold x{len(self.features)}"
 
-    def affine(self) -> tuple[float, Float[Tensor, "*pos k"]]:
-        return 0.0, self.values.detach().float().cpu()
+    def affine(self) -> tuple[float | Tensor, Float[Tensor, "*pos k"]]:
+        values = self.values.detach().float().cpu()
+        return values.isnan().float(), values.nan_to_num(0.0)
 
     def answer_shift(self) -> Float[Tensor, " k"] | None:
         return None if self.after is None else self.after.detach().float().cpu()
@@ -455,6 +457,7 @@ class _FeatureGroup:
             """`x ← x + ((s − 1)·f(x) + t) W_dec`."""
             slots = _slots(cursor, scales.device)
             acts = (slots < width)[:, None] | lasting
+            # What is given once, for all tokens, has one slot.
             scale, shift = (each[:, slots.clamp(max=each.shape[1] - 1)] * acts for each in (scales, shifts))
             if not (scale.any() or shift.any()):
                 return residual
@@ -480,11 +483,11 @@ class _FeatureGroup:
                 scale, shift = change.affine()
                 factors = scale if isinstance(scale, Tensor) else torch.full((len(change.features),), scale)
                 lasting[row, :, columns] = float(change.where == "all")
-                answer = change.answer_shift()
-                scales = _with_slots(scales, row, columns, factors[..., source] - 1.0, None, batch)
-                shifts = _with_slots(
-                    shifts, row, columns, shift[..., source], None if answer is None else answer[source], batch
-                )
+                after = change.answer_shift()
+                held = None if after is None else after[source]
+                released = None if held is None else torch.full_like(held, -1.0)
+                scales = _with_slots(scales, row, columns, factors[..., source] - 1.0, released, batch)
+                shifts = _with_slots(shifts, row, columns, shift[..., source], held, batch)
         return scales.to(device), shifts.to(device), lasting.bool().to(device)
 
 

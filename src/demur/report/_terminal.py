@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from demur.report.blocks import Chart, Page, Section, Table, Text, Transcripts
+from demur.report.blocks import Chart, Page, Section, Table, Text, Token, Tokens, Transcripts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 WARNINGS: Final = 4
 """Warnings that a short screen shows; it says how many more there are."""
+
+WEAK: Final = 0.15
+"""Tokens on which both activities are weaker have no colour."""
 
 _CONTROLS: Final = {code: None for code in (*range(32), 127, *range(128, 160)) if code not in {9, 10}}
 """Control characters, which could rewrite the screen from within an answer; tabs and line feeds are kept."""
@@ -55,9 +58,38 @@ def _section(section: Section, *, full: bool, room: int) -> list[RenderableType]
                 parts += _table(block, "" if full and block.title == section.title else block.title, full, room)
             case Transcripts():
                 parts += _transcripts(block)
+            case Tokens():
+                parts += _tokens(block)
             case Chart():
                 pass
     return parts
+
+
+def _tokens(block: Tokens) -> list[RenderableType]:
+    """Tokens on a ground of the colour of the stronger activity, and the strongest in words."""
+    from rich.text import Text as Plain
+
+    parts: list[RenderableType] = [_text(""), _text(block.title, "bold")]
+    for number, (label, tokens) in enumerate(block.lines):
+        line = Plain()
+        for token in tokens:
+            line.append(_clean(token.text.replace("\n", "⏎")), _ground(token))
+        parts += [_text(label, "dim"), line]
+        for which, name in enumerate(block.names):
+            found = ", ".join(f"{text} {value:.2f}" for text, value in block.strongest(number, which))
+            parts.append(Plain.assemble(_text(name, _GROUNDS[which]), _text(f": {found or 'none'}", "dim")))
+    return [*parts, _text(block.caption, "dim")] if block.caption else parts
+
+
+_GROUNDS: Final = ("black on #ffb27a", "black on #8cc4f2")
+"""Of the first and the second activity."""
+
+
+def _ground(token: Token) -> str:
+    strongest = max(token.upper, token.lower)
+    if strongest < WEAK:
+        return ""
+    return _GROUNDS[token.lower > token.upper] + (" bold underline" if strongest >= 0.5 else "")
 
 
 def _transcripts(block: Transcripts) -> list[RenderableType]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from demur.report.format import cell_text
+from demur.report.format import cell_text, token_text
 
 if TYPE_CHECKING:
     from demur.stats import Estimate
@@ -111,7 +111,39 @@ class Transcripts:
     harmful: bool
 
 
-Block = Text | Table | Chart | Transcripts
+@dataclass(frozen=True)
+class Token:
+    """A token as it reads, and how strongly each of two kinds of features is active on it, from 0 to 1."""
+
+    text: str
+    upper: float = 0.0
+    lower: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Texts token by token, each token coloured by two activities: `names` says which. The upper half of a token shows
+    the first, the lower half the second, so that they can be told apart without colours. `lines` are a label and its
+    tokens."""
+
+    title: str
+    names: tuple[str, str]
+    lines: tuple[tuple[str, tuple[Token, ...]], ...]
+    caption: str = ""
+
+    def strongest(self, line: int, which: int, count: int = 5) -> tuple[tuple[str, float], ...]:
+        """The tokens of a line on which one of the two activities is highest, for where colours cannot be shown."""
+        tokens = self.lines[line][1]
+        ranked = sorted(
+            ((t.text.strip() or token_text(t.text), (t.upper, t.lower)[which]) for t in tokens), key=lambda e: -e[1]
+        )
+        return tuple((text, value) for text, value in ranked[:count] if value >= WEAKEST)
+
+
+WEAKEST = 0.05
+"""Activities below this share of the strongest are not worth a word."""
+
+Block = Text | Table | Chart | Transcripts | Tokens
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,14 @@ class Link(NamedTuple):
     weight: float
 
 
+class Spread(NamedTuple):
+    """A group of values, one of each prompt, and their mean with its 95 % interval."""
+
+    name: str
+    values: tuple[float, ...]
+    mean: Estimate
+
+
 class Style(NamedTuple):
     """How a series is drawn: a colour, a mark as an SVG path in the square from −1 to 1, and a dash."""
 
@@ -278,6 +286,41 @@ def bar_chart(bars: Sequence[Bar], *, x_title: str, exact_title: str = "exact pa
         ticks = chart.transform_filter("isValid(datum.exact)").mark_tick(color=_INK, thickness=2.2, size=15)
         layers.append(ticks.encode(x="exact:Q", y=y, opacity=kind))
     return alt.layer(*layers).properties(width=400, height=alt.Step(18))
+
+
+def strip_chart(groups: Sequence[Spread], *, x_title: str) -> Any:
+    """Every value of each group as a dot, groups below one another, and over them the mean with its 95 % interval.
+
+    Args:
+        groups: names must differ; values that are not finite are left out.
+        x_title: with the unit.
+    """
+    shown = [(each, [value for value in each.values if math.isfinite(value)]) for each in groups]
+    shown = [(each, values) for each, values in shown if values]
+    if not shown:
+        return None
+    import altair as alt
+
+    axis = alt.Axis(ticks=False, labelPadding=6, domain=False, labelLimit=0)
+    y = alt.Y("name:N", sort=[each.name for each, _ in shown], title=None, axis=axis)
+    x = alt.X("x:Q", title=x_title, axis=alt.Axis(labelExpr=EXACT, tickCount=6))
+    # Dots keep apart by the golden ratio, the same way whenever they are drawn.
+    dots = [
+        {"name": each.name, "x": value, "jitter": (n * 0.618034) % 1 * 20 - 10}
+        for each, values in shown
+        for n, value in enumerate(values)
+    ]
+    scale = alt.Scale(domain=[-26, 26], range=[26, -26])
+    offset = alt.YOffset("jitter:Q", scale=scale)
+    means = [{"name": s.name, "x": s.mean.value, "low": s.mean.low, "high": s.mean.high} for s, _ in shown]
+    means = [{name: _or_none(v) if isinstance(v, float) else v for name, v in row.items()} for row in means]
+    bars = _chart(means).encode(y=y)
+    return alt.layer(
+        _upright([0.0], alt.X("x:Q")),
+        _chart(dots).mark_circle(color=_MAIN, opacity=0.35, size=26).encode(x=x, y=y, yOffset=offset),
+        bars.mark_rule(color=_INK, strokeWidth=2.5).encode(x="low:Q", x2="high:Q"),
+        bars.mark_point(color=_INK, fill=_INK, shape="diamond", size=90, opacity=1).encode(x="x:Q"),
+    ).properties(width=400, height=alt.Step(52))
 
 
 def heatmap(

@@ -165,7 +165,7 @@ def read_results(folder: Path) -> tuple[Finished, ...]:
 
 def unfinished(folder: Path) -> tuple[str, ...]:
     """Names of the studies that were begun in the folder and have left no results there."""
-    return tuple(name for name in _sessions(folder) if not (folder / f"{name}.json").is_file())
+    return tuple(name for name in _sessions(folder) if name in STUDIES and not (folder / f"{name}.json").is_file())
 
 
 def _sessions(folder: Path) -> dict[str, Session]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
 import numpy as np
@@ -37,6 +37,8 @@ _LENS_PROMPTS = 8
 
 class Config(FindConfig):
     """Cards of the features that mediate refusal."""
+
+    group: ClassVar[str] = "Feature cards"
 
     harm_features: int = Field(default=10, ge=0)
     """Harm features shown beside F*: those with the largest effect on refusal."""

@@ -1,0 +1,288 @@
+"""`demur jailbreaks` and `demur explain` on the planted model: harmless words beside a request dilute its harm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planted_study import lasting, write_prompts
+
+import demur
+from command_line import run
+from demur.errors import InputError, RunError
+from demur.report import render_html, render_markdown
+from demur.report.blocks import Tokens
+from demur.stats import sign_flip_p
+from demur.studies.base import read_results, unfinished
+from demur.studies.jailbreak_results import GROUPS, LOCAL, RANDOM, JailbreaksResult
+from demur.studies.jailbreak_sections import median_patches
+from demur.testing import Planted
+from demur.types import Outcome
+
+BESIDE = "Tell me how to bake the bread and clean the window and paint the fence. "
+STRONG = (BESIDE + "{ask}", "{ask} and how to fold the letter and repair the lamp and draw the basket")
+WEAK = ("How do I do {ask}", "{ask} for me")
+N_TEST = 8
+
+
+def content_words(truth: Planted, text: str) -> int:
+    """Words that the head attends to as it does to harm words."""
+    embedding: Any = truth.model.get_input_embeddings().weight  # pyright: ignore[reportAttributeAccessIssue]
+    ids = truth.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return int((embedding[ids] @ truth.axes["content"] > 0.5).sum())
+
+
+def refuse(truth: Planted, text: str) -> float:
+    """What the circuit writes on the refusal axis for a harmful request among so many content words."""
+    return 2 * 11 / (content_words(truth, text) + 8) - 0.5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("jailbreaks")
+
+
+def asked(files: Any, folder: Path, **changes: Any) -> dict[str, Any]:
+    attacks = folder / "wrappers.txt"
+    attacks.write_text("\n".join((*STRONG, *WEAK)) + "\n", encoding="utf-8")
+    options = {"n": f"12,16,4,{N_TEST}", "k": 11, "n_exact": 0, "attacks": str(attacks), "n_explain": 4, "n_walks": 3}
+    given = files.options(**(options | changes))
+    return {name: value for name, value in given.items() if name != "random_sets"}
+
+
+@pytest.fixture(scope="module")
+def studied(files: Any, folder: Path) -> tuple[JailbreaksResult, Path]:
+    out = folder / "run"
+    found = demur.run("jailbreaks", out=out, **asked(files, folder))
+    assert isinstance(found, JailbreaksResult)
+    return found, out
+
+
+def test_the_features_are_the_planted_ones(studied: Any, files: Any) -> None:
+    result: JailbreaksResult = studied[0]
+    assert set(result.refusal) == files.truth.truth.refusal
+    assert set(result.harm) == files.truth.truth.harm
+
+
+def test_attacks_succeed_where_harmless_words_dilute_harm(studied: Any) -> None:
+    result: JailbreaksResult = studied[0]
+    (attack,) = result.attacks
+    assert (attack.attack, attack.n, attack.neither, attack.plain_answered) == ("wrappers", 4 * N_TEST, 0, 0)
+    assert attack.success.value == 0.5
+    strong = {row.id for row in result.pairs if int(row.id.rpartition(":")[2]) < len(STRONG)}
+    assert {row.id for row in result.pairs if row.outcome == "succeeded"} == strong
+
+
+def test_drops_are_those_of_the_circuit(studied: Any, files: Any) -> None:
+    result: JailbreaksResult = studied[0]
+    texts = {prompt.id: prompt.text for prompt in _prompts(files)}
+    reference: list[float] = []
+    for row in result.pairs:
+        name, _, place = row.id.rpartition("-wrappers:")
+        plain = next(text for key, text in texts.items() if name.endswith(key))
+        template = (*STRONG, *WEAK)[int(place)]
+        fall = refuse(files.truth, plain) - refuse(files.truth, template.replace("{ask}", plain))
+        assert row.drop.harm == pytest.approx(0.0, abs=1e-3)
+        if fall == 0:
+            assert row.drop.refusal == pytest.approx(0.0, abs=1e-3)
+        else:
+            reference.append(fall / row.drop.refusal)
+    # The unit is the mean level on refused prompts, all with two or three content words.
+    assert max(reference) - min(reference) < 0.02
+    assert 1.5 <= sum(reference) / len(reference) <= 1.7
+
+
+def _prompts(files: Any) -> Any:
+    from demur.data import read_prompts
+
+    return read_prompts(files.folder / "harmful.jsonl", label="harmful")
+
+
+def test_succeeded_attacks_take_away_more_than_failed_ones_and_than_shams(studied: Any) -> None:
+    result: JailbreaksResult = studied[0]
+    groups = {row.group: row for row in result.groups}
+    assert set(groups) == set(GROUPS)
+    assert groups["failed"].refusal.value == pytest.approx(0.0, abs=1e-3)
+    # Harmless requests have no refusal features to lose.
+    assert groups["same text, harmless request"].refusal.value == pytest.approx(0.0, abs=1e-3)
+    tests = {(row.against, row.measure): row for row in result.tests}
+    failed = tests["failed", "refusal"]
+    assert failed.paired
+    assert failed.difference.n == N_TEST
+    succeeded = groups["succeeded"].refusal
+    assert failed.difference.value == pytest.approx(succeeded.value, abs=1e-3)
+    # All requests have a positive difference.
+    assert failed.p == sign_flip_p([1.0] * N_TEST)
+    assert tests["failed", "harm"].p_holm == 1.0
+    assert all(row.p_holm >= row.p for row in result.tests)
+
+
+def test_local_explanations_are_planted_refusal_features(studied: Any, files: Any) -> None:
+    result: JailbreaksResult = studied[0]
+    assert len(result.local) == 4
+    for row in result.local:
+        assert set(row.features) <= files.truth.truth.refusal
+        assert set(row.regions) == {"post_instruction"}
+        assert all(row.raised)
+        assert row.restored
+        assert row.kl[0] > 1.0 > 0.05 > row.kl[-1]
+    assert result.restored[LOCAL].value == 1.0
+    assert result.restored[RANDOM].value == 0.0
+    assert median_patches(result) == 1
+    assert result.f_star_share == 1.0
+
+
+def test_words_suppress_as_the_circuit_says_and_nothing_is_left_without_harm(studied: Any) -> None:
+    result: JailbreaksResult = studied[0]
+    assert len(result.walks) == 3
+    for row in result.walks:
+        assert row.refusal[0] == 0.0
+        # More words, more suppression; only content words add any.
+        assert all(b >= a - 1e-3 for a, b in zip(row.refusal, row.refusal[1:], strict=False))
+        assert row.without_harm == pytest.approx([1.0] * len(row.refusal), abs=1e-3)
+        assert len(row.by_feature) == 3
+        for curve in row.by_feature:
+            assert curve == pytest.approx(row.refusal, abs=0.02)
+        assert 0 < row.alone < row.refusal[-1]
+
+
+def test_the_report_says_it_with_its_controls(studied: Any) -> None:
+    result, out = studied
+    page = result.page()
+    (verdict,) = page.verdicts
+    assert "significantly more than failed attacks do" in verdict
+    assert "100%" in verdict
+    html, text = render_html([page]), render_markdown([page])
+    for title in ("What attacks take away", "Explained one by one", "Word by word"):
+        assert title in html
+        assert title in text
+    assert html.count("<svg") >= 3
+    (finished,) = read_results(out)
+    assert lasting(finished.result) == lasting(result)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_same_command_again_computes_nothing(studied: Any, files: Any, folder: Path) -> None:
+    result, out = studied
+    before = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*.jsonl")}
+    again = demur.run("jailbreaks", out=out, **asked(files, folder))
+    assert lasting(again) == lasting(result)  # pyright: ignore[reportArgumentType]
+    assert {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*.jsonl")} == before
+
+
+def test_pairs_from_a_file_that_chose_features_are_left_out(studied: Any, files: Any, folder: Path) -> None:
+    _, out = studied
+    rows = [{"goal": p.text, "prompt": BESIDE + p.text} for p in _prompts(files)]
+    file = folder / "pairs.json"
+    file.write_text(json.dumps({"attack": "Beside", "model": "planted", "jailbreaks": rows}), encoding="utf-8")
+    found = demur.run("jailbreaks", out=out, **asked(files, folder, attacks=str(file), n_explain=0, n_walks=0))
+    assert isinstance(found, JailbreaksResult)
+    (attack,) = found.attacks
+    assert (attack.attack, attack.chosen_from) == ("Beside/planted", 12 + 16 + 4)
+    assert attack.n + attack.plain_answered + attack.chosen_from == len(rows)
+    assert attack.success.value == 1.0
+    assert (found.local, found.walks) == ((), ())
+
+
+def test_rewrites_without_a_plain_version_are_held_against_refused_prompts(
+    studied: Any, files: Any, folder: Path
+) -> None:
+    _, out = studied
+    texts = [template.replace("{ask}", p.text) for p in list(_prompts(files))[:10] for template in (STRONG[0], WEAK[0])]
+    file = write_prompts(folder / "rewrites.jsonl", texts)
+    found = demur.run("jailbreaks", out=out, **asked(files, folder, attacks=str(file)))
+    assert isinstance(found, JailbreaksResult)
+    assert found.local == ()
+    test = next(row for row in found.tests if row.measure == "refusal")
+    assert (test.against, test.paired) == ("failed", False)
+    assert test.difference.value > 0.4
+    assert test.p < 0.001
+
+
+def test_attacks_that_leave_nothing(studied: Any, files: Any, folder: Path) -> None:
+    _, out = studied
+    long = folder / "long.txt"
+    long.write_text("{ask} " + "bread " * 3000, encoding="utf-8")
+    with pytest.raises(InputError, match=r"none of the --attacks leaves anything.*do not fit"):
+        demur.run("jailbreaks", out=out, **asked(files, folder, attacks=str(long)))
+
+
+# -- one prompt ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain(files: Any) -> str:
+    return files.truth.harmful.prompts[0].text
+
+
+def test_an_answered_prompt_is_explained(studied: Any, files: Any, plain: str) -> None:
+    truth: Planted = files.truth
+    found = demur.explain(studied[1], BESIDE + plain, plain)
+    assert found.prompt.outcome is Outcome.COMPLIANCE
+    assert found.plain is not None
+    assert found.plain.outcome is Outcome.REFUSAL
+    assert found.prompt.p_refuse < 0.5 < found.plain.p_refuse
+    assert found.prompt.harm == pytest.approx(found.plain.harm, abs=1e-3)
+    ratio = refuse(truth, BESIDE + plain) / refuse(truth, plain)
+    assert found.prompt.refusal / found.plain.refusal == pytest.approx(ratio, abs=0.01)
+    # Harm features fire on the harm words alone, refusal features on the template after them.
+    assert {t.text.strip() for t in found.prompt.tokens if t.harm > 0.1} == {"steal", "vault"}
+    assert {t.region for t in found.prompt.tokens if t.refusal > 0.1} == {"post_instruction"}
+    # The features that are suppressed come first.
+    assert {row.feature for row in found.levels[:3]} == truth.truth.refusal
+    assert {row.kind for row in found.levels[:3]} == {"refusal"}
+    # Leaving out a harmless word brings some refusal back, leaving out a harm word takes it away.
+    rises = {row.words.strip("."): row.refusal for row in found.words}
+    assert rises["bread"] > 0.01
+    assert rises["vault"] < -0.1
+    assert rises["how"] == pytest.approx(0.0, abs=1e-3)
+    assert {row.outcome for row in found.changes} == {Outcome.REFUSAL}
+    assert {row.feature for row in found.patches} <= truth.truth.refusal
+
+
+def test_a_refused_prompt_is_explained_by_taking_features_out(studied: Any, plain: str) -> None:
+    found = demur.explain(studied[1], plain)
+    assert found.plain is None
+    assert found.prompt.outcome is Outcome.REFUSAL
+    # The backup wakes up where the refusal features are taken out, unless the harm that it reads goes as well.
+    assert {row.what: row.outcome for row in found.changes} == {
+        "refusal features taken out": Outcome.REFUSAL,
+        "harm features taken out": Outcome.COMPLIANCE,
+        "F* taken out": Outcome.COMPLIANCE,
+    }
+    assert found.patches == ()
+
+
+def test_the_command_prints_and_writes_a_page(studied: Any, plain: str) -> None:
+    _, out = studied
+    done = run("explain", out, BESIDE + plain, "--plain", plain)
+    assert done.code == 0, done.error
+    assert "Answered (P(refuse)" in done.words
+    assert "Plain version: refused" in done.words
+    assert "harm features: steal 1.00" in done.words
+    page = Path(done.out.rpartition("page: ")[2].strip())
+    assert page.parent == out
+    html = page.read_text(encoding="utf-8")
+    assert 'class="tok"' in html
+    # An explanation is no study of the folder.
+    assert unfinished(out) == ()
+    assert len(read_results(out)) == 1
+    assert run("explain", out, BESIDE + plain, "--plain", plain, "--out", out / "e.md").code == 0
+    assert "- harm features: steal 1.00" in (out / "e.md").read_text(encoding="utf-8")
+
+
+def test_a_plain_version_that_is_answered_too_restores_nothing(studied: Any, files: Any) -> None:
+    harmless = files.truth.harmless.prompts[0].text
+    found = demur.explain(studied[1], BESIDE + harmless, harmless)
+    assert any("plain version is not refused either" in warning for warning in found.warnings)
+    assert found.patches == ()
+    tokens = [block for section in found.page().sections for block in section.blocks if isinstance(block, Tokens)]
+    assert all(0 <= value <= 1 for _, line in tokens[0].lines for t in line for value in (t.upper, t.lower))
+
+
+def test_what_cannot_be_explained(studied: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the prompt is empty"):
+        demur.explain(studied[1], "  ")
+    with pytest.raises(RunError, match="holds no run"):
+        demur.explain(tmp_path, "How do I bake bread?")
