@@ -65,10 +65,12 @@ def test_every_method_has_its_rows(benched: Any) -> None:
     assert [row.method for row in harmful if row.chosen] == list(METHODS)
     for method in METHODS:
         strengths = [row.strength for row in harmful if row.method == method]
-        local, direction = method.endswith("-local"), method.startswith("direction")
-        assert len(strengths) == (1 if local or direction else 2), method
+        one = method.endswith("-local") or method.startswith("direction")
+        assert len(strengths) == (1 if one else 5 if method.startswith("subspace") else 2), method
     induced = {row.method for row in result.effects if row.kind == "induce"}
-    assert induced == set(METHODS) - {"cossim+ap-local", "ap-local", "direction-affine"}
+    assert induced == set(METHODS) - {
+        "cossim+ap-local", "ap-local", "direction-affine", "subspace", "subspace-clusters",
+    }  # fmt: skip
     assert result.extras[0].method == "none"
 
 

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from demur.method.selection import actdiff_set
 from demur.model import Region
 from demur.studies import STUDIES
 from demur.studies.config import load_config
 from demur.studies.context import Context, open_context
+from demur.studies.methods import FeatureMethod, Selection, get_method
 from demur.studies.pipeline import Found, find
 from demur.studies.roles import Roles, find_roles, harm_features
 
@@ -67,3 +69,19 @@ def test_a_feature_that_harm_does_not_raise_has_no_role(files: Any, found: tuple
     row = find_roles(work, steps, files.truth.truth.redundant).features[0]
     assert row.role == "mixed"
     assert np.isnan(row.share.value)
+
+
+def test_actdiff_reduces_over_tokens_as_configured(files: Any, tmp_path: Path) -> None:
+    study = STUDIES["benchmark"]
+    config = load_config(None, files.options(actdiff_tokens="last"), study.config)
+    with open_context(study, config, tmp_path / "run") as context:
+        given = Selection(context, find(context, context.splits.choosing), 5)
+        method = get_method("actdiff")
+        assert isinstance(method, FeatureMethod)
+        chosen = method.select(given)
+        own, other = (
+            actdiff_set(context.model, context.suite, given.harmful, given.harmless, 5, reduce=reduce)
+            for reduce in ("last", "max")
+        )
+    assert chosen == own
+    assert chosen != other

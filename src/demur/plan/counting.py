@@ -218,8 +218,8 @@ def _best_seconds(work: Callable[[], Any], device: torch.device) -> float:
 WIDTH: Final = 8
 """Width of the stand-in model's residual."""
 _SAE_WIDTH: Final = 1021
-_CATEGORIES: Final = 7
 """Features of a stand-in SAE: a prime, so that products with whole dictionaries are known by their shapes."""
+_CATEGORIES: Final = 7
 _PRODUCTS: Final = ("matmul", "__matmul__", "mm", "bmm", "mv", "linear")
 _INSTEAD: Final = {"paper_settings": False, "tasks": (), "harm_judges": (), "resamples": 100}
 """Settings of work that is not priced: other programs' and other models', and arithmetic on results."""
