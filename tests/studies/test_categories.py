@@ -12,7 +12,7 @@ from demur.method.interventions import PerPrompt, ScaleFeatures, bind
 from demur.model import ChatModel
 from demur.studies import STUDIES
 from demur.studies.categories import CategoriesResult
-from demur.studies.category_parts import split_sets
+from demur.studies.categories.parts import split_sets
 from demur.types import FeatureId, FeatureSet, PromptSet
 
 OPTIONS: dict[str, Any] = {"n": "16,16,8,20", "k": 5, "suppress": "-3", "min_prompts": 2, "n_exact": 0}

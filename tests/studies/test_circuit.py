@@ -14,8 +14,8 @@ from graph_schema import GRAPH_SCHEMA
 from demur.errors import InputError, ModelError
 from demur.method.edges import GraphNode, PromptGraph
 from demur.stats import spearman
-from demur.studies.attribution_graph import attribution_graph, cantor_pair
-from demur.studies.circuit_sections import Result
+from demur.studies.circuit.graph import attribution_graph, cantor_pair
+from demur.studies.circuit.sections import Result
 from demur.types import FeatureId
 
 

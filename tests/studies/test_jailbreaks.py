@@ -16,8 +16,8 @@ from demur.report import render_html, render_markdown
 from demur.report.blocks import Tokens
 from demur.stats import sign_flip_p
 from demur.studies.base import read_results, unfinished
-from demur.studies.jailbreak_results import GROUPS, LOCAL, RANDOM, JailbreaksResult
-from demur.studies.jailbreak_sections import median_patches
+from demur.studies.jailbreaks.results import GROUPS, LOCAL, RANDOM, JailbreaksResult
+from demur.studies.jailbreaks.sections import median_patches
 from demur.testing import Planted
 from demur.types import Outcome
 

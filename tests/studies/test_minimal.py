@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from demur.errors import InputError
-from demur.studies.minimal_sections import Certificate, Result
+from demur.studies.minimal.sections import Certificate, Result
 from demur.types import FeatureId
 
 

@@ -32,7 +32,7 @@ from demur.studies.categories import (
     Transfer,
     TransferTest,
 )
-from demur.studies.causes import NEGLIGIBLE, CausalRole, Causes, effects, find_causes, without
+from demur.studies.categories.causes import NEGLIGIBLE, CausalRole, Causes, effects, find_causes, without
 from demur.studies.config import COMPLIANCE, SideEffectOptions
 from demur.studies.context import Change, Context, JudgedAnswers
 from demur.studies.methods import RandomMatched, Selection

@@ -2,7 +2,7 @@
 
 Per category a global set: the features that lower refusal of its prompts most. What is common to the categories and
 what is specific to each is suppressed in turn, alone or while the other part is held at its own values, and so are
-other categories' specific features. The experiment is in `category_parts`, the roles of features in `causes`.
+other categories' specific features. The experiment is in `parts`, the roles of features in `causes`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from demur.report import format as fmt
 from demur.report.blocks import Block, Chart, Section, Table, Text
 from demur.stats import Estimate, wilson
 from demur.studies.base import Study, StudyResult
-from demur.studies.causes import CausalRole, Causes
+from demur.studies.categories.causes import CausalRole, Causes
 from demur.studies.config import COMPLIANCE, Factors, FindConfig
 from demur.types import FeatureField, FeatureSet, Value
 
@@ -155,7 +155,7 @@ class CategoriesResult(StudyResult):
 
 def run(context: Context[Config]) -> CategoriesResult:
     """Choose a set for each category, and suppress its parts."""
-    from demur.studies.category_parts import Experiment
+    from demur.studies.categories.parts import Experiment
 
     return Experiment(context).run()
 

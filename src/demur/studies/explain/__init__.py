@@ -117,7 +117,7 @@ class Explanation(StudyResult):
 
     def page(self) -> Page:
         """The explanation as sections, ready to be drawn."""
-        from demur.studies.explain_sections import explain_sections
+        from demur.studies.explain.sections import explain_sections
 
         study: Study[Any, Any] = Study("explain", FindConfig, Explanation, _cannot_run, explain_sections)
         return replace(page_of(study, self), command=f"demur explain {self.run} {self.prompt.text!r}")

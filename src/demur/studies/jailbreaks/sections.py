@@ -14,7 +14,7 @@ from demur.report import charts
 from demur.report import format as fmt
 from demur.report.blocks import Block, Chart, Section, Table, Text, Transcript, Transcripts
 from demur.stats import Estimate, bootstrap_mean
-from demur.studies.jailbreak_results import (
+from demur.studies.jailbreaks.results import (
     GROUPS,
     LOCAL,
     MEASURES,

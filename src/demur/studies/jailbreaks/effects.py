@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from demur.stats import Estimate, bootstrap_mean, bootstrap_of, holm, sign_flip_p
-from demur.studies.jailbreak_results import GROUPS, MEASURES, Drop, GroupRow, Measure, PairRow, TestRow
+from demur.studies.jailbreaks.results import GROUPS, MEASURES, Drop, GroupRow, Measure, PairRow, TestRow
 
 _ENOUGH = 6
 """Requests on which an attack both succeeded and failed, from which on the two are compared within requests: with fewer

@@ -14,7 +14,7 @@ from pydantic import Field
 from demur.errors import ModelError
 from demur.stats import Estimate, bootstrap_mean, bootstrap_of, one_more_draw, spearman_over_prompts
 from demur.studies.base import Study
-from demur.studies.circuit_sections import (
+from demur.studies.circuit.sections import (
     PATHS,
     DrawRow,
     DropRow,
@@ -224,7 +224,7 @@ class _Circuit:
 
         from demur.method.edges import prompt_graph, pruned
         from demur.method.path import Metric
-        from demur.studies.attribution_graph import attribution_graph, node_id
+        from demur.studies.circuit.graph import attribution_graph, node_id
 
         context, config, model = self.context, self.context.config, self.context.model
         (item,) = self.items(PromptSet(name="graph", prompts=(prompt,)))

@@ -18,7 +18,7 @@ from demur.errors import ModelError
 from demur.stats import Estimate, bootstrap_mean, bootstrap_of, clustered_rate, crossed_difference, holm, sign_flip_p
 from demur.studies.base import Study
 from demur.studies.config import FindConfig
-from demur.studies.minimal_sections import (
+from demur.studies.minimal.sections import (
     AWAKE,
     SILENT,
     Certificate,

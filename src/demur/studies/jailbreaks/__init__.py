@@ -16,9 +16,9 @@ from demur.errors import InputError
 from demur.stats import Estimate, wilson
 from demur.studies.base import Study
 from demur.studies.config import FindConfig, Options, Sources
-from demur.studies.jailbreak_effects import adjusted, group_rows, test_rows
-from demur.studies.jailbreak_results import AttackRow, Drop, JailbreaksResult, Outcomes, PairRow
-from demur.studies.jailbreak_sections import jailbreak_sections
+from demur.studies.jailbreaks.effects import adjusted, group_rows, test_rows
+from demur.studies.jailbreaks.results import AttackRow, Drop, JailbreaksResult, Outcomes, PairRow
+from demur.studies.jailbreaks.sections import jailbreak_sections
 from demur.types import Outcome, Prompt, PromptSet, Verdict, text_key
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Config(FindConfig, AttackOptions):
 def run(context: Context[Any]) -> JailbreaksResult:
     """Find the features, attack the model, and measure what the attacks do to them."""
     from demur.studies.gauge import Gauge
-    from demur.studies.jailbreak_causes import Explained, walked_rows
+    from demur.studies.jailbreaks.causes import Explained, walked_rows
     from demur.studies.pipeline import find
 
     found = find(context, context.splits.choosing)

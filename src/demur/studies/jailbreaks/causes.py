@@ -11,7 +11,7 @@ import numpy as np
 
 from demur.data import AttackPair, adversarial_prompts
 from demur.stats import Estimate
-from demur.studies.jailbreak_results import F_STAR, LOCAL, RANDOM, LocalRow, Region, Sample, WalkRow
+from demur.studies.jailbreaks.results import F_STAR, LOCAL, RANDOM, LocalRow, Region, Sample, WalkRow
 from demur.types import Prompt, PromptSet
 
 if TYPE_CHECKING:
