@@ -181,8 +181,7 @@ def attribute_dictionary(
         mask = scoring.mask(batch)
         weight = mask / mask.sum(-1, keepdim=True).clamp(min=1)
         found: Best = torch.empty(len(batch), 0), torch.empty(len(batch), 0, dtype=torch.long)
-        sums: list[Tensor] = []
-        start = 0
+        sums, start = list[Tensor](), 0
         for layer in suite.layers:
             place = weight.to(model.layer_device(layer))
             patched = None if to_zero else ends.patched[layer]

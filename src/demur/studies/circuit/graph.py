@@ -31,6 +31,9 @@ def node_id(node: GraphNode) -> str:
     return f"{node.layer + 1}_{node.token_id}_{node.position}"
 
 
+_DESCRIPTION = "Harm and refusal features of residual-stream SAEs; other paths are not in the graph."
+
+
 def attribution_graph(
     graph: PromptGraph,
     *,
@@ -77,10 +80,7 @@ def attribution_graph(
             "prompt": prompt,
             "node_threshold": thresholds[0],
             "schema_version": 1,
-            "info": {
-                "description": "Harm and refusal features of residual-stream SAEs; other paths are not in the graph.",
-                "generator": {"name": "demur", "version": __version__},
-            },
+            "info": {"description": _DESCRIPTION, "generator": {"name": "demur", "version": __version__}},
             "pruning_settings": {"node_threshold": thresholds[0], "edge_threshold": thresholds[1]},
         },
         "qParams": {
