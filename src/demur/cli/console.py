@@ -99,6 +99,11 @@ class StageProgress:
             self._end()
 
     def __enter__(self) -> Self:
+        if not self._console.is_terminal:
+            # The bars of transformers and the hub cannot be redrawn in files and pipes.
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()
         self._open.enter_context(logging_to(Warnings(self._console)))
         self._open.enter_context(self._bars)
         return self

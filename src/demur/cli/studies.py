@@ -53,15 +53,9 @@ def _run(name: str, config: StudyConfig, out: Path | None, full: bool) -> None:
     note(f"run folder: {folder}")
     from demur.studies.context import run_study
 
-    stderr = console(stderr=True)
-    if not stderr.is_terminal:
-        # The bars of transformers and the hub cannot be redrawn in files and pipes.
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
     arguments: list[str] = click.get_current_context().find_root().obj
     try:
-        with StageProgress(stderr) as progress:
+        with StageProgress(console(stderr=True)) as progress:
             run_study(STUDIES[name], config, folder, progress=progress)
     except KeyboardInterrupt as stop:
         again = shlex.join(["demur", *arguments])

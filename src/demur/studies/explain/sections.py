@@ -22,8 +22,8 @@ def explain_sections(result: Explanation) -> tuple[Section, ...]:
         Section("Token by token", (_tokens(result),), brief=True),
         Section("Prompt" if result.plain is None else "Prompt and plain version", (_readings(result),), brief=True),
         Section("What changes the answer", tuple(_changes(result)), brief=True),
-        Section("Words", tuple(_words(result)), brief=True),
-        Section("Features", (_features(result),), brief=True),
+        Section("Words", tuple(_words(result))),
+        Section("Features", (_features(result),)),
         Section("Answers", (_answers(result),)),
     )
     return tuple(section for section in sections if section.blocks)
