@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +49,13 @@ def test_prompts_without_a_source_are_those_of_the_bundled_model() -> None:
     assert (len(splits.direction.harmful), len(splits.test.harmless)) == (10, 4)
     with pytest.raises(demur.DemurError, match="no harmless prompts are named"):
         demur.load_prompts(harmful="advbench")
+
+
+def test_sizes_of_splits_are_written_as_on_the_command_line(tmp_path: Path) -> None:
+    for name in ("harmful", "harmless"):
+        lines = "\n".join(f"What about the {name} thing number {n} of {n * n}?" for n in range(40))
+        (tmp_path / f"{name}.txt").write_text(lines, encoding="utf-8")
+    splits = demur.load_prompts(tmp_path / "harmful.txt", tmp_path / "harmless.txt", n="10,4,4,2")
+    assert (len(splits.direction.harmful), len(splits.test.harmless)) == (10, 2)
+    with pytest.raises(demur.DemurError, match="few"):
+        demur.load_prompts(tmp_path / "harmful.txt", tmp_path / "harmless.txt", n="few")

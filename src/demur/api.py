@@ -59,10 +59,12 @@ def load_prompts(harmful: Sources | None = None, harmless: Sources | None = None
     bundled model's). `options` are `n`, `seed` and, for sources, `test_harmful` and `test_harmless`. Raises InputError:
     a source cannot be used or is missing, or too few prompts are left."""
     if harmful is None and harmless is None:
-        return read_splits(StudyConfig(**options))
+        return read_splits(load_config(None, options, StudyConfig))
     if harmful is None or harmless is None:
         raise InputError(f"no {'harmful' if harmful is None else 'harmless'} prompts are named; give both, or neither")
-    return _data.load_prompts(harmful, harmless, **options)
+    # As a study reads them: `n` may be "128,32,32,100" or "test=50".
+    own = load_config(None, {name: options.pop(name) for name in ("n", "seed") if name in options}, StudyConfig)
+    return _data.load_prompts(harmful, harmless, n=own.n, seed=own.seed, **options)
 
 
 def is_bundled(model: ChatModel) -> bool:
