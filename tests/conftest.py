@@ -10,6 +10,8 @@ from pathlib import Path
 # a busy machine make the tests fifty times slower. Set before torch is imported, and for subprocesses.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# It reads HF_HUB_OFFLINE when it is first imported, which must not be in a test that sets the variable for itself.
+import huggingface_hub.constants  # noqa: F401
 import pytest
 from hypothesis import settings
 
