@@ -82,6 +82,10 @@ class Sae:
         for block in _blocks(self.spec.d_sae, size):
             yield block.start, self._weights.decoder_rows(block)
 
+    def decoder_norms(self) -> Float[Tensor, " d_sae"]:
+        """The length of every decoder row; the decoder is read in blocks."""
+        return torch.cat([rows.norm(dim=-1) for _, rows in self.decoder_blocks(_DENSE_BLOCK)])
+
     def encoder_blocks(self, size: int) -> Iterator[FeatureRows]:
         """The dictionary in order, at most `size` features at a time; SaeError for a TopK dictionary."""
         if self.spec.activation == "topk":

@@ -21,7 +21,7 @@ from demur.studies.roles import find_roles, harm_features
 from demur.types import FeatureId, Prompt, PromptSet
 
 if TYPE_CHECKING:
-    from demur.model import Batch, Items
+    from demur.model import Items
     from demur.studies.context import Change
     from demur.studies.pipeline import Finding, Found
 
@@ -86,18 +86,14 @@ class Gauge:
 
     def p_refuse(self, prompts: PromptSet, change: Change = ()) -> np.ndarray:
         """Probability that the answer to each prompt begins with a refusal token, shape (prompt,)."""
-        import torch
-
-        from demur.method.interventions import bind
+        from demur.method.direction import first_token
+        from demur.method.interventions import Compiled
 
         model = self.work.model
 
-        def run(batch: Batch) -> list[float]:
-            with torch.inference_mode(), model.intervene(bind(self.work.suite, *change)):
-                return model.last_logits(batch).softmax(-1)[:, list(self.refusal_ids)].sum(-1).tolist()
-
         def compute() -> list[float]:
-            return model.each(model.tokenize(prompts), run)
+            compiled = Compiled(model, self.work.suite, change)
+            return first_token(model, model.tokenize(prompts), self.refusal_ids, compiled).log_odds.sigmoid().tolist()
 
         depends = self.work.under(change) | {"prompts": prompts.digest, "refusal_ids": self.refusal_ids}
         return np.array(self.work.cached("p-refuse", depends, list[float], compute, "first tokens"))

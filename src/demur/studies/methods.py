@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -190,7 +191,7 @@ class RandomMatched(FeatureMethod):
         work = given.work
         rates: dict[int, Tensor] = {}
         sizes: dict[int, Tensor] = {}
-        norms = {n: torch.cat([rows.norm(dim=-1) for _, rows in work.suite[n].decoder_blocks(8192)]) for n in layers}
+        norms = {layer: work.suite[layer].decoder_norms() for layer in layers}
         for prompts in (given.harmful, given.harmless):
             fires = activations.firing_rates(work.model, work.suite, prompts, layers=layers)
             moves = activations.mean_activations(work.model, work.suite, prompts, layers=layers)
@@ -297,10 +298,8 @@ class Singular(DirectionAblated):
 
     def suppress(self, sets: Sets, strength: float, prompts: PromptSet) -> tuple[Change, ...]:
         del prompts
-        given, direction = sets.given, sets.given.found.direction
-        harmful = given.work.model.tokenize(given.found.clean.used("direction").harmful)
-        k = min(int(strength), len(harmful))
-        residuals = residuals_at(given.work.model, harmful, direction.layer, direction.position)
+        direction, residuals = sets.given.found.direction, sets.residuals
+        k = min(int(strength), len(residuals))
         basis = self.basis(residuals, direction.harmless_mean[direction.layer], k)
         return ((replace(direction.ablate(), vector=basis),),)
 
@@ -385,6 +384,13 @@ class Sets:
             return (method.select(given),)
 
         return given.work.cached("feature_sets", depends, tuple[FeatureSet, ...], compute, f"features: {name}")
+
+    @cached_property
+    def residuals(self) -> Float[Tensor, "prompt d_model"]:
+        """Residuals of the harmful prompts that made the direction, where it was read."""
+        work, found = self.given.work, self.given.found
+        harmful = work.model.tokenize(found.clean.used("direction").harmful)
+        return residuals_at(work.model, harmful, found.direction.layer, found.direction.position)
 
     def maxima(self, features: FeatureSet) -> tuple[float, ...]:
         """Mean maximum activation of each feature on harmful selection prompts, in the set's order."""

@@ -246,8 +246,6 @@ def _firing(work: Finding, prompts: PromptSet, features: Sequence[FeatureId], ch
 def _woken(work: Finding, prompts: PromptSet, refusal: Sequence[FeatureId], count: int) -> tuple[FeatureId, ...]:
     """The features whose mean maximum activation, times the norm of their decoder row, rises most when the refusal
     features are taken out."""
-    import torch
-
     from demur.method.activations import mean_activations
     from demur.method.interventions import bind
 
@@ -259,8 +257,8 @@ def _woken(work: Finding, prompts: PromptSet, refusal: Sequence[FeatureId], coun
         with work.model.intervene(bind(work.suite, *change)):
             after = mean_activations(work.model, work.suite, items, layers=layers, reduce="max")
         for layer in layers:
-            norms = torch.cat([rows.norm(dim=-1).cpu() for _, rows in work.suite[layer].decoder_blocks(8192)])
-            values, places = ((after[layer] - before[layer]) * norms).topk(min(count, len(norms)))
+            rise = (after[layer] - before[layer]) * work.suite[layer].decoder_norms()
+            values, places = rise.topk(min(count, len(rise)))
             best += [(v, FeatureId(layer, i)) for v, i in zip(values.tolist(), places.tolist(), strict=True) if v > 0]
         return tuple(feature for _, feature in sorted(best, key=lambda each: -each[0])[:count])
 

@@ -366,8 +366,7 @@ class Experiment:
         for measure in self.measures:
             for name in (ALL, *kinds):
                 ids = self._prompts(kinds if name == ALL else (name,)).ids
-                success = clustered_rate([[run[measure][each] for each in ids] for run in runs])
-                whole = clustered_rate([[self.whole[measure][each] for each in ids]])
+                success, normalised = self._rates(measure, ids, runs)
                 yield PartRow(
                     split=split,
                     part=part,
@@ -378,8 +377,13 @@ class Experiment:
                     measure=measure,
                     size=float(np.mean(sizes)) if name == ALL else sizes[kinds.index(name)],
                     success=success,
-                    normalised=ratio_of(success, whole),
+                    normalised=normalised,
                 )
+
+    def _rates(self, measure: str, ids: Sequence[str], runs: Sequence[Outcomes]) -> tuple[Estimate, Estimate]:
+        """Requests that got what they ask for, and that share divided by the one with the whole sets suppressed."""
+        success = clustered_rate([[run[measure][each] for each in ids] for run in runs])
+        return success, ratio_of(success, clustered_rate([[self.whole[measure][each] for each in ids]]))
 
     # -- transfer ------------------------------------------------------------------------------------------------------
 
@@ -399,8 +403,7 @@ class Experiment:
                 for source in kinds:
                     for target in kinds:
                         ids = self._prompts((target,)).ids
-                        success = clustered_rate([[by_source[source][measure][each] for each in ids]])
-                        whole = clustered_rate([[self.whole[measure][each] for each in ids]])
+                        success, normalised = self._rates(measure, ids, [by_source[source]])
                         shared = {*parted.specific[source]} & {*parted.specific[target]}
                         rows.append(
                             Transfer(
@@ -410,7 +413,7 @@ class Experiment:
                                 measure=measure,
                                 shared=len(shared),
                                 success=success,
-                                normalised=ratio_of(success, whole),
+                                normalised=normalised,
                             )
                         )
                 tests.append(self._own_or_others(kinds, by_source, other, measure))

@@ -84,20 +84,13 @@ class _Minimal:
         return (ScaleFeatures(tuple(features), self.factor),) if features else ()
 
     def _odds(self, prompts: PromptSet, change: Change) -> np.ndarray:
-        from demur.method.direction import refusal_log_odds
+        from demur.method.direction import first_token
         from demur.method.interventions import Compiled
 
         model, ids = self.context.model, self.found.clean.refusal_ids
         compiled = Compiled(model, self.context.suite, change)
-
-        def run(batch: Any) -> list[float]:
-            import torch
-
-            with torch.inference_mode(), compiled.on(batch):
-                return refusal_log_odds(model.last_logits(batch), ids).tolist()
-
         with model.in_float32():
-            return np.array(model.each(model.tokenize(prompts), run))
+            return first_token(model, model.tokenize(prompts), ids, compiled).log_odds.double().numpy()
 
     def odds(self, prompts: PromptSet, change: Change = ()) -> np.ndarray:
         """Refusal log-odds of each prompt under a change, nats; computed once per run folder."""
