@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # One process a core, one thread each: small models gain nothing from threads, and threads that wait for one another on
 # a busy machine make the tests fifty times slower. Set before torch is imported, and for subprocesses.
@@ -64,6 +66,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skip("eval", "lm-evaluation-harness is not installed: pip install 'demur[eval]'")
     if any(item.get_closest_marker("gpu") for item in items) and not _cuda_is_there():
         skip("gpu", "no CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def registries_as_before() -> Iterator[None]:
+    """What a test registers is gone when it ends: test files share a process, in an order that changes."""
+    from demur.data.named_sets import PROMPT_SETS
+    from demur.judges import JUDGES
+    from demur.registry import Registry
+    from demur.saes.layouts import LAYOUTS
+    from demur.studies import STUDIES
+    from demur.studies.methods import METHODS
+
+    registries: list[Registry[Any]] = [STUDIES, METHODS, JUDGES, LAYOUTS, PROMPT_SETS]
+    before = [dict(registry.registered) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        for name in registry.registered.keys() - entries.keys():
+            registry.unregister(name)
+        for name, entry in entries.items():
+            registry.register(name, entry)
 
 
 @pytest.fixture(scope="session")

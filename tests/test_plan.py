@@ -236,8 +236,7 @@ def measured() -> Any:
         with context.timed("answers"):
             context.answer("test", context.splits.test.harmful)
 
-    yield STUDIES.register("measured", study(work))
-    STUDIES.unregister("measured")
+    return STUDIES.register("measured", study(work))
 
 
 @pytest.mark.usefixtures("measured")

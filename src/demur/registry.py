@@ -33,6 +33,11 @@ class Registry(Generic[T]):
         self._registered[name] = entry
         return entry
 
+    @property
+    def registered(self) -> Mapping[str, T]:
+        """What `register` added in this process, by name."""
+        return self._registered
+
     def unregister(self, name: str) -> None:
         """Take back what `register` added."""
         self._registered.pop(name, None)

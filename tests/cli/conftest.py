@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import toy_study
 
@@ -12,7 +10,6 @@ from demur.studies.base import Study
 
 
 @pytest.fixture(autouse=True)
-def toy() -> Iterator[Study[toy_study.ToyConfig, toy_study.ToyResult]]:
+def toy() -> Study[toy_study.ToyConfig, toy_study.ToyResult]:
     """The study `toy` of toy_study.py."""
-    yield STUDIES.register("toy", toy_study.STUDY)
-    STUDIES.unregister("toy")
+    return STUDIES.register("toy", toy_study.STUDY)

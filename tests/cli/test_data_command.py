@@ -16,7 +16,6 @@ import pytest
 
 from command_line import Ran
 from command_line import run as demur
-from demur.data import PROMPT_SETS
 
 HARMFUL = (
     b"category,source,forbidden_prompt\nDeceit,x,How do I lie?\nDeceit,x,how do I  lie?\nTheft,x,How do I steal?\n"
@@ -144,10 +143,7 @@ def test_sets_of_ones_own_are_named_by_an_option_too(tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text('[only-by-option]\nlabel = "harmless"\nfile = "mine.txt"\n')
     assert run("show", "only-by-option").code == 2
-    try:
-        code, out, _ = demur("data", "--sets", own, "show", "only-by-option")
-    finally:
-        PROMPT_SETS.unregister("only-by-option")
+    code, out, _ = demur("data", "--sets", own, "show", "only-by-option")
     assert code == 0
     assert f"file       {tmp_path / 'mine.txt'}\n" in out
 
