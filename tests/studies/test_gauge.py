@@ -6,9 +6,10 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from demur.data import AttackPair
-from demur.model import Region
+from demur.model import Region, TokenizedPrompt
 from demur.studies.gauge import Gauge, Walk, drops, walked
 from demur.types import FeatureId
 
@@ -20,11 +21,11 @@ def gauge() -> Gauge:
 
 
 def test_harm_counts_at_its_maximum_on_words_and_refusal_at_its_mean_on_the_template() -> None:
-    regions = np.array([Region.SPECIAL, *[Region.INSTRUCTION] * 2, *[Region.POST_INSTRUCTION] * 2])
-    values = np.array([[9.0, 9.0, 9.0], [1.0, 0.0, 8.0], [2.0, 0.5, 0.0], [7.0, 7.0, 1.0], [0.0, 7.0, 4.0]])
-    assert gauge().reduced(regions, values).tolist() == [2.0, 0.5, 2.5]
+    regions = (Region.SPECIAL, *[Region.INSTRUCTION] * 2, *[Region.POST_INSTRUCTION] * 2)
+    values = torch.tensor([[9.0, 9.0, 9.0], [1.0, 0.0, 8.0], [2.0, 0.5, 0.0], [7.0, 7.0, 1.0], [0.0, 7.0, 4.0]])
+    whole, bare = (TokenizedPrompt(str(n), (0,) * n, tuple(map(int, regions[:n]))) for n in (5, 1))
     # No words, or no template: nothing fires there.
-    assert gauge().reduced(regions[:1], values[:1]).tolist() == [0.0, 0.0, 0.0]
+    assert gauge().reduced([whole, bare], [values, values[:1]]).tolist() == [[2.0, 0.5, 2.5], [0.0, 0.0, 0.0]]
 
 
 def test_a_signal_is_a_share_of_the_reference_and_unknown_without_features() -> None:

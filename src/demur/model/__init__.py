@@ -11,6 +11,7 @@ from demur.model._hooks import (
     capture,
     count_hooks,
     hooked,
+    resumed,
     track,
 )  # fmt: skip
 from demur.model._loading import (
@@ -40,5 +41,5 @@ __all__ = [
     "ChatFormat", "ChatModel", "CompiledIntervention", "Cursor", "Edit", "Items", "Progress", "Region", "Residuals",
     "TokenizedPrompt", "answer_batches", "by_length", "capture", "count_hooks", "end_tokens", "find_device",
     "find_layers", "fitting_threads", "folder_digest", "halving", "hooked", "is_out_of_memory", "load_model",
-    "model_class", "model_identity", "next_batch", "pad", "peak_memory", "read_config", "track",
+    "model_class", "model_identity", "next_batch", "pad", "peak_memory", "read_config", "resumed", "track",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property, partial
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
+
+_CPU_ANSWER_SHARE = 0.25
+"""What a new token counts for in the budget of a pass on a CPU."""
 
 
 class ChatModel:
@@ -392,7 +396,10 @@ def answer_batches(
             )
             return model.intervention_id, [answer(row[batch.input_ids.shape[1] :]) for row in tokens]
 
-    for places, (name, answers) in model.over_batches(items, run, extra_tokens=max_new_tokens, done=done):
+    # A step makes one token of each row: on a CPU, where budgets are for time, an answer weighs less than its prompt.
+    weight = 1 if model.device.type == "cuda" else _CPU_ANSWER_SHARE
+    extra = math.ceil(weight * max_new_tokens)
+    for places, (name, answers) in model.over_batches(items, run, extra_tokens=extra, done=done):
         yield [
             Answer(prompt=prompts[place], text=text, intervention=name, finished=finished)
             for place, (text, finished) in zip(places, answers, strict=True)

@@ -9,7 +9,7 @@ plain to an adversarial prompt is the difference of their signals.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -21,6 +21,8 @@ from demur.studies.roles import find_roles, harm_features
 from demur.types import FeatureId, Prompt, PromptSet
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from demur.model import Items
     from demur.studies.context import Change
     from demur.studies.pipeline import Finding, Found
@@ -62,22 +64,20 @@ class Gauge:
         """Harm features, then refusal features."""
         return (*self.harm, *self.refusal)
 
-    def at_tokens(self, items: Items, change: Change = ()) -> list[np.ndarray]:
+    def at_tokens(self, items: Items, change: Change = ()) -> list[Tensor]:
         """Activations at every token of each prompt under a change, shape (token, feature)."""
         from demur.method.activations import feature_activations
         from demur.method.interventions import bind
 
         with self.work.model.intervene(bind(self.work.suite, *change)):
-            found = feature_activations(self.work.model, self.work.suite, items, self.features)
-        return [values.numpy() for values in found]
+            return feature_activations(self.work.model, self.work.suite, items, self.features)
 
     def levels(self, prompts: PromptSet, change: Change = ()) -> np.ndarray:
         """Level of each feature on each prompt under a change, shape (prompt, feature), in the SAE's units."""
 
         def compute() -> _Levels:
             items = self.work.model.tokenize(prompts)
-            each = zip(items, self.at_tokens(items, change), strict=True)
-            return [tuple(self.reduced(np.array(item.regions), values).tolist()) for item, values in each]
+            return [tuple(row) for row in self.reduced(items, self.at_tokens(items, change)).tolist()]
 
         depends = self.work.under(change) | {"prompts": prompts.digest, "features": self.features}
         depends |= {"harm": len(self.harm)}
@@ -98,14 +98,13 @@ class Gauge:
         depends = self.work.under(change) | {"prompts": prompts.digest, "refusal_ids": self.refusal_ids}
         return np.array(self.work.cached("p-refuse", depends, list[float], compute, "first tokens"))
 
-    def reduced(self, regions: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Levels on one prompt from the activations at its tokens."""
+    def reduced(self, items: Items, values: Sequence[Tensor]) -> np.ndarray:
+        """Levels on prompts, shape (prompt, feature), from the activations at their tokens."""
+        from demur.method.activations import over_regions
         from demur.model import Region
 
-        split = len(self.harm)
-        harm = values[regions == Region.INSTRUCTION, :split].max(0, initial=0.0)
-        after = values[regions == Region.POST_INSTRUCTION, split:]
-        return np.concatenate([harm, after.mean(0) if len(after) else np.zeros(after.shape[1])])
+        harm = over_regions(items, values, [Region.INSTRUCTION])[:, : len(self.harm)]
+        return np.hstack([harm, over_regions(items, values, [Region.POST_INSTRUCTION], "mean")[:, len(self.harm) :]])
 
     def signals(self, levels: np.ndarray) -> np.ndarray:
         """Harm and refusal signal of each row of levels, shape (prompt, 2); nan where there are no such features."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -85,7 +86,7 @@ def effects(
 ) -> np.ndarray:
     """Fall of the refusal log-odds of the first answer token when each feature is set to 0, nats, shape (prompt,
     feature); `given` are set to 0 already. A feature that does not fire on a prompt has no effect there."""
-    from demur.method.direction import first_token
+    from demur.method.direction import Start, first_token
     from demur.method.interventions import Compiled
 
     ids, model, before = found.clean.refusal_ids, work.model, without(given)
@@ -93,15 +94,18 @@ def effects(
 
     def compute(done: frozenset[str]) -> Iterator[list[_Effects]]:
         items = model.tokenize(prompts)
-        clean = first_token(model, items, ids, Compiled(model, work.suite, before)).log_odds.numpy()
-        for column, feature in enumerate(features):
-            if str(feature) not in done:
+        under = Compiled(model, work.suite, before)
+        clean = first_token(model, items, ids, under).log_odds.numpy()
+        left = sorted(column for column, feature in enumerate(features) if str(feature) not in done)
+        for layer, columns in groupby(sorted(left, key=lambda n: features[n].layer), lambda n: features[n].layer):
+            start = Start.of(model, items, layer, under)
+            for column in columns:
                 own, fall = np.flatnonzero(fires[:, column]), np.zeros(len(items))
                 if len(own):
-                    change = Compiled(model, work.suite, without((*given, feature)))
-                    after = first_token(model, [items[n] for n in own.tolist()], ids, change).log_odds.numpy()
-                    fall[own] = clean[own] - after
-                yield [_Effects(feature=str(feature), falls=tuple(fall.tolist()))]
+                    change = Compiled(model, work.suite, without((*given, features[column])))
+                    some = [items[n] for n in own.tolist()]
+                    fall[own] = clean[own] - first_token(model, some, ids, change, start=start).log_odds.numpy()
+                yield [_Effects(feature=str(features[column]), falls=tuple(fall.tolist()))]
 
     depends = work.under(before) | {"prompts": prompts.digest, "refusal_ids": ids, "features": features}
     depends |= {"saes": work.suite.identity}
@@ -225,19 +229,16 @@ _SCORED = 2
 def _firing(work: Finding, prompts: PromptSet, features: Sequence[FeatureId], change: Change) -> np.ndarray:
     """Whether each feature fires on a scored token of each prompt (2), on others only (1), or not at all (0), shape
     (prompt, feature)."""
-    from demur.method.activations import feature_activations
+    from demur.method.activations import feature_activations, over_regions
     from demur.method.interventions import bind
-    from demur.model import SCORED_REGIONS
+    from demur.model import SCORED_REGIONS, Region
 
     def compute() -> list[list[int]]:
         items = work.model.tokenize(prompts)
         with work.model.intervene(bind(work.suite, *change)):
             found = feature_activations(work.model, work.suite, items, features)
-        rows: list[list[int]] = []
-        for item, values in zip(items, found, strict=True):
-            fires, scored = values.numpy() > 0, np.isin(item.regions, SCORED_REGIONS)
-            rows.append((fires.any(0).astype(int) + fires[scored].any(0)).tolist())
-        return rows
+        anywhere, scored = (over_regions(items, found, regions) > 0 for regions in (tuple(Region), SCORED_REGIONS))
+        return (anywhere.astype(int) + scored).tolist()
 
     depends = work.under(change) | {"prompts": prompts.digest, "features": features, "saes": work.suite.identity}
     return np.array(work.run.cached("firing", depends, list[list[int]], compute)).reshape(len(prompts), len(features))

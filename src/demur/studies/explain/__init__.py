@@ -347,7 +347,7 @@ def _as_refused(gauge: Gauge, refused: PromptSet, item: TokenizedPrompt) -> Hold
 
     after, split = item.n_post_instruction, len(gauge.harm)
     known = gauge.at_tokens(gauge.work.model.tokenize(refused))
-    means = np.mean([values[len(values) - after :, split:] for values in known], 0)
+    means = torch.stack([values[len(values) - after :, split:] for values in known]).mean(0)
     values = torch.full((len(item), len(gauge.refusal)), torch.nan)
-    values[len(item) - after :] = torch.tensor(means, dtype=torch.float32)
+    values[len(item) - after :] = means
     return HoldFeatures(gauge.refusal, values)

@@ -324,15 +324,13 @@ class _Minimal:
 
     def _fires(self, prompts: PromptSet, features: Sequence[FeatureId], change: Change = ()) -> np.ndarray:
         """Whether each feature fires on a scored token of each prompt, shape (prompt, feature)."""
-        from demur.method.activations import feature_activations
+        from demur.method.activations import feature_activations, over_regions
         from demur.method.interventions import bind
-        from demur.model import SCORED_REGIONS
 
         model, items = self.context.model, self.context.model.tokenize(prompts)
         with model.intervene(bind(self.context.suite, *change)):
             values = feature_activations(model, self.context.suite, items, features)
-        inside = [np.isin(item.regions, SCORED_REGIONS) for item in items]
-        return np.array([(v.numpy()[m] > 0).any(0) for v, m in zip(values, inside, strict=True)])
+        return over_regions(items, values) > 0
 
     def _dormant_row(self, feature: FeatureId, wakers: tuple[FeatureId, ...], prompts: PromptSet) -> DormantRow:
         clean, under = self._fires(prompts, [feature]), self._fires(prompts, [feature], self.scaled(wakers))
