@@ -140,9 +140,7 @@ def _over_tokens(
     return mean_within((values > 0).float() if reduce == "rate" else values, scored)
 
 
-def mean_within(
-    values: Float[Tensor, "batch pos k"], where: Bool[Tensor, "batch pos"]
-) -> Float[Tensor, "batch k"]:
+def mean_within(values: Float[Tensor, "batch pos k"], where: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch k"]:
     """Mean of each row's values over its tokens within a mask; 0 where it has none."""
     where = where.to(values.device)
     return (values * where[..., None]).sum(1) / where.sum(1, keepdim=True).clamp(min=1)

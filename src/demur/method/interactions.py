@@ -54,7 +54,7 @@ def _predicted(members: Tensor, weights: Tensor, factors: Tensor) -> Tensor:
     return members @ weights + 0.5 * (crossed * _signs(factors.shape[1])).sum(-1)
 
 
-def fit(members: Members, effects: Effects, rank: int, *, seed: int = 0, starts: int = 3) -> FactorisationMachine:
+def fit(members: Members, effects: Effects, rank: int, *, seed: int = 0, starts: int = 2) -> FactorisationMachine:
     """The machine with the smallest penalised squared error of several starts; of rank 0 an additive fit."""
     x, scale = torch.from_numpy(members).double(), float(np.std(effects)) or 1.0
     y = torch.from_numpy(effects).double() / scale
@@ -64,7 +64,7 @@ def fit(members: Members, effects: Effects, rank: int, *, seed: int = 0, starts:
         weights = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
         factors = 0.1 * torch.randn(x.shape[1], rank, generator=generator, dtype=torch.float64)
         factors.requires_grad_()
-        optimiser = torch.optim.LBFGS([weights, factors], max_iter=300, line_search_fn="strong_wolfe")
+        optimiser = torch.optim.LBFGS([weights, factors], max_iter=200, line_search_fn="strong_wolfe")
 
         def loss(w: Tensor = weights, v: Tensor = factors) -> Tensor:
             penalty = _RIDGE * (w.square().sum() + v.square().sum())

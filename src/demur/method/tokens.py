@@ -6,12 +6,12 @@ features' summed activation. The exact counterpart is to leave words out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from demur.method.activations import mean_within
@@ -37,18 +37,21 @@ def token_effects(
     items: Items,
     features: Sequence[FeatureId],
     *,
+    varied: Mapping[str, Bool[Tensor, " _"]] | None = None,
     method: Literal["gradient", "ig"] = "ig",
     steps: int = 10,
 ) -> list[Float[Tensor, " pos"]]:
     """For each prompt, what each of its tokens adds to the sum of the features' mean activations over the template's
-    tokens after the user's words, in the SAE's units, float32; negative: it takes some away. 0 at tokens that are not
-    the user's.
+    tokens after the user's words, in the SAE's units, float32; negative: it takes some away. 0 at tokens that do not
+    vary: `varied` says which do, by prompt id and token of the prompt (default: the user's words).
 
     `gradient` takes the gradient at the prompt itself. `ig` averages gradients over `steps` points of the straight path
-    from the user's tokens being the mean embedding, all of them, to the prompt: the scores add up to the difference of
-    the activation between the two, but for jumps of the features (JumpReLU) and the number of steps. Raises InputError:
+    from the varied tokens all being the mean embedding to the prompt: the scores add up to the difference of the
+    activation between the two, but for jumps of the features (JumpReLU) and the number of steps. Raises InputError:
     `steps` is below 1, or `method` neither of the two.
     """
+    if varied is None:
+        varied = {item.prompt_id: torch.tensor(item.regions) == Region.INSTRUCTION for item in items}
     wanted, alphas = by_layer(features), estimator(method, steps).alphas
     rows = {layer: suite[layer].rows(indices).to(model.layer_device(layer)) for layer, indices in wanted.items()}
     inputs: Any = model.hf.get_input_embeddings()
@@ -59,8 +62,9 @@ def token_effects(
         total = torch.zeros(len(batch))
 
         def embed(output: Tensor) -> Tensor:
-            words = batch.within([Region.INSTRUCTION]).to(output.device)[..., None]
-            excess.append(embedding_excess(model, batch, output.detach().float()) * words)
+            varies = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
+            varies[batch.real.cpu()] = torch.cat([varied[prompt] for prompt in batch.prompt_ids])
+            excess.append(embedding_excess(model, batch, output.detach().float()) * varies.to(output.device)[..., None])
             start.append((output.detach() - alpha * excess[0].to(output.dtype)).requires_grad_())
             return start[0]
 
