@@ -50,7 +50,7 @@ def over_regions(
 ) -> Float[np.ndarray, "prompt *feature"]:
     """Maximum or mean of activations by token (as of `feature_activations`) over each prompt's tokens of some regions;
     0 where it has none."""
-    inside = (values[np.isin(item.regions, regions)] for item, values in zip(items, values, strict=True))
+    inside = (each[torch.from_numpy(np.isin(i.regions, regions))] for i, each in zip(items, values, strict=True))
     rows = [(each.mean(0) if reduce == "mean" else each.amax(0)) if len(each) else each.sum(0) for each in inside]
     return torch.stack(rows).double().numpy() if rows else np.zeros((0, 0))
 

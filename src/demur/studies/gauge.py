@@ -196,7 +196,8 @@ class WordEffects(NamedTuple):
     signal and of P(refuse) when it is left out, and what gradients promise of the refusal signal's."""
 
     left_out: np.ndarray
-    estimates: dict[ByGradient, np.ndarray]
+    gradient: np.ndarray
+    ig: np.ndarray
 
 
 def word_effects(gauge: Gauge, texts: Mapping[str, Parts]) -> dict[str, WordEffects]:
@@ -212,11 +213,8 @@ def word_effects(gauge: Gauge, texts: Mapping[str, Parts]) -> dict[str, WordEffe
         for prompts in (whole, PromptSet(name="words left out", prompts=tuple(less)))
     ]
     rows = np.split(tables[1], np.cumsum([len(each.words) for each in texts.values()])[:-1]) if texts else []
-    estimates = {method: gauge.token_effects(texts, method) for method in BY_GRADIENT}
-    return {
-        name: WordEffects(rows[n] - tables[0][n], {method: found[n] for method, found in estimates.items()})
-        for n, name in enumerate(texts)
-    }
+    gradient, ig = (gauge.token_effects(texts, method) for method in BY_GRADIENT)
+    return {name: WordEffects(rows[n] - tables[0][n], gradient[n], ig[n]) for n, name in enumerate(texts)}
 
 
 @dataclass(frozen=True)

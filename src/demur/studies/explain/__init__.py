@@ -256,7 +256,7 @@ def _words(gauge: Gauge, text: str) -> tuple[WordRow, ...]:
     rows = [
         WordRow(words=words, harm=harm, refusal=refusal, p_refuse=chance, gradient=gradient, ig=ig)
         for words, (harm, refusal, chance), gradient, ig in zip(
-            parts.words, found.left_out.tolist(), *(each.tolist() for each in found.estimates.values()), strict=True
+            parts.words, found.left_out.tolist(), found.gradient.tolist(), found.ig.tolist(), strict=True
         )
     ]
     return tuple(sorted(rows, key=lambda row: -abs(row.refusal)))

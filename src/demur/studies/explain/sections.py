@@ -145,7 +145,8 @@ def _words(result: Explanation) -> Iterator[Block]:
                 for row in result.words[:_ROWS]
             ),
             caption="Change when the words are left out of the prompt: a rise says that they suppressed it. The "
-            f"estimate is of the refusal signal's (rank correlation over the {len(result.words)} words {fmt.measure(agreed)})",
+            "estimate is of the refusal signal's (rank correlation over the "
+            f"{len(result.words)} words {fmt.measure(agreed)})",
         )
 
 

@@ -190,7 +190,8 @@ def _walk_rows(gauge: Gauge, walks: Sequence[Walk]) -> list[WalkRow]:
             top=top,
             alone=float(drops(one, start)[0]),
             left_out=_shares(effects[walk.id].left_out[:, 1], start),
-            **{name: _shares(each, start) for name, each in effects[walk.id].estimates.items()},
+            gradient=_shares(effects[walk.id].gradient, start),
+            ig=_shares(effects[walk.id].ig, start),
         )
         for walk, (curve, less, levels), top, one, start in zip(walks, curves, tops, alone, starts, strict=True)
     ]
