@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from demur.errors import InputError
 from demur.model._chat_format import Batch, ChatFormat, Items, TokenizedPrompt, pad
-from demur.model._hooks import BoundIntervention, CompiledIntervention, Cursor, Edit, Residuals, capture, hooked, track
+from demur.model._hooks import (
+    BoundIntervention,
+    CompiledIntervention,
+    Cursor,
+    Edit,
+    Residuals,
+    capture,
+    folded_head,
+    hooked,
+    track,
+)
 from demur.model._loading import end_tokens, find_layers, load_checkpoint, refuse_unfit
 from demur.model._resources import Budgets, Progress, by_length, halving, next_batch, token_budget
 from demur.types import Answer, Answers, Prompt, as_prompts
@@ -231,7 +241,7 @@ class ChatModel:
     def logits(self, batch: Batch, keep: int) -> Float[Tensor, "batch kept vocab"]:
         """Logits at the last `keep` positions (all, where there are fewer), in the model's dtype."""
         options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
-        with self.serving(batch):
+        with self.serving(batch), folded_head(self.hf):
             output = self.hf(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -384,6 +394,7 @@ def answer_batches(
             _generation_config(model, max_new_tokens, temperature) as config,
             model.installed(compiled),
             model.serving(batch),
+            folded_head(model.hf),
         ):
             if temperature is not None:
                 torch.manual_seed(seed)
