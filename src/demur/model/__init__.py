@@ -3,6 +3,8 @@
 from demur.model._chat_format import PINNED_DATE, SCORED_REGIONS, Batch, ChatFormat, Items, Region, TokenizedPrompt, pad
 from demur.model._chat_model import ChatModel, answer_batches, load_model
 from demur.model._hooks import (
+    AnswerGuard,
+    AnswerWatch,
     BoundIntervention,
     CompiledIntervention,
     Cursor,
@@ -16,6 +18,7 @@ from demur.model._hooks import (
 )  # fmt: skip
 from demur.model._loading import (
     MODEL_FILES,
+    chosen_dtype,
     end_tokens,
     find_device,
     find_layers,
@@ -37,9 +40,11 @@ from demur.model._resources import (
 )  # fmt: skip
 
 __all__ = [
-    "MODEL_FILES", "PINNED_DATE", "SCORED_REGIONS", "SMALL_MODEL", "Batch", "BoundIntervention", "Budgets",
+    "MODEL_FILES", "PINNED_DATE", "SCORED_REGIONS", "SMALL_MODEL", "AnswerGuard", "AnswerWatch", "Batch",
+    "BoundIntervention", "Budgets",
     "ChatFormat", "ChatModel", "CompiledIntervention", "Cursor", "Edit", "Items", "Progress", "Region", "Residuals",
-    "TokenizedPrompt", "answer_batches", "by_length", "capture", "count_hooks", "end_tokens", "find_device",
-    "find_layers", "fitting_threads", "folder_digest", "halving", "hooked", "is_out_of_memory", "load_model",
-    "model_class", "model_identity", "next_batch", "pad", "peak_memory", "read_config", "resumed", "track",
+    "TokenizedPrompt", "answer_batches", "by_length", "capture", "chosen_dtype", "count_hooks", "end_tokens",
+    "find_device", "find_layers", "fitting_threads", "folder_digest", "halving", "hooked", "is_out_of_memory",
+    "load_model", "model_class", "model_identity", "next_batch", "pad", "peak_memory", "read_config", "resumed",
+    "track",
 ]  # fmt: skip

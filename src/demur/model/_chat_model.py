@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -16,7 +16,19 @@ from torch import Tensor, nn
 
 from demur.errors import InputError
 from demur.model._chat_format import Batch, ChatFormat, Items, TokenizedPrompt, pad
-from demur.model._hooks import BoundIntervention, CompiledIntervention, Cursor, Edit, Residuals, capture, hooked, track
+from demur.model._hooks import (
+    AnswerGuard,
+    BoundIntervention,
+    CompiledIntervention,
+    Cursor,
+    Edit,
+    Residuals,
+    capture,
+    folded_head,
+    hooked,
+    residuals_of,
+    track,
+)
 from demur.model._loading import end_tokens, find_layers, load_checkpoint, refuse_unfit
 from demur.model._resources import Budgets, Progress, by_length, halving, next_batch, token_budget
 from demur.types import Answer, Answers, Prompt, as_prompts
@@ -235,7 +247,7 @@ class ChatModel:
     def logits(self, batch: Batch, keep: int) -> Float[Tensor, "batch kept vocab"]:
         """Logits at the last `keep` positions (all, where there are fewer), in the model's dtype."""
         options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
-        with self.serving(batch):
+        with self.serving(batch), folded_head(self.hf):
             output = self.hf(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -244,6 +256,11 @@ class ChatModel:
                 **options,
             )
         return output.logits[:, -keep:]
+
+    def residuals(self, batch: Batch, layers: Sequence[int]) -> Residuals:
+        """Residuals `x[l]` of some layers on a batch (`[batch, pos, d_model]`, the model's dtype), from one pass that
+        ends after the deepest of them. Interventions that are open act; padding is left in."""
+        return residuals_of(self.layers, layers, partial(self.last_logits, batch))
 
     def capture(
         self, which: Sequence[int] | None = None, transform: Callable[[Tensor], Tensor] | None = None
@@ -319,12 +336,14 @@ class ChatModel:
         max_new_tokens: int = 64,
         temperature: float | None = None,
         seed: int = 0,
+        guard: AnswerGuard | None = None,
         progress: Progress = None,
     ) -> Answers:
         """Answer prompts, in their order, under the interventions that are open; see `answer_batches`."""
         prompts = as_prompts(prompts)
         found: dict[str, Answer] = {}
-        for answers in answer_batches(self, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        for answers in answer_batches(self, prompts, guard=guard, **options):
             found |= {answer.prompt.id: answer for answer in answers}
             if progress is not None:
                 progress(len(found), len(prompts))
@@ -354,6 +373,7 @@ def answer_batches(
     max_new_tokens: int = 64,
     temperature: float | None = None,
     seed: int = 0,
+    guard: AnswerGuard | None = None,
     done: Collection[str] = (),
 ) -> Iterator[list[Answer]]:
     """Answer prompts batch by batch, and yield each batch's answers as soon as they are there. Raises InputError: a
@@ -366,6 +386,8 @@ def answer_batches(
         max_new_tokens: limit on an answer's length.
         temperature: None for greedy decoding; sampling is from the whole distribution.
         seed: of sampling.
+        guard: reads the answers in the pass that writes them, and stops those that it judges harmful. A stopped answer
+            is `stopped`, not `finished`, and ends before the token at which it was stopped.
         done: ids of prompts already answered: a batch that holds only such prompts is left out, other batches are
             answered whole, so that a resumed job yields what a clean one would.
     """
@@ -375,34 +397,45 @@ def answer_batches(
     eos = model.eos_ids
     devices = [model.device] if model.device.type == "cuda" else []
 
-    def answer(tokens: Int[Tensor, " new"]) -> tuple[str, bool]:
-        """Text up to the end of the model's turn, and whether it came to one."""
+    def answer(tokens: Int[Tensor, " new"], released: int | None) -> tuple[str, bool, bool]:
+        """Text up to the end of the model's turn, or to where it was stopped; and whether it came to either."""
         ids: list[int] = tokens.tolist()
         end = next((n for n, token in enumerate(ids) if token in eos), None)
-        return model.decode(ids[:end]), end is not None
+        # What a guard thinks of the end of the turn, and of the padding after it, comes too late to stop anything.
+        if released is not None and (end is None or released < end):
+            return model.decode(ids[:released]), False, True
+        return model.decode(ids[:end]), end is not None, False
 
-    def run(batch: Batch) -> tuple[str, list[tuple[str, bool]]]:
+    def run(batch: Batch) -> tuple[str, list[tuple[str, bool, bool]]]:
         with (
             torch.random.fork_rng(devices, enabled=temperature is not None),
             torch.inference_mode(),
             _generation_config(model, max_new_tokens, temperature) as config,
             model.installed(compiled),
             model.serving(batch),
+            nullcontext() if guard is None else guard.watch(batch) as watch,
+            folded_head(model.hf),
         ):
             if temperature is not None:
                 torch.manual_seed(seed)
+            stops = None if watch is None else [lambda _ids, _scores, **_: watch.stopped()]
             tokens: Tensor = cast("Any", model.hf).generate(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                generation_config=config,
+                stopping_criteria=stops,
             )
-            return model.intervention_id, [answer(row[batch.input_ids.shape[1] :]) for row in tokens]
+            released = [None] * len(batch) if watch is None else watch.released()
+            new = tokens[:, batch.input_ids.shape[1] :]
+            return model.intervention_id, [answer(row, cut) for row, cut in zip(new, released, strict=True)]
 
     # A step makes one token of each row: on a CPU, where budgets are for time, an answer weighs less than its prompt.
     weight = 1 if model.device.type == "cuda" else _CPU_ANSWER_SHARE
     extra = math.ceil(weight * max_new_tokens)
     for places, (name, answers) in model.over_batches(items, run, extra_tokens=extra, done=done):
         yield [
-            Answer(prompt=prompts[place], text=text, intervention=name, finished=finished)
-            for place, (text, finished) in zip(places, answers, strict=True)
+            Answer(prompt=prompts[place], text=text, intervention=name, finished=finished, stopped=stopped)
+            for place, (text, finished, stopped) in zip(places, answers, strict=True)
         ]
 
 
