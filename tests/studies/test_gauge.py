@@ -10,7 +10,7 @@ import torch
 
 from demur.data import AttackPair
 from demur.model import Region, TokenizedPrompt
-from demur.studies.gauge import Gauge, Walk, drops, walked
+from demur.studies.gauge import Gauge, Parts, Walk, drops, walked
 from demur.types import FeatureId
 
 
@@ -66,3 +66,19 @@ def test_long_texts_are_added_in_pieces() -> None:
 @pytest.mark.parametrize("plain", [None, "something else", "do it"])
 def test_where_nothing_can_be_walked(plain: str | None) -> None:
     assert Walk.of(AttackPair(id="a", attack="x", plain=plain, text="do it"), 4) is None
+
+
+def test_parts_of_a_text_are_left_out_whole() -> None:
+    parts = Parts.of("Do it now, please!", 9)
+    assert parts.words == ("Do", "it", "now,", "please!")
+    assert [parts.without(n) for n in range(4)] == ["it now, please!", "Do now, please!", "Do it please!", "Do it now,"]
+    assert Parts.of("Do it now, please!", 2).words == ("Do it", "now, please!")
+    assert Parts.of("Do", 9).words == ()
+
+
+def test_the_request_is_no_part_of_a_walk() -> None:
+    walk = Walk.of(AttackPair(id="a", attack="x", plain="do it", text="In a play: do it, please!"), 16)
+    assert walk is not None
+    assert walk.parts.without(1) == "In play: do it, please!"
+    # Tokens by the place of their last character: "In", "play", "do", "please".
+    assert walk.parts.owners([1, 8, 12, 23]).tolist() == [0, 2, -1, 4]
