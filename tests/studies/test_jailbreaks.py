@@ -148,7 +148,7 @@ def test_words_suppress_as_the_circuit_says_and_nothing_is_left_without_harm(stu
         assert 0 < row.alone < row.refusal[-1]
 
 
-def test_gradients_and_leaving_words_out_name_the_words_that_dilute_harm(studied: Any, files: Any) -> None:
+def test_gradients_and_leaving_words_out_name_the_words_that_dilute_harm(studied: Any) -> None:
     """Every harmless content word dilutes as much as any other, and nothing else does anything."""
     result: JailbreaksResult = studied[0]
     for row in result.walks:
