@@ -429,8 +429,9 @@ def answer_batches(
             new = tokens[:, batch.input_ids.shape[1] :]
             return model.intervention_id, [answer(row, cut) for row, cut in zip(new, released, strict=True)]
 
-    # A step makes one token of each row: on a CPU, where budgets are for time, an answer weighs less than its prompt.
-    weight = 1 if model.device.type == "cuda" else _CPU_ANSWER_SHARE
+    # A step makes one token of each row: where the budget is for time, on a CPU, an answer weighs less than its prompt.
+    for_time = model.device.type == "cpu" and model.max_batch_tokens is None
+    weight = _CPU_ANSWER_SHARE if for_time else 1.0
     extra = math.ceil(weight * max_new_tokens)
     for places, (name, answers) in model.over_batches(items, run, extra_tokens=extra, done=done):
         yield [
