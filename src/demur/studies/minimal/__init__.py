@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,13 +20,10 @@ from demur.stats import (
     bootstrap_of,
     clustered_rate,
     crossed_difference,
-    holm,
-    sign_flip_p,
-    spearman_over_prompts,
-    wilson,
 )
 from demur.studies.base import Study
 from demur.studies.config import FindConfig
+from demur.studies.minimal.pairs import Pairs
 from demur.studies.minimal.sections import (
     AWAKE,
     SILENT,
@@ -35,9 +31,7 @@ from demur.studies.minimal.sections import (
     DormantRow,
     FeatureOfSet,
     Kind,
-    PairRow,
     Result,
-    Screening,
     SizeRow,
     sections,
 )
@@ -50,9 +44,6 @@ if TYPE_CHECKING:
 
 _CANDIDATES = 50
 """Features whose removal would matter most under suppression, among which dormant ones are looked for."""
-_SCREENED = 20
-"""Pairs that a factorisation machine holds for strongest, which are then suppressed together."""
-_Pair = tuple[FeatureId, FeatureId]
 
 
 class Config(FindConfig):
@@ -102,7 +93,7 @@ class _Minimal:
 
         return (ScaleFeatures(tuple(features), self.factor),) if features else ()
 
-    def _odds(self, prompts: PromptSet, change: Change) -> np.ndarray:
+    def measured(self, prompts: PromptSet, change: Change) -> np.ndarray:
         from demur.method.direction import first_token
         from demur.method.interventions import Compiled
 
@@ -118,7 +109,7 @@ class _Minimal:
             "prompts": prompts.digest,
             "refusal_ids": self.found.clean.refusal_ids,
         }
-        kept = self.context.cached("odds", depends, tuple[float, ...], lambda: tuple(self._odds(prompts, change)))
+        kept = self.context.cached("odds", depends, tuple[float, ...], lambda: tuple(self.measured(prompts, change)))
         return np.array(kept)
 
     # -- greedy removal, on the prompts that choose --------------------------------------------------------------------
@@ -133,7 +124,7 @@ class _Minimal:
         clean = float(self.odds(prompts).mean())
 
         def effect(left: Sequence[FeatureId]) -> float:
-            return clean - float(self._odds(prompts, self.scaled(left)).mean())
+            return clean - float(self.measured(prompts, self.scaled(left)).mean())
 
         def add(step: _Step) -> None:
             stage.append("steps", step)
@@ -364,108 +355,6 @@ class _Minimal:
             alone=bootstrap_mean(self.odds(prompts) - self.odds(prompts, self.scaled([feature]))),
         )
 
-    def pairs(
-        self, chosen: tuple[FeatureId, ...], dormant: Sequence[FeatureId], prompts: PromptSet
-    ) -> tuple[tuple[PairRow, ...], Screening | None]:
-        """Exact interactions, strongest first: of every pair of F* where there are not too many, else of those of the
-        minimal set and of those that a factorisation machine over F* and the `dormant` features holds for strongest."""
-        most, features = self.context.config.max_pairs, self.found.chosen.features
-        every = {"F*": tuple(combinations(features, 2)), "minimal set": tuple(combinations(chosen, 2))}
-        if not len(prompts):
-            return (), None
-        if len(every["F*"]) <= most:
-            return _pair_rows(every["F*"], self._interactions(every["F*"], prompts)), None
-        own = every["minimal set"] if len(every["minimal set"]) <= most else ()
-        found = self._screened(tuple(dict.fromkeys((*features, *dormant))))
-        if found is None:
-            return _pair_rows(own, self._interactions(own, prompts)), None
-        estimates, fit = found
-        strongest = sorted(estimates, key=lambda each: -abs(estimates[each]))[:_SCREENED]
-        # The machine's pairs are in another order than the minimal set's.
-        own = tuple(pair if pair in estimates else (pair[1], pair[0]) for pair in own)
-        pairs = tuple(dict.fromkeys((*own, *strongest)))
-        table = self._interactions(pairs, prompts)
-        rows = _pair_rows(pairs, table, estimates)
-        # The machine itself is checked on the prompts that it was fitted to.
-        same = self._screening_prompts
-        exact = self._interactions(own, same).T.round(3)
-        guess = np.tile([estimates[pair] for pair in own], (len(same), 1))
-        named = [row for row in rows if (row.first, row.second) not in own]
-        agree = sum((row.estimate or 0.0) * row.interaction.value > 0 for row in named)
-        return rows, Screening(
-            **fit,
-            pairs=len(own),
-            spearman=spearman_over_prompts(guess, exact) if len(own) > 1 else Estimate.unknown(),
-            same_sign=Estimate.of(wilson(agree, len(named))),
-        )
-
-    @property
-    def _screening_prompts(self) -> PromptSet:
-        return self.found.clean.used("selection").harmful.head(self.context.config.n_pairs)
-
-    def _screened(self, features: tuple[FeatureId, ...]) -> tuple[dict[_Pair, float], dict[str, Any]] | None:
-        """Interactions as a factorisation machine has them, on prompts that choose, and how well it fits."""
-        from demur.method.interactions import draw_subsets, find_interactions
-
-        config, clean, prompts = self.context.config, self.found.clean, self._screening_prompts
-        if not config.fm_draws:
-            return None
-        members = draw_subsets(len(features), config.fm_draws, seed=config.seed)
-
-        def compute() -> tuple[float, ...]:
-            before, effects = self._odds(prompts, ()).mean(), list[float]()
-            for row in members:
-                suppressed = self.scaled([f for f, inside in zip(features, row, strict=True) if inside])
-                effects.append(float(before - self._odds(prompts, suppressed).mean()))
-                self.context.progress("random parts of F*", len(effects), len(members))
-            return tuple(effects)
-
-        depends = {"features": features, "prompts": prompts.digest, "factor": self.factor, "seed": config.seed}
-        depends |= {"draws": config.fm_draws, "refusal_ids": clean.refusal_ids}
-        effects = self.context.cached("subsets", depends, tuple[float, ...], compute)
-        found = find_interactions(members, np.array(effects), config.fm_rank, seed=config.seed)
-        numbered = combinations(enumerate(features), 2)
-        estimates = {(a, b): float(found.pairs[m, n]) for (m, a), (n, b) in numbered}
-        shape = {"features": len(features), "draws": len(members), "rank": config.fm_rank}
-        return estimates, {**shape, "r2": found.r2, "additive": found.additive_r2, "gain": found.gain}
-
-    def _interactions(self, pairs: Sequence[_Pair], prompts: PromptSet) -> np.ndarray:
-        """What each pair does beyond the sum of what each of the two does, nats, shape (pair, prompt)."""
-        features = tuple(dict.fromkeys(feature for pair in pairs for feature in pair))
-
-        def compute() -> tuple[tuple[float, ...], ...]:
-            clean = self._odds(prompts, ())
-            alone = {f: clean - self._odds(prompts, self.scaled([f])) for f in features}
-            found: list[tuple[float, ...]] = []
-            for n, (a, b) in enumerate(pairs, start=1):
-                both = clean - self._odds(prompts, self.scaled([a, b]))
-                found.append(tuple((both - alone[a] - alone[b]).tolist()))
-                self.context.progress("pairs of features", n, len(pairs))
-            return tuple(found)
-
-        depends = {"pairs": pairs, "prompts": prompts.digest, "factor": self.factor}
-        depends |= {"refusal_ids": self.found.clean.refusal_ids}
-        table = self.context.cached("pairs", depends, tuple[tuple[float, ...], ...], compute) if pairs else ()
-        return np.array(table).reshape(len(pairs), len(prompts))
-
-
-def _pair_rows(
-    pairs: Sequence[_Pair], table: np.ndarray, estimates: Mapping[_Pair, float] | None = None
-) -> tuple[PairRow, ...]:
-    """Interactions, strongest first."""
-    adjusted = holm([sign_flip_p(row) for row in table])
-    rows = [
-        PairRow(
-            first=a,
-            second=b,
-            interaction=bootstrap_mean(row),
-            p_holm=p,
-            estimate=None if estimates is None else estimates[a, b],
-        )
-        for (a, b), row, p in zip(pairs, table, adjusted, strict=True)
-    ]
-    return tuple(sorted(rows, key=lambda row: -abs(row.interaction.value)))
-
 
 def _share(part: np.ndarray, whole: np.ndarray) -> Estimate:
     """Ratio of means over the same prompts."""
@@ -510,7 +399,8 @@ def run(context: Context[Any]) -> Result:
     with context.timed("redundancy"):
         dormant = study.dormant(refused)
         dormant_features = [row.feature for row in dormant]
-        pairs, screening = study.pairs(chosen, dormant_features, refused.head(context.config.n_pairs))
+        tested = Pairs(context, found, study.measured, study.scaled)
+        pairs, screening = tested.rows(chosen, dormant_features, refused.head(context.config.n_pairs))
     return Result(
         factor=context.config.factor,
         target=context.config.target,
