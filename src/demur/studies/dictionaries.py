@@ -307,7 +307,9 @@ class _Meter:
         label, layer = f"{name}: layer {sae.spec.layer}", sae.spec.layer
         dense = sae.dense()
         key = sae.spec.identity
-        made = self._once("reconstruction", {"sae": key}, _Reconstructed, lambda: self._made(dense), label)
+        made = self._once(
+            "reconstruction", {"sae": key, "layer": layer}, _Reconstructed, lambda: self._made(dense), label
+        )
 
         def replaced(kind: Replacement, regions: tuple[Region, ...]) -> Splice:
             import torch
@@ -358,7 +360,13 @@ class _Meter:
 
         used, position = self.found.clean.used("direction"), self.found.direction.position
         high, low = (self.context.model.tokenize(each) for each in (used.harmful, used.harmless))
-        depends = {"sae": key, "prompts": [used.harmful.digest, used.harmless.digest], "position": position}
+        # Two layers may have the same SAE.
+        depends = {
+            "sae": key,
+            "layer": dense.layer,
+            "prompts": [used.harmful.digest, used.harmless.digest],
+            "position": position,
+        }
 
         def compute() -> float:
             return direction_cosine(self.context.model, dense, high, low, position)
