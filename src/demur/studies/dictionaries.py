@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 Where = Literal["instruction", "post-instruction", "answer", "all"]
 REGIONS: tuple[Where, ...] = ("instruction", "post-instruction", "answer")
-POOR = 0.3
-"""A fraction of variance unexplained above which a region is called poorly reconstructed."""
 
 
 _LEAST = 1e-3
@@ -140,10 +138,6 @@ def run(context: Context[Any]) -> Result:
         with context.timed(name):
             measured[name] = {layer: meter.layer(name, suite[layer]) for layer in suite.layers}
     (first, own), *others = measured.items()
-    for layer, each in own.items():
-        for row in each.regions(layer):
-            if row.fvu.low > POOR:
-                context.warn(poorly(layer, row))
     return Result(
         suites=tuple(_rows(name, layers) for name, layers in ((first, own), *others)),
         pairs=tuple(
@@ -152,15 +146,6 @@ def run(context: Context[Any]) -> Result:
             for layer in own
             if layer in layers
         ),
-    )
-
-
-def poorly(layer: int, row: RegionRow) -> str:
-    """What is to be said of a region that is hardly reconstructed."""
-    what = {"instruction": "the user's words", "post-instruction": "template tokens", "answer": "answers"}
-    return (
-        f"the SAE of layer {layer} reconstructs {what[row.region]} poorly: FVU {fmt.estimate_text(row.fvu)}; what its "
-        "features say there is a part of what the layer says"
     )
 
 
