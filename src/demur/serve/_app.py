@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -43,6 +44,7 @@ class _Answers:
 
     def __init__(self, guard: Guard, limits: Limits, metrics: Metrics) -> None:
         self.guard = guard
+        self.name = Path(guard.model.name).name
         self.limits = limits
         self.metrics = metrics
         self.worker = Worker(guard, limits, metrics)
@@ -113,14 +115,12 @@ def _told(error: RequestValidationError) -> str:
 
 
 def _add_guard_routes(app: FastAPI, answers: _Answers) -> None:
-    guard = answers.guard
-
     @app.post("/v1/score")
     async def score(request: Request, asked: ScoreRequest) -> ScoreResponse:
         """P(harmful) and P(refuse) of each prompt, and the verdict that follows from them."""
         scores = await answers.score(request, asked.prompts)
         results = [Scored(row=row, **each.model_dump(include=_FIELDS)) for row, each in enumerate(scores)]
-        return ScoreResponse(id=request.state.id, guard=guard.name, results=results)
+        return ScoreResponse(id=request.state.id, guard=answers.name, results=results)
 
     @app.post("/v1/explain")
     async def explain(request: Request, asked: ExplainRequest) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _add_guard_routes(app: FastAPI, answers: _Answers) -> None:
             raise Refusal(400, str(error)) from error
         scores = await answers.score(request, texts)
         results = [moderation(each) for each in scores]
-        return {"id": f"modr-{request.state.id}", "model": guard.name, "results": results}
+        return {"id": f"modr-{request.state.id}", "model": answers.name, "results": results}
 
     @app.post("/beta/litellm_basic_guardrail_api", response_model_exclude_none=True)
     async def guardrail(request: Request, asked: GuardrailRequest) -> GuardrailResponse:
@@ -149,7 +149,7 @@ def _add_guard_routes(app: FastAPI, answers: _Answers) -> None:
         texts = asked.users_words()
         scores = await answers.score(request, texts) if texts else []
         if worst := max((each for each in scores if each.flagged), key=lambda each: each.harmful, default=None):
-            reason = f"flagged as harmful (P = {worst.harmful:.2f}) by {guard.name}"
+            reason = f"flagged as harmful (P = {worst.harmful:.2f}) by {answers.name}"
             return GuardrailResponse(action="BLOCKED", blocked_reason=reason)
         return GuardrailResponse(action="NONE")
 
@@ -162,7 +162,7 @@ def _add_other_routes(app: FastAPI, answers: _Answers) -> None:
     async def health() -> Response:
         """200 when prompts are scored, 503 when not."""
         ready = answers.worker.ready
-        return JSONResponse({"status": "ok" if ready else "closing", "guard": answers.guard.name}, 200 if ready else 503)
+        return JSONResponse({"status": "ok" if ready else "closing", "guard": answers.name}, 200 if ready else 503)
 
     @app.get("/metrics")
     async def counts() -> Response:

@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field
 from demur.guard import GuardScore
 
 CATEGORIES = (
-    "harassment harassment/threatening hate hate/threatening illicit illicit/violent self-harm self-harm/instructions "
-    "self-harm/intent sexual sexual/minors violence violence/graphic"
-).split()
+    *("harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm"),
+    *("self-harm/instructions", "self-harm/intent", "sexual", "sexual/minors", "violence", "violence/graphic"),
+)
 """Categories of OpenAI's moderation endpoint. A guard knows harmful requests, not kinds of them: `illicit` carries its
 verdict, the others stay false."""
 
@@ -84,13 +84,9 @@ class GuardrailRequest(BaseModel):
         """What users wrote: the messages of role `user` where the roles are told, else all texts."""
         found: list[str] = []
         for message in self.structured_messages or ():
-            content = message.get("content")
-            if message.get("role") != "user":
-                continue
-            if isinstance(content, str):
-                found.append(content)
-            elif isinstance(content, list):
-                found += [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
+            content: Any = message.get("content") if message.get("role") == "user" else None
+            parts: list[Any] = content if isinstance(content, list) else [{"text": content}]
+            found += [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
         return [text for text in (found if self.structured_messages else self.texts) if text.strip()]
 
 

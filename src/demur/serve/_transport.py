@@ -22,7 +22,7 @@ def patient_protocol(seconds: float) -> type[H11Protocol]:
         def data_received(self, data: bytes) -> None:
             self._await_head()
             super().data_received(data)
-            if self.cycle is not None and not self.cycle.response_complete:
+            if self._busy():
                 self._stop_waiting()
 
         def on_response_complete(self) -> None:
@@ -34,8 +34,12 @@ def patient_protocol(seconds: float) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         def _await_head(self) -> None:
-            if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
+            if self._deadline is None and not self._busy():
                 self._deadline = self.loop.call_later(seconds, self.transport.close)
+
+        def _busy(self) -> bool:
+            cycle: Any = self.cycle
+            return cycle is not None and not cycle.response_complete
 
         def _stop_waiting(self) -> None:
             if self._deadline is not None:

@@ -16,6 +16,7 @@ from demur.serve._limits import Limits, Refusal
 
 if TYPE_CHECKING:
     from demur.guard import Guard, GuardScore
+    from demur.model import Batch
     from demur.serve._metrics import Metrics
 
 T = TypeVar("T")
@@ -146,15 +147,20 @@ class Worker:
             try:
                 for n, score in zip(good, self._timed([texts[n] for n in good]), strict=True):
                     found[n] = score
-            except Exception as error:  # noqa: BLE001  # whatever it is, the clients must hear of it and the loop go on
+            except Exception as error:  # whatever it is, the clients must hear of it and the loop go on
                 for n in good:
                     found[n] = error
         return [each for each in found if each is not None]
 
     def _timed(self, texts: Sequence[str]) -> list[GuardScore]:
-        started = time.perf_counter()
-        readings = self._guard.read(texts)
-        between = time.perf_counter()
-        scores = self._guard.judge(readings)
-        self._metrics.batch(len(texts), between - started, time.perf_counter() - between)
-        return scores
+        guard, model = self._guard, self._guard.model
+
+        def run(batch: Batch) -> list[GuardScore]:
+            started = time.perf_counter()
+            residuals = model.residuals(batch, guard.layers)
+            between = time.perf_counter()
+            scores = guard.score_residuals(residuals, batch)
+            self._metrics.batch(len(batch), between - started, time.perf_counter() - between)
+            return scores
+
+        return model.each(model.tokenize(texts), run)
