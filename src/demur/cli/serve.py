@@ -14,6 +14,7 @@ from pydantic import Field
 from demur.cli.console import note
 from demur.cli.options import ConfigCommand, read_config
 from demur.errors import InputError
+from demur.serve.limits import Limits
 from demur.studies.config import Options
 
 
@@ -38,16 +39,17 @@ class WhereOptions(Options):
     """File whose first line is the key that clients send as bearer token or x-api-key (default: DEMUR_API_KEY)."""
 
 
+class ServeOptions(WhereOptions, Limits):
+    """All options of `demur guard serve`."""
+
+
 def _serve(**given: Any) -> None:
     try:
-        from demur.serve import Limits, serve
+        from demur.serve.server import serve
     except ImportError as error:
         raise InputError(f"the server needs the extra `serve` ({error.name}): pip install 'demur[serve]'") from error
     from demur.api import load_model
     from demur.guard import Guard
-
-    class ServeOptions(WhereOptions, Limits):
-        """All options of `demur guard serve`."""
 
     options = read_config(ServeOptions, None, given, argument="guard")
     key = _key(options.key_file)
@@ -68,3 +70,6 @@ def _key(file: str | None) -> str | None:
     if not lines or not lines[0].strip():
         raise InputError(f"--key-file {file} is empty; its first line is the key")
     return lines[0].strip()
+
+
+command = ConfigCommand("serve", ServeOptions, help=__doc__ or "", run=_serve, argument="guard", required=True)

@@ -13,12 +13,12 @@ from uuid import uuid4
 
 from starlette.responses import JSONResponse
 
-from demur.serve._limits import Limits, Refusal
+from demur.serve.limits import Limits, Refusal
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from demur.serve._metrics import Metrics
+    from demur.serve.metrics import Metrics
 
 LOG = logging.getLogger("demur.serve")
 

@@ -16,9 +16,9 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from demur import __version__
 from demur.errors import DemurError
-from demur.serve._gate import Gate, refused
-from demur.serve._limits import Limits, Refusal
-from demur.serve._messages import (
+from demur.serve.gate import Gate, refused
+from demur.serve.limits import Limits, Refusal
+from demur.serve.messages import (
     ExplainRequest,
     GuardrailRequest,
     GuardrailResponse,
@@ -28,15 +28,15 @@ from demur.serve._messages import (
     ScoreResponse,
     moderation,
 )
-from demur.serve._metrics import Metrics
-from demur.serve._worker import Worker
+from demur.serve.metrics import Metrics
+from demur.serve.worker import Worker
 
 if TYPE_CHECKING:
     from demur.guard import Guard, GuardScore
 
 T = TypeVar("T")
 
-_POLICY = "default-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
+_POLICY = "default-src 'self'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; base-uri 'none'"
 
 
 class _Answers:

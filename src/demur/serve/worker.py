@@ -12,12 +12,12 @@ from math import ceil
 from typing import TYPE_CHECKING, TypeVar
 
 from demur.errors import DemurError
-from demur.serve._limits import Limits, Refusal
+from demur.serve.limits import Limits, Refusal
 
 if TYPE_CHECKING:
     from demur.guard import Guard, GuardScore
     from demur.model import Batch
-    from demur.serve._metrics import Metrics
+    from demur.serve.metrics import Metrics
 
 T = TypeVar("T")
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import ipaddress
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from demur.errors import InputError
-from demur.serve._app import create_app
-from demur.serve._gate import LOG
-from demur.serve._limits import Limits
-from demur.serve._transport import patient_protocol
+from demur.serve.app import create_app
+from demur.serve.gate import LOG
+from demur.serve.limits import Limits
+from demur.serve.transport import patient_protocol
 
 if TYPE_CHECKING:
     from demur.guard import Guard
@@ -50,9 +52,9 @@ def serve(
             timeout_graceful_shutdown=max(1, round(limits.timeout)),
         )
     )
-    _log_lines()
     try:
-        server.run()
+        with _log_lines():
+            server.run()
     except SystemExit as stop:
         if stop.code:
             raise InputError(f"cannot listen on {host}:{port}; is it in use? Choose another with --port") from stop
@@ -67,10 +69,14 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _log_lines() -> None:
-    """One JSON line a request on standard error."""
+@contextmanager
+def _log_lines() -> Iterator[None]:
+    """One JSON line a request on standard error while the context is open."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    LOG.handlers[:] = [handler]
+    LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
-    LOG.propagate = False
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
