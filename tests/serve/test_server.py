@@ -274,6 +274,25 @@ def test_logs_and_metrics_count_and_hold_no_text(
     assert "demur_probe_seconds_count 1.0" in metrics
 
 
+def test_a_failing_guard_is_answered_logged_without_text_and_tried_again(
+    serve: Serve, slow: Slow, truth: Planted, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow.go.set()
+    url, text = serve(slow).url, truth.harmful.texts[60]
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError(text)
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "demur.serve"):
+        patch.setattr(slow, "score_residuals", broken)
+        reply = post(url, "/v1/score", {"prompts": [text]})
+    assert (reply.status_code, told(reply)) == (500, "the guard failed on this request")
+    assert "ZeroDivisionError" in caplog.text
+    assert text not in caplog.text
+    assert json.loads(caplog.records[-1].message)["status"] == 500
+    assert post(url, "/v1/score", {"prompts": [text]}).status_code == 200
+
+
 def test_other_machines_need_a_key(guard: Guard) -> None:
     with pytest.raises(InputError, match=r"0\.0\.0\.0 can be reached from other machines; set a key"):
         run_server(guard, host="0.0.0.0")

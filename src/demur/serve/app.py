@@ -101,7 +101,6 @@ def create_app(guard: Guard, limits: Limits | None = None, *, key: str | None = 
     app.add_exception_handler(Refusal, lambda _, error: refused(error))  # pyright: ignore[reportArgumentType]
     app.add_exception_handler(DemurError, lambda _, error: refused(Refusal(422, str(error))))
     app.add_exception_handler(RequestValidationError, lambda _, error: refused(Refusal(422, _told(error))))  # pyright: ignore[reportArgumentType]
-    app.add_exception_handler(Exception, lambda *_: refused(Refusal(500, "the guard failed on this request")))
     paths = frozenset(getattr(route, "path", "") for route in app.routes)
     app.add_middleware(Gate, limits=limits, metrics=metrics, key=key, paths=paths)
     return app

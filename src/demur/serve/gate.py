@@ -69,6 +69,10 @@ class Gate:
                 await self._app(scope, _replayed(body, receive), sent)
         except Refusal as error:
             await refused(error)(scope, receive, sent)
+        except Exception as error:  # whatever it is, the client is answered, and no message with a prompt in it logged
+            LOG.error(json.dumps({"id": told["id"], "error": type(error).__name__}))
+            if not status:
+                await refused(Refusal(500, "the guard failed on this request"))(scope, receive, sent)
         finally:
             self._note(scope, status, time.perf_counter() - started, told)
 
