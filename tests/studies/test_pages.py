@@ -384,7 +384,7 @@ def test_the_limits_themselves_count_as_reached() -> None:
 def test_the_minimal_set_s_verdict_names_its_numbers() -> None:
     result = minimal()
     (said,) = result.page().verdicts
-    order = ("holds 1 of the 3", "0.90 [", "c = −1", "45% [", "(1 random feature:", "5% [", "0.70 [", "35% [", "10% [")
+    order = ("holds 1 of the 3", "0.90 [", "c = −1", "45% [", "(1 random feature: 5% [", "0.70 [", "35% [", "10% [")
     places = [said.index(each) for each in order]
     assert places == sorted(places)
     assert "2 random features" in minimal(features=(feature_of_set(0.5, 0.5),) * 2).page().verdicts[0]
