@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from demur.method.interventions import Compiled, PerPrompt
 from demur.method.local import LocalExplanation, LocalSearch, counterparts, hold_patches, transplant
 from demur.model import ChatModel, Region, TokenizedPrompt
+from demur.saes import Suite
 from demur.testing import Planted, planted
 
 BESIDE = "Tell me how to bake the bread and clean the window and paint the fence. "
@@ -127,6 +129,26 @@ def test_every_patch_that_is_left_is_needed(
     assert found.restored
     for patch in found.patches:
         assert asked.run([each for each in found.patches if each is not patch]).p_refuse < 0.9
+
+
+def test_no_patch_is_made_twice(
+    truth: Planted, model: ChatModel, pair: tuple[TokenizedPrompt, TokenizedPrompt]
+) -> None:
+    """Decoder rows of .3 of their length: a patch brings a part of refusal back, and its feature goes on promising."""
+    weak = {layer: truth.suite[layer].dense() for layer in truth.suite.layers}
+    weak = {layer: replace(sae, w_dec=0.3 * sae.w_dec) for layer, sae in weak.items()}
+    found = LocalSearch(model, Suite.from_dense(weak), *pair, [truth.refusal_token]).explain(limit=6, threshold=1.1)
+    made = [(patch.feature, patch.token) for patch in found.patches]
+    assert {feature for feature, _ in made[:3]} == truth.truth.refusal
+    assert {token for _, token in made[:3]} == {len(pair[1]) - 1}
+    assert len(set(made)) == len(made) == len(found.kl) - 1
+    # Each of the first three brings back three tenths of what was still missing of `refuse`.
+    levels = [refuse(truth, item) for item in pair]
+    steps = [levels[0] - 0.7**n * (levels[0] - levels[1]) for n in range(4)]
+    assert found.p_refuse[:4] == pytest.approx([math.exp(log_p(truth, level)[0]) for level in steps], rel=0.01)
+    for patch in found.patches[:3]:
+        assert patch.value == pytest.approx(levels[0], abs=0.01)
+        assert patch.predicted < 0
 
 
 def test_random_patches_are_others_in_the_same_places(

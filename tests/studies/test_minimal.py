@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from demur.errors import InputError
+from demur.errors import InputError, ModelError
 from demur.studies.minimal.sections import Certificate, Result
 from demur.types import FeatureId
 
@@ -137,6 +137,11 @@ def test_sections_say_what_was_found_and_what_would_refute_it(minimal: Any) -> N
 def test_a_target_or_factor_that_makes_no_sense_is_named(files: Any, tmp_path: Path, option: str, value: float) -> None:
     with pytest.raises(InputError, match=option):
         files.study(tmp_path / "run", "minimal", **{option: value})
+
+
+def test_a_factor_that_changes_nothing_leaves_nothing_to_reduce(files: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not lower the refusal log-odds"):
+        files.study(tmp_path / "run", "minimal", factor=1 - 1e-12)
 
 
 @pytest.fixture(scope="module")

@@ -139,7 +139,8 @@ def test_each_control_is_named_with_its_own_test() -> None:
         key = {GROUPS[1]: "failed attacks", GROUPS[2]: "harmless requests", GROUPS[3]: "length"}
         assert [name for name, words in key.items() if words in more] == [won]
         assert [name for name, words in key.items() if words in rest] == [g for g in GROUPS[1:] if g != won]
-        assert "not tested" not in said
+        assert more.count("by 0.30 [0.25–0.35]") == 1
+        assert rest.count("by 0.30 [0.25–0.35]") == 2
 
 
 def test_drops_and_their_tests_stand_in_their_columns() -> None:
@@ -260,7 +261,7 @@ def test_answers_are_shown_with_their_prompts() -> None:
 
 def reading(name: Any, harm: float, refusal: float, p_refuse: float, outcome: Outcome | None) -> Reading:
     tokens = (
-        TokenRow(text="Steal", region="instruction", harm=0.5 * harm, refusal=0.0),
+        TokenRow(text="Steal", region="instruction", harm=0.25 * harm, refusal=0.0),
         TokenRow(text="<end>", region="post_instruction", harm=0.0, refusal=0.25 * refusal),
     )
     return Reading(
@@ -290,10 +291,6 @@ def explained(harm: float = 0.8, refusal: float = 0.4, *, plain: bool = True, **
         "patches": (PatchRow(feature=REFUSAL, kind="refusal", token="\n", before=0.1, value=1.5),),
     }
     return Explanation(study="explain", **(given | changes))
-
-
-def explained_cells(result: Explanation, section: str, n: int = 0) -> list[tuple[str, ...]]:
-    return cells(result, section, n)
 
 
 @pytest.mark.parametrize(
@@ -327,6 +324,8 @@ def test_outcomes_and_what_changes_them_are_said_in_order() -> None:
     )
     places = [verdict.index(each) for each in order]
     assert places == sorted(places)
+    assert explained(warnings=("a doubt",)).page().warnings == ("a doubt",)
+    assert [section.brief for section in explained().page().sections] == [True] * 4 + [False] * 3
     broken = explained(prompt=reading("prompt", 0.1, 0.1, 0.2, Outcome.INCOHERENT), plain=False)
     assert broken.page().verdicts[0].startswith("Answered without sense")
 
@@ -370,12 +369,13 @@ def test_patches_that_do_not_bring_refusal_back_are_said_not_to() -> None:
 
 def test_tokens_are_coloured_by_the_strongest_of_both_prompts() -> None:
     (tokens,) = blocks(explained(), Tokens)
-    # Harm .4 and 1.0 at most, refusal .1 and .3.
+    assert [name for name, _ in tokens.lines] == ["prompt", "plain version"]
+    # Harm .2 and .5 at most, refusal .1 and .3.
     assert [[(t.upper, pytest.approx(t.lower)) for t in line] for _, line in tokens.lines] == [
-        [(0.4, 0.0), (0.0, 1 / 3)],
+        [(pytest.approx(0.4), 0.0), (0.0, 1 / 3)],
         [(1.0, 0.0), (0.0, 1.0)],
     ]
-    assert tokens.caption.index("1.00") < tokens.caption.index("0.30")
+    assert tokens.caption.index("0.50") < tokens.caption.index("0.30")
 
 
 def test_longest_lists_are_cut_and_folded() -> None:
@@ -415,6 +415,7 @@ def test_cards_are_counted_by_role_and_stand_in_their_columns() -> None:
     )
     result = FeaturesResult(study="features", cards=cards)
     (verdict,) = result.page().verdicts
+    assert result.model_copy(update={"warnings": ("a doubt",)}).page().warnings == ("a doubt",)
     # The harm feature that is not in F* is not counted.
     order = ("Of the 5 features", "3 fire", "(refusal)", "1 on", "(harm)", "1 on both")
     places = [verdict.index(each) for each in order]
