@@ -131,13 +131,60 @@ def test_every_patch_that_is_left_is_needed(
         assert asked.run([each for each in found.patches if each is not patch]).p_refuse < 0.9
 
 
+def weak_search(
+    truth: Planted,
+    model: ChatModel,
+    pair: tuple[TokenizedPrompt, TokenizedPrompt],
+    layers: tuple[int, ...] | None = None,
+) -> LocalSearch:
+    """With decoder rows of .3 of their length it takes several patches."""
+    dense = {layer: truth.suite[layer].dense() for layer in truth.suite.layers}
+    weak = Suite.from_dense({layer: replace(sae, w_dec=0.3 * sae.w_dec) for layer, sae in dense.items()})
+    return LocalSearch(model, weak, *pair, [truth.refusal_token], layers)
+
+
+@pytest.mark.parametrize(("alone", "kept"), [(0.5, 1), (0.49, 3)])
+def test_patches_that_are_not_needed_go_unless_nothing_is_restored(
+    truth: Planted, model: ChatModel, pair: tuple[TokenizedPrompt, TokenizedPrompt], alone: float, kept: int
+) -> None:
+    """A model that refuses under three patches (exactly at the threshold), and under the last of them alone."""
+    asked = weak_search(truth, model, pair)
+    real, under = asked.run, list[tuple[Any, ...]]()
+
+    def run(patches: Any = ()) -> Any:
+        under.append(tuple(patches))
+        three = next((each for each in under if len(each) == 3), ())
+        last = bool(three) and three[2] in patches
+        return replace(real(patches), p_refuse=0.5 if len(patches) == 3 else alone if last else 0.1)
+
+    asked.run = run  # pyright: ignore[reportAttributeAccessIssue]
+    found = asked.explain(limit=5)
+    three = next(each for each in under if len(each) == 3)
+    assert (found.restored, found.p_restored, found.p_refuse) == (True, 0.5, (0.1, 0.1, 0.1, 0.5))
+    assert found.patches == three[3 - kept :]
+    under.clear()
+    short = asked.explain(limit=2)
+    assert (short.restored, short.p_restored, len(short.patches)) == (False, 0.1, 2)
+
+
+def test_random_patches_differ_by_seed_alone(
+    truth: Planted, model: ChatModel, pair: tuple[TokenizedPrompt, TokenizedPrompt]
+) -> None:
+    asked = weak_search(truth, model, pair, (3,))
+    drawn = [asked.explain(limit=3, threshold=1.1, seed=n // 2) for n in range(12)]
+    assert all(one.drawn == other.drawn for one, other in zip(drawn[::2], drawn[1::2], strict=True))
+    assert len({each.drawn for each in drawn}) > 1
+    for each in drawn:
+        # As many, no two alike, and none of its own patch's feature.
+        assert len(each.drawn) == len(each.patches)
+        assert all(other.feature != own.feature for other, own in zip(each.drawn, each.patches, strict=True))
+
+
 def test_no_patch_is_made_twice(
     truth: Planted, model: ChatModel, pair: tuple[TokenizedPrompt, TokenizedPrompt]
 ) -> None:
-    """Decoder rows of .3 of their length: a patch brings a part of refusal back, and its feature goes on promising."""
-    weak = {layer: truth.suite[layer].dense() for layer in truth.suite.layers}
-    weak = {layer: replace(sae, w_dec=0.3 * sae.w_dec) for layer, sae in weak.items()}
-    found = LocalSearch(model, Suite.from_dense(weak), *pair, [truth.refusal_token]).explain(limit=6, threshold=1.1)
+    """A patch brings a part of refusal back, and its feature goes on promising."""
+    found = weak_search(truth, model, pair).explain(limit=6, threshold=1.1)
     made = [(patch.feature, patch.token) for patch in found.patches]
     assert {feature for feature, _ in made[:3]} == truth.truth.refusal
     assert {token for _, token in made[:3]} == {len(pair[1]) - 1}
