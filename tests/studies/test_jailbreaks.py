@@ -14,7 +14,7 @@ from command_line import run
 from demur.errors import InputError, RunError
 from demur.report import render_html, render_markdown
 from demur.report.blocks import Tokens
-from demur.stats import holm, sign_flip_p
+from demur.stats import holm, sign_flip_p, spearman
 from demur.studies.base import read_results, unfinished
 from demur.studies.jailbreaks.results import F_STAR, GROUPS, LOCAL, RANDOM, JailbreaksResult
 from demur.studies.jailbreaks.sections import median_patches
@@ -138,7 +138,8 @@ def test_local_explanations_are_planted_refusal_features(studied: Any, files: An
         plain = next(prompt.text for prompt in _prompts(files) if name.endswith(prompt.id))
         assert sample.prompt == (*STRONG, *WEAK)[int(place)].replace("{ask}", plain)
     assert median_patches(result) == 1
-    assert result.f_star_share == 1.0
+    # Nothing else of F* differs between the prompts where a refusal feature is read.
+    assert (result.f_star_share, result.f_star_chance) == (1.0, 0.0)
 
 
 def test_words_suppress_as_the_circuit_says_and_nothing_is_left_without_harm(studied: Any, files: Any) -> None:
@@ -181,7 +182,11 @@ def test_gradients_and_leaving_words_out_name_the_words_that_dilute_harm(studied
         for measure in (row.left_out, row.gradient, row.ig):
             assert min(measure[n] for n in content) > 0.005
             assert min(measure[n] for n in content) > 2 * max((abs(measure[n]) for n in others), default=0.0)
+        assert row.gradient != row.ig
         assert sum(row.left_out) < row.refusal[-1]  # each word takes the less away the more there are
+    for agree in result.agreement:
+        each = [spearman(getattr(row, agree.first), getattr(row, agree.second)) for row in result.walks]
+        assert agree.spearman.value == pytest.approx(sum(each) / len(each))
     assert {(row.first, row.second): row.spearman.value > 0.6 for row in result.agreement} == dict.fromkeys(
         [("gradient", "left_out"), ("ig", "left_out"), ("gradient", "added"), ("ig", "added"), ("added", "left_out")],
         True,
@@ -310,7 +315,8 @@ def test_rewrites_without_a_plain_version_are_held_against_refused_prompts(
     test = next(row for row in found.tests if row.measure == "refusal")
     assert (test.against, test.paired) == ("failed", False)
     assert test.difference.value > 0.4
-    assert test.p < 0.001
+    # A count among 5000 permutations and the groups as they are.
+    assert test.p * 5001 == pytest.approx(max(1, round(test.p * 5001)), abs=1e-6)
 
 
 def test_attacks_that_leave_nothing(studied: Any, files: Any, folder: Path) -> None:
@@ -342,6 +348,16 @@ def test_an_answered_prompt_is_explained(studied: Any, files: Any, plain: str) -
     # Harm features fire on the harm words alone, refusal features on the template after them.
     assert {t.text.strip() for t in found.prompt.tokens if t.harm > 0.1} == {"steal", "vault"}
     assert {t.region for t in found.prompt.tokens if t.refusal > 0.1} == {"post_instruction"}
+    # Each token of the template reads what all of them do on average.
+    for read in (found.prompt, found.plain):
+        assert read.tokens[-1].refusal == pytest.approx(read.refusal, rel=0.02)
+    for patch in found.patches:
+        assert patch.before == pytest.approx(refuse(truth, BESIDE + plain), abs=0.01)
+        assert patch.value == pytest.approx(refuse(truth, plain), abs=0.01)
+    for row in found.levels:
+        # On refused prompts refusal features are 1.5 on average, harm features 1 in one category of four.
+        expected = (1.5, 0.15) if row.kind == "refusal" else (0.25, 0.25)
+        assert row.harmful == pytest.approx(expected[0], abs=expected[1])
     # The features that are suppressed come first.
     assert {row.feature for row in found.levels[:3]} == truth.truth.refusal
     assert {row.kind for row in found.levels[:3]} == {"refusal"}
