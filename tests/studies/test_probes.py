@@ -167,14 +167,15 @@ def test_the_cascade_never_catches_more_than_it_passes_on(studied: Any) -> None:
         assert 0 < row.cost <= 1
 
 
-def test_streaming_stops_answers_to_succeeded_attacks(studied: Any) -> None:
+def test_streaming_leaves_benign_answers_alone(studied: Any) -> None:
     row = studied[0].stream
     assert row is not None
     assert row.stopped.n == 2 * N_TEST
     assert row.benign.n == 3 * N_TEST + 2 * N_TEST
-    # Tokens of an answer attend to all tokens alike, and so receive a part of the harm at the first one already.
-    assert (row.stopped.value, row.benign.value) == (1.0, 0.0)
-    assert row.tokens == 0
+    assert row.over_refusal.n == 32
+    # The threshold stops none of the benign validation answers, and all benign answers of this model are one.
+    assert row.benign.value == row.over_refusal.value == 0.0
+    assert np.isnan(row.tokens) == (row.stopped.value == 0)
 
 
 def test_no_prompt_that_chose_is_measured(studied: Any) -> None:

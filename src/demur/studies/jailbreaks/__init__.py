@@ -46,6 +46,8 @@ class AttackSources(Options):
 class AttackOptions(AttackSources):
     """What is tried on the model, and explained."""
 
+    group: ClassVar[str] = "Attacks"
+
     n_explain: int = Field(default=30, ge=0)
     """Succeeded attacks that are explained one by one; 0 leaves that out."""
     max_patches: int = Field(default=24, ge=1)

@@ -16,6 +16,7 @@ from demur.studies.probes.results import (
     BOTH,
     CENTROIDS,
     DENSE,
+    DENSE_LAST,
     FPRS,
     HARM,
     REFUSAL,
@@ -94,7 +95,7 @@ def run(context: Context[Any]) -> ProbesResult:
     winner, refuser = winner_of(fitted["harmful"]), winner_of(fitted["refuse"])
     best, matched = measure.matched_rows(scores)
     verdicts, area = measure.verdict_rows(scores, winner, refuser)
-    compared = [name for name in (DENSE, CENTROIDS, BOTH, HARM, REFUSAL) if name in fitted["harmful"]]
+    compared = [name for name in (DENSE, DENSE_LAST, CENTROIDS, BOTH, HARM, REFUSAL) if name in fitted["harmful"]]
     negatives = int((~bench.validation.harmful).sum())
     if negatives < 1 / FPRS[0]:
         context.warn(

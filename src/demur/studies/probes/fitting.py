@@ -4,7 +4,7 @@ validation prompts, never on test prompts."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Self, get_args
 
@@ -30,6 +30,7 @@ from demur.studies.probes.results import ProbeRow, Target
 from demur.types import FeatureId, FeatureSet, PromptSet
 
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+_ON_WORDS: tuple[Pooling, ...] = ("instruction", "mean", "max")
 _OUTSIDE = Reading(kind="dense", layer=0)
 """Stands for what is no activation (keywords, perplexity): those probes are calibrated, never stored."""
 _PLAIN = Probe(_OUTSIDE, np.ones(1, dtype=np.float32), 0.0)
@@ -119,9 +120,11 @@ class Bench:
 
     @cached_property
     def representations(self) -> tuple[Representation, ...]:
-        """All that read activations but the one of whole dictionaries, whose layer the dense residual chooses."""
+        """All that read activations but the one of whole dictionaries, whose layer the dense residual chooses. The
+        dense residual at the last token, where refusal is encoded, is one of its own (the paper's)."""
         layers = range(self.context.model.n_layers)
-        dense = tuple(Reading(kind="dense", layer=layer, pooling=p) for p in POOLINGS for layer in layers)
+        words = tuple(Reading(kind="dense", layer=layer, pooling=p) for p in _ON_WORDS for layer in layers)
+        last = tuple(Reading(kind="dense", layer=layer, pooling="last") for layer in layers)
         sets = {
             results.HARM: self.gauge.harm,
             results.REFUSAL: self.gauge.refusal,
@@ -132,8 +135,9 @@ class Bench:
             results.RANDOM: self._random(),
         }
         return (
-            Representation(results.DENSE, dense),
-            Representation(results.CENTROIDS, dense, centroids=True),
+            Representation(results.DENSE, words),
+            Representation(results.DENSE_LAST, last),
+            Representation(results.CENTROIDS, (*words, *last), centroids=True),
             *(Representation(name, _pooled(features)) for name, features in sets.items() if features),
         )
 
@@ -155,7 +159,7 @@ class Bench:
             self.context.warn(f"there is no control of random features: {error}")
             return ()
 
-    def all_features(self, layer: int | None) -> Representation | None:
+    def all_features(self, layer: int | None) -> Representation:
         """The whole dictionary of the layer (or the nearest that has one)."""
         suite = self.context.suite
         near = min(suite.layers, key=lambda each: abs(each - (layer or 0)))
@@ -166,11 +170,9 @@ class Bench:
 
     def fit(self, target: Target) -> dict[str, Fitted]:
         """The probes of all representations for one target, by name."""
-        fitted = {each.name: self.best(each, target) for each in self.representations}
-        dense = fitted[results.DENSE]
-        whole = self.all_features(dense.row.layer)
-        if whole is not None:
-            fitted[whole.name] = self.best(whole, target)
+        fitted = {each.name: self.best(each, target) for each in map(partial(_read_at, target), self.representations)}
+        whole = _read_at(target, self.all_features(fitted[results.DENSE].row.layer))
+        fitted[whole.name] = self.best(whole, target)
         fitted[results.KEYWORDS] = self._keywords(target)
         fitted[results.PERPLEXITY] = self._perplexity(target)
         return fitted
@@ -260,6 +262,16 @@ class Bench:
         return found
 
 
+def _read_at(target: Target, asked: Representation) -> Representation:
+    """A representation as it is read for a target: refusal at the last token only, where it is encoded (Zhao et al.,
+    2025). On plain prompts the labels of the two targets mostly coincide, so only where they are read tells them
+    apart."""
+    if target == "harmful" or asked.name == results.DENSE:
+        return asked
+    readings = (reading.model_copy(update={"pooling": "last"}) for reading in asked.readings)
+    return replace(asked, readings=tuple(dict.fromkeys(readings)))
+
+
 def _pooled(features: tuple[FeatureId, ...]) -> tuple[Reading, ...]:
     return tuple(Reading(kind="features", features=features, pooling=p) for p in POOLINGS)
 
@@ -275,10 +287,15 @@ def _losses(probe: Probe, held: Labelled) -> np.ndarray:
 
 
 def winner_of(fitted: Mapping[str, Fitted]) -> str:
-    """The representation for the guard, among those that read activations: the first, in the order in which they stand,
-    whose log loss on the validation prompts is no more than one standard error above the least. The dense residual is
-    the first: it takes one dot product and no SAE, so others must be clearly better."""
-    inside = [each for each in fitted.values() if each.row.pooling is not None]
+    """The representation for the guard, among those that read activations, harm on the user's words and refusal at the
+    last token: the first, in the order in which they stand, whose log loss on the validation prompts is no more than
+    one standard error above the least. Dense residuals come first: they take one dot product and no SAE, so others must
+    be clearly better."""
+
+    def apart(each: Fitted) -> bool:
+        return each.row.pooling is not None and (each.row.pooling == "last") == (each.target == "refuse")
+
+    inside = [each for each in fitted.values() if apart(each)]
     best = min(inside, key=lambda each: each.row.loss)
 
     def near(each: Fitted) -> bool:

@@ -24,8 +24,8 @@ _LONG_SHARE = 0.6
 """Share of the context that long inputs fill, at most."""
 _LOUD_WORDS = 6
 """Harmful words that a long benign text is given."""
-BEFORE, MIDDLE, AFTER = "long: request before", "long: request in the middle", "long: request after"
-LONG_BENIGN, LONG_WORDS = "long: benign request", "long: harmful words"
+BEFORE, MIDDLE, AFTER = "request before long text", "request in long text", "request after long text"
+LONG_BENIGN, LONG_WORDS = "benign request in long text", "long text with harmful words"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ Kind = Literal["plain", "attack", "wrapped", "over-refusal", "benign", "long"]
 FPRS = (0.01, 0.05)
 """False-positive rates on validation negatives at which thresholds are set."""
 DENSE, KEYWORDS, PERPLEXITY = "dense residual", "keywords", "perplexity"
+DENSE_LAST = "dense residual (last token)"
 CENTROIDS, ALL_FEATURES = "centroids", "all features (L1)"
 HARM, REFUSAL, BOTH = "harm features", "refusal features", "harm + refusal features"
 COSSIM, RANDOM = "CosSim features", "random features"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from demur.report import charts
 from demur.report import format as fmt
-from demur.report.blocks import Block, Chart, Section, Table, Text
+from demur.report.blocks import Block, Chart, Column, Section, Table, Text
 from demur.studies.probes.results import (
     ALL,
     DENSE,
@@ -98,7 +98,7 @@ def _share_table(
 ) -> Table:
     names = _representations(result)
     rows = [[name, *(result.flag(name, column, fpr) for column in columns)] for name in names]
-    heads = ["representation", *(f"> {column}" for column in columns)]
+    heads = [Column("representation"), *(Column(column, numeric=True) for column in columns)]
     return Table.of(title, heads, rows, caption=caption, strong=_strong(result, names), folded=folded)
 
 
@@ -155,7 +155,7 @@ def _ranking(result: ProbesResult, target: Target) -> Iterator[Block]:
 
     yield Table.of(
         "AUROC",
-        ["representation", *(f"> {family}" for family in families)],
+        [Column("representation"), *(Column(family, numeric=True) for family in families)],
         [[name, *(cell(name, family) for family in families)] for name in names],
         caption="Ranking alone, at no threshold; 95 % intervals over prompts.",
         strong=_strong(result, names) if target == "harmful" else (),
@@ -215,7 +215,7 @@ def _long(result: ProbesResult) -> Section:
         "Flagged at 1% FPR in long benign text",
         ["plain harmful", *(row.name for row in rows)],
         0.01,
-        "The first three long columns hold a harmful request: what they lack against “plain harmful” is lost to "
+        "Columns two to four hold a harmful request in long text: what they lack against “plain harmful” is lost to "
         "length. The last two hold none, and should not be flagged.",
     )
     return Section("Long inputs", (table,))
@@ -282,7 +282,8 @@ def _refusal(result: ProbesResult) -> Section:
         "Will the model refuse?",
         tuple(_ranking(result, "refuse")),
         intro="Another question, with labels from the model's own judged answers: positives are the prompts that it "
-        "refused. A probe that follows refusal misses what gets past refusal, so it is no detector of harm.",
+        "refused. All but the dense residual are read at the last token. A probe that follows refusal misses what gets "
+        "past refusal, so it is no detector of harm.",
     )
 
 

@@ -1,7 +1,8 @@
 """The streaming probe: fitted on the model's own answers, and measured by answers that are really stopped.
 
 Positives are answers to harmful requests of the choosing splits that the model writes once its refusal direction is
-ablated; they are read by the clean model. Negatives are its answers to harmless ones.
+ablated; they are read by the clean model. Negatives are its own answers to harmless ones, and its refusals of harmful
+ones, which need not be stopped.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from demur.studies.pipeline import Found
 from demur.studies.probes.fitting import Arrays
 from demur.studies.probes.inputs import Sets
 from demur.studies.probes.results import StreamRow
-from demur.types import Answer, Outcome, PromptSet, Value
+from demur.types import REFUSALS, Answer, Outcome, PromptSet, Value
 
 _WINDOWS_EACH = 6
 """Windows of each answer that train."""
@@ -50,20 +51,24 @@ def fit_stream(context: Context[Any], found: Found, window: int, fpr: float) -> 
     for purposes in (("direction",), ("selection", "tuning")):
         answers: list[tuple[Answer, bool]] = []
         for purpose in purposes:
-            harmful, harmless = getattr(context.splits.choosing, purpose).harmful, found.clean.answers[purpose][1]
-            forced = context.answer(f"direction ablated: {purpose}", harmful, (found.direction.ablate(),))
+            prompts, (harmful, harmless) = (
+                getattr(context.splits.choosing, purpose).harmful,
+                found.clean.answers[purpose],
+            )
+            forced = context.answer(f"direction ablated: {purpose}", prompts, (found.direction.ablate(),))
             answers += [(a, True) for a in forced.where(Outcome.COMPLIANCE) if a.text]
-            answers += [(a, False) for a in harmless.where(Outcome.COMPLIANCE) if a.text]
+            answers += [(a, False) for a in (*harmless.answers, *harmful.where(*REFUSALS)) if a.text]
         sides.append(answers)
     for name, side in zip(("direction", "selection and tuning"), sides, strict=True):
         harmful = sum(label for _, label in side)
         if min(harmful, len(side) - harmful) < _LEAST:
             raise InputError(
-                f"with its direction ablated the model complies with {harmful} harmful {name} prompts, and plainly "
-                f"with {len(side) - harmful} harmless ones; streaming needs {_LEAST} of each"
+                f"with its direction ablated the model complies with {harmful} harmful {name} prompts, and there are "
+                f"{len(side) - harmful} other answers; streaming needs {_LEAST} of each"
             )
     tables = [_answer_residuals(context, [answer for answer, _ in side]) for side in sides]
     labels = [np.array([label for _, label in side]) for side in sides]
+    benign = [answer.prompt.label == "harmless" for answer, _ in sides[1]]
     best: tuple[float, Stream] | None = None
     for layer in range(context.model.n_layers):
         train, held = (_windows(table[layer], y, window) for table, y in zip(tables, labels, strict=True))
@@ -72,8 +77,9 @@ def fit_stream(context: Context[Any], found: Found, window: int, fpr: float) -> 
         loss = -float(np.log(np.where(held.labels, p, 1 - p)).mean())
         if best is None or loss < best[0]:
             stream = Stream(probe, window, 0.0)
-            benign = [each for each, label in zip(tables[1][layer], labels[1], strict=True) if not label]
-            highest = [float(stream.running(each).max()) for each in benign]
+            highest = [
+                float(stream.running(each).max()) for each, quiet in zip(tables[1][layer], benign, strict=True) if quiet
+            ]
             best = loss, replace(stream, threshold=threshold_at(highest, fpr) + _MARGIN)
     assert best is not None
     return best[1], int(labels[0].sum())
