@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted_study import lasting, write_prompts
+from planted_study import write_prompts
 
 import demur
 from command_line import run
@@ -171,7 +171,7 @@ def test_streaming_leaves_benign_answers_alone(studied: Any) -> None:
     row = studied[0].stream
     assert row is not None
     assert row.stopped.n == 2 * N_TEST
-    assert row.benign.n == 3 * N_TEST + 2 * N_TEST
+    assert (row.benign.n, row.wrapped.n) == (N_TEST, 4 * N_TEST)
     assert row.over_refusal.n == 32
     # The threshold stops none of the benign validation answers, and all benign answers of this model are one.
     assert row.benign.value == row.over_refusal.value == 0.0
@@ -190,7 +190,10 @@ def test_the_run_resumes_without_computing_again(studied: Any, files: Any, folde
     seen: list[str] = []
     config = load_config(None, asked(files, folder), STUDY.config)
     again = run_study(STUDY, config, out, progress=lambda what, *_: seen.append(what))
-    assert lasting(again) == lasting(result)
+    assert (
+        again.model_copy(update={"seconds": {}}).model_dump_json()
+        == result.model_copy(update={"seconds": {}}).model_dump_json()
+    )
     assert not [what for what in seen if what.startswith(("reading", "answers under", "perplexity"))]
 
 

@@ -70,8 +70,15 @@ class Fitted:
     probe: Probe
     row: ProbeRow
     negatives: np.ndarray
+    positives: np.ndarray
+    """The same of the validation positives."""
     losses: np.ndarray
     """Log loss on each validation prompt."""
+
+    @property
+    def usual(self) -> float:
+        """Log-odds that 95 % of the validation positives are above: what is below is unlike them."""
+        return float(np.quantile(self.positives, 0.05))
 
     def threshold(self, fpr: float) -> float:
         """Log-odds at which at most a share `fpr` of the validation negatives is flagged."""
@@ -243,7 +250,7 @@ class Bench:
             auroc=auroc(logits[held.labels], logits[~held.labels], resamples=1).value,
             tried=tried,
         )
-        return Fitted(name, target, probe, row, logits[~held.labels], losses)
+        return Fitted(name, target, probe, row, logits[~held.labels], logits[held.labels], losses)
 
     # -- scoring ---------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,8 @@ def make_guard(
         thresholds={
             axis: {f"{fpr:g}": float(expit(each.threshold(fpr))) for fpr in FPRS}
             for axis, each in (("harmful", harm), ("refuse", refuse))
-        },
+        }
+        | {"refusing": {"0.95": float(expit(refuse.usual))}},
         sparse=sparse,
         rows={layer: context.suite[layer].rows(indices) for layer, indices in wanted.items()},
         stream=stream,

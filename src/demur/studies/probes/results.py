@@ -164,6 +164,7 @@ class StreamRow(Value):
     """Complied-with harmful requests among the answers that it was fitted on."""
     stopped: Estimate
     benign: Estimate
+    wrapped: Estimate
     over_refusal: Estimate
     tokens: float
     tokens_90: float

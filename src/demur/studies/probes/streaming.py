@@ -123,17 +123,19 @@ def stream_row(context: Context[Any], guard: Guard, sets: Sets, succeeded: Promp
     """Answer under the guard: succeeded attacks, benign test prompts (wrapped ones too) and over-refusal prompts."""
     assert guard.stream is not None
     attacks = _answered(context, guard, succeeded)
-    benign = [row for group in sets.negatives() for row in _answered(context, guard, group.prompts)]
-    over = [row for group in sets.of("over-refusal") for row in _answered(context, guard, group.prompts)]
+    plain = [group for group in sets.of("plain") if not group.positive]
+    others = (plain, sets.of("wrapped"), sets.of("over-refusal"))
+    quiet = [[row for group in groups for row in _answered(context, guard, group.prompts)] for groups in others]
     out = [row.tokens for row in attacks if row.stopped]
-    shares = [_share([row.stopped for row in rows]) for rows in (attacks, benign, over)]
+    shares = [_share([row.stopped for row in rows]) for rows in (attacks, *quiet)]
     return StreamRow(
         layer=guard.stream.layer,
         window=guard.stream.window,
         trained_on=trained_on,
         stopped=shares[0],
         benign=shares[1],
-        over_refusal=shares[2],
+        wrapped=shares[2],
+        over_refusal=shares[3],
         tokens=float(np.median(out)) if out else float("nan"),
         tokens_90=float(np.quantile(out, 0.9)) if out else float("nan"),
     )
