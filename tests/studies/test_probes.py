@@ -223,7 +223,7 @@ def test_the_run_leaves_a_guard_of_its_own_figures(studied: Any, files: Any, fol
     points = {(p.detector, p.prompts, p.fpr): p.flagged for p in guard.points}
     assert points["harmful", "strong", 0.01] == result.flag(result.winner, "strong")
     assert result.stream is not None
-    assert points["stream", "benign", 0.01] == result.stream.benign
+    assert points["stream", "benign", 0.0] == result.stream.benign
     assert guard.explain(files.truth.harmful.texts[0]).features[0].feature in files.truth.truth.causal
 
 
@@ -263,7 +263,7 @@ def test_one_prompt_is_explained(studied: Any, files: Any, folder: Path) -> None
     assert "refused: P(harmful)" in found.words
     other = run("guard", "explain", prompt, "--guard", folder / "guard")
     assert other.code == 2, "the bundled model is another one"
-    assert "is the guard of model (weights" in other.error
+    assert "/model (weights" in other.error
     assert run("guard", "explain", prompt, *options, "--fpr", "0.2").code == 2
 
 

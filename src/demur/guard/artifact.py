@@ -60,7 +60,7 @@ class ModelName(Value):
         commit = str(getattr(model.hf.config, "_commit_hash", None) or "")
         local = folder.is_dir()
         return cls(
-            name=folder.resolve().name if local else model.name,
+            name="/".join(folder.resolve().parts[-2:]) if local else model.name,
             revision="" if local else commit,
             fingerprint=state.hexdigest(),
         )

@@ -179,7 +179,7 @@ def _with_guard(
     if context.config.streaming:
         try:
             with context.timed("streaming probe"):
-                stream, trained = fit_stream(context, found, context.config.window, FPRS[0])
+                stream, trained = fit_stream(context, found, context.config.window)
         except InputError as error:
             context.warn(f"streaming was not measured: {error}")
     guard = make_guard(context, scores, result, winner, refuser, stream)

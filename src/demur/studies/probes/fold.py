@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def make_guard(
         rows={layer: context.suite[layer].rows(indices) for layer, indices in wanted.items()},
         stream=stream,
         saes=SaeName(
-            source=context.suite.source,
+            source="/".join(Path(context.suite.source).parts[-2:]),
             identity=context.suite.identity,
             revision=str(context.config.saes_revision or ""),
         ),
@@ -82,7 +83,7 @@ def _points(result: ProbesResult, winner: str) -> list[OperatingPoint]:
     if result.stream is not None:
         shares = {"succeeded attacks": result.stream.stopped, "benign": result.stream.benign}
         points += [
-            OperatingPoint(detector="stream", prompts=name, positive=name != "benign", fpr=FPRS[0], flagged=share)
+            OperatingPoint(detector="stream", prompts=name, positive=name != "benign", fpr=0.0, flagged=share)
             for name, share in shares.items()
         ]
     return [point for point in points if point.flagged.n]

@@ -78,7 +78,7 @@ def _verdict(result: ProbesResult) -> Iterator[Text]:
 
 
 def _doubts(result: ProbesResult) -> Iterator[Text]:
-    for row in _sets(result, "plain", "wrapped", "benign", "over-refusal"):
+    for row in _sets(result, "plain", "wrapped", "benign", "over-refusal", "long"):
         if row.positive:
             continue
         share = result.flag(result.winner, row.name)
@@ -228,7 +228,7 @@ def _two_axes(result: ProbesResult) -> Section:
         "prompts | > harmless | > refused: harmful, and will be refused | > jailbreak: harmful, and will not be "
         "refused | > over-refusal: harmless, and will be refused",
         rows,
-        caption="Harmful at the 1 % threshold; refusing where the probability of refusal is above that of all but 5 % of "
+        caption="Harmful at the 1 % threshold; refusing where P(refuse) is above that of all but 5 % of "
         "the validation prompts that the model refused. What stays below is refused less surely than plain requests.",
     )
     won = next((row for row in result.verdicts if row.group == "attacks that succeeded"), None)
@@ -255,7 +255,7 @@ def _streaming(result: ProbesResult) -> Section:
             [str(row.layer), row.window, row.trained_on, row.stopped, fmt.short_number(row.tokens),
              fmt.short_number(row.tokens_90), row.benign, row.wrapped, row.over_refusal]
         ],
-        caption="The threshold stops at most 1 % of benign validation answers. Wrapped prompts are benign "
+        caption="The threshold stops no benign validation answer. Wrapped prompts are benign "
         "requests in the attacks' texts. Scores come from the pass that writes the token.",
     )  # fmt: skip
     return Section("Streaming", (table,), brief=True)

@@ -43,10 +43,10 @@ class Stopped(Value):
     tokens: int
 
 
-def fit_stream(context: Context[Any], found: Found, window: int, fpr: float) -> tuple[Stream, int]:
-    """The streaming probe of the best layer, and how many harmful answers it was fitted on; its threshold stops at most
-    a share `fpr` of the benign validation answers. Raises InputError: the model complies with too few harmful
-    requests."""
+def fit_stream(context: Context[Any], found: Found, window: int) -> tuple[Stream, int]:
+    """The streaming probe of the best layer, and how many harmful answers it was fitted on; its threshold stops none of
+    the benign validation answers, as topics that were not trained on score higher. Raises InputError: the model complies
+    with too few harmful requests."""
     sides: list[list[tuple[Answer, bool]]] = []
     for purposes in (("direction",), ("selection", "tuning")):
         answers: list[tuple[Answer, bool]] = []
@@ -80,7 +80,7 @@ def fit_stream(context: Context[Any], found: Found, window: int, fpr: float) -> 
             highest = [
                 float(stream.running(each).max()) for each, quiet in zip(tables[1][layer], benign, strict=True) if quiet
             ]
-            best = loss, replace(stream, threshold=threshold_at(highest, fpr) + _MARGIN)
+            best = loss, replace(stream, threshold=threshold_at(highest, 0.0) + _MARGIN)
     assert best is not None
     return best[1], int(labels[0].sum())
 
