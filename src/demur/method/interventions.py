@@ -22,11 +22,11 @@ from itertools import groupby
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from demur.errors import InputError, SaeError
-from demur.model import Batch, ChatModel, Cursor, Edit
+from demur.model import Batch, ChatModel, Cursor, Edit, Region
 from demur.saes import Rows, Suite
 from demur.types import FeatureId
 
@@ -56,6 +56,9 @@ class Intervention:
 
     where: Where = "all"
     """Tokens that are changed; a subclass may make it a field."""
+    regions: tuple[Region, ...] | None = None
+    """Regions whose tokens are changed (None: all), where a batch says them. A token that is generated is a response's.
+    """
 
     @property
     def label(self) -> str:
@@ -394,7 +397,7 @@ class _Plain:
     """One intervention on the residual, kept off padding and, if it says so, off the answer."""
 
     def __init__(self, model: ChatModel, intervention: Intervention) -> None:
-        self._where = intervention.where
+        self._where, self._regions = intervention.where, intervention.regions
         self.layers = tuple(intervention.acts_on(model))
         for layer in self.layers:
             _check_layer(intervention.label, layer, model)
@@ -402,17 +405,29 @@ class _Plain:
 
     def edit(self, layer: int, batch: Batch | None) -> Edit:
         change, width = self._changes[layer], _prompt_width(batch)
+        regions = None if batch is None or self._regions is None else self._slots_within(self._regions, batch)
 
         def edit(residual: Tensor, cursor: Cursor) -> Tensor:
-            keep = cursor.real
+            keep, slots = cursor.real, _slots(cursor, residual.device)
             if self._where == "prompt":
                 if cursor.start >= width:
                     return residual
-                inside = (_slots(cursor, residual.device) < width)[None]
-                keep = inside if keep is None else keep.to(residual.device) & inside
+                keep = _both(keep, (slots < width)[None])
+            if regions is not None:
+                keep = _both(keep, regions.to(slots.device)[:, slots.clamp(max=width)])
             return _replaced(residual, change(residual).to(residual.dtype), keep)
 
         return edit
+
+    @staticmethod
+    def _slots_within(regions: tuple[Region, ...], batch: Batch) -> Bool[Tensor, "batch slot"]:
+        """Slots of the prompt in these regions, and one more that stands for every generated token."""
+        generated = torch.full((len(batch), 1), Region.RESPONSE in regions, device=batch.regions.device)
+        return torch.cat([batch.within(regions), generated], 1)
+
+
+def _both(first: Tensor | None, second: Tensor) -> Tensor:
+    return second if first is None else first.to(second.device) & second
 
 
 class _FeatureGroup:

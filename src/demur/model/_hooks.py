@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from demur.errors import ModelError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from demur.model._chat_format import Batch
     from demur.model._chat_model import ChatModel
 
@@ -159,6 +161,27 @@ class AnswerGuard(Protocol):
 
 
 @contextmanager
+def resumed(layers: Sequence[nn.Module], layer: int, output: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
+    """Skip `layers` up to `layer`, which gives `output` whatever goes in; hooks on it see that. For passes that differ
+    only from there on."""
+
+    def skip(each: int, hidden: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return output if each == layer else hidden
+
+    before = [(module, vars(module).get("forward")) for module in layers[: layer + 1]]
+    try:
+        for each, (module, _) in enumerate(before):
+            module.forward = partial(skip, each)
+        yield
+    finally:
+        for module, own in before:
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+
+
+@contextmanager
 def track(model: nn.Module) -> Iterator[Cursor]:
     """Keep a `Cursor` up to date while `model` (the whole causal LM) runs, in single passes and in `generate`. A
     prepared attention mask (a dictionary or 4-D tensor, as static caches make), which hides padding, is a `ModelError`.
@@ -185,6 +208,23 @@ def track(model: nn.Module) -> Iterator[Cursor]:
 
     with model.register_forward_pre_hook(before, with_kwargs=True):
         yield cursor
+
+
+@contextmanager
+def folded_head(model: PreTrainedModel) -> Iterator[None]:
+    """Hand the output embedding its hidden states as one block while the context is open. The last positions of longer
+    sequences are a strided slice, of which torch makes a batched product, and copies the embedding for every row: 1.1
+    GiB each at 256k tokens. `contiguous()` would not do: at batch 1 it returns the slice, strides and all."""
+    head = model.get_output_embeddings()
+
+    def fold(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *others = inputs
+        return (hidden.clone(memory_format=torch.contiguous_format), *others)
+
+    with ExitStack() as stack:
+        if isinstance(head, nn.Module):
+            stack.enter_context(head.register_forward_pre_hook(fold))
+        yield
 
 
 def count_hooks(model: nn.Module) -> int:

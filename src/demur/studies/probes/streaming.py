@@ -45,8 +45,8 @@ class Stopped(Value):
 
 def fit_stream(context: Context[Any], found: Found, window: int) -> tuple[Stream, int]:
     """The streaming probe of the best layer, and how many harmful answers it was fitted on; its threshold stops none of
-    the benign validation answers, as topics that were not trained on score higher. Raises InputError: the model complies
-    with too few harmful requests."""
+    the benign validation answers, as topics that were not trained on score higher. Raises InputError: the model
+    complies with too few harmful requests."""
     sides: list[list[tuple[Answer, bool]]] = []
     for purposes in (("direction",), ("selection", "tuning")):
         answers: list[tuple[Answer, bool]] = []
