@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from demur.cli.console import PATH, StageProgress, console, note, say
+from demur.cli.serve import command as serve
 from demur.cli.show import print_pages
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ def command() -> None:
     pass
 
 
-@command.command("fit")
+command.add_command(serve)
+
+
+@command.command("fit", short_help="Take the guard out of a finished run of `demur probes`.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", **PATH, required=True, help="Folder to write the guard to.")
 def fit(run: Path, out: Path) -> None:
@@ -67,7 +71,7 @@ def fit(run: Path, out: Path) -> None:
     say(f"guard of {model}: {out}")
 
 
-@command.command("score")
+@command.command("score", short_help="Score the prompts in a file, one line a row.")
 @click.argument("file")
 @guard_options
 @click.option("--prompt-column", metavar="TEXT", help="Column of the prompts (default: found).")
@@ -93,7 +97,7 @@ def score(file: str, prompt_column: str | None, out: Path, **given: Any) -> None
     say(f"scores: {out}")
 
 
-@command.command("explain")
+@command.command("explain", short_help="Explain one prompt: score, tokens, features.")
 @click.argument("prompt")
 @guard_options
 def explain(prompt: str, **given: Any) -> None:
