@@ -10,7 +10,7 @@ import torch
 
 from demur.errors import InputError
 from demur.guard import Guard, ModelName, Probe, Reading, read_prompts
-from demur.model import ChatModel
+from demur.model import ChatModel, Region
 from demur.saes import DenseSae, Suite
 from demur.testing import planted
 from demur.types import FeatureId
@@ -62,6 +62,10 @@ def test_explanations_name_the_features_and_tokens(made, guard: Guard) -> None:
     loudest = max(found.tokens, key=lambda token: token.harm)
     assert loudest.text.strip() in text
     assert all(token.harm == token.refusal == 0 for token in found.tokens[:3]), "BOS and header"
+    loud = replace(guard, rows={n: replace(rows, b_enc=rows.b_enc + 1e6) for n, rows in guard.rows.items()})
+    shown = loud.explain(text).tokens
+    regions = made.model.chat.tokenize(text).regions
+    assert [token.harm > 0 for token in shown] == [region >= Region.INSTRUCTION for region in regions]
     best = found.features[0]
     assert best.feature in made.truth.truth.causal
     # What features add, with the bias, is the explaining probe's logit.
