@@ -251,7 +251,19 @@ class CompareOptions(Options):
         return tuple(dict.fromkeys((MAIN, *methods, *needed)))
 
 
-class SideEffectOptions(Options):
+class OverRefusalOptions(Options):
+    """Harmless prompts that look harmful."""
+
+    group: ClassVar[str] = "Side effects"
+
+    over_refusal: Sources = ()
+    """Harmless prompts that look harmful, such as xstest or or-bench-hard; repeatable (the bundled model has its
+    own)."""
+    n_over_refusal: int = Field(default=100, ge=1)
+    """Over-refusal prompts to use."""
+
+
+class SideEffectOptions(OverRefusalOptions):
     """What is measured besides refusal."""
 
     group: ClassVar[str] = "Side effects"
@@ -262,11 +274,6 @@ class SideEffectOptions(Options):
     """Texts to use."""
     text_tokens: int = Field(default=128, ge=2)
     """Tokens of each text to use."""
-    over_refusal: Sources = ()
-    """Harmless prompts that look harmful, such as xstest or or-bench-hard; repeatable (the bundled model has its
-    own)."""
-    n_over_refusal: int = Field(default=100, ge=1)
-    """Over-refusal prompts to use."""
     knowledge: bool = True
     """Ask the model whether each test request is harmful."""
     tasks: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from demur.method.interventions import Compiled
 from demur.model import Items, TokenizedPrompt
 from demur.runs import KindOf
 from demur.stats import Estimate, auroc, bootstrap_mean, mean_of_runs, wilson
-from demur.studies.config import SideEffectOptions
+from demur.studies.config import OverRefusalOptions, SideEffectOptions
 from demur.studies.context import Change, Context, JudgedAnswers, Workspace
 from demur.studies.results import Knowledge, SideEffects
 from demur.types import Answer, Outcome, PromptSet, text_key
@@ -50,7 +50,7 @@ class SideInputs:
             from demur.capability import check_tasks
 
             check_tasks(options.tasks)
-        return cls(tuple(texts), _over_refusal(options, context))
+        return cls(tuple(texts), over_refusal_prompts(options, context))
 
 
 def _texts(config: SideEffectOptions, *, bundled: bool) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ def _texts(config: SideEffectOptions, *, bundled: bool) -> tuple[str, ...]:
     return ()
 
 
-def _over_refusal(config: SideEffectOptions, context: Context[Any]) -> PromptSet | None:
+def over_refusal_prompts(config: OverRefusalOptions, context: Context[Any]) -> PromptSet | None:
     """A sample of the harmless prompts that look harmful; those that chose anything are left out.
 
     A sample, since such sets are sorted by kind: the first rows of XSTest would be four of its ten kinds.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -29,8 +29,8 @@ FRAMINGS = "framings"
 """Name of the built-in wrappers and suffixes."""
 
 
-class AttackOptions(Options):
-    """What is tried on the model."""
+class AttackSources(Options):
+    """Which adversarial prompts are tried on the model."""
 
     group: ClassVar[str] = "Attacks"
 
@@ -41,6 +41,13 @@ class AttackOptions(Options):
     """Adversarial prompts of each attack."""
     per_prompt: int = Field(default=4, ge=1)
     """Templates around each harmful test prompt."""
+
+
+class AttackOptions(AttackSources):
+    """What is tried on the model, and explained."""
+
+    group: ClassVar[str] = "Attacks"
+
     n_explain: int = Field(default=30, ge=0)
     """Succeeded attacks that are explained one by one; 0 leaves that out."""
     max_patches: int = Field(default=24, ge=1)
@@ -120,6 +127,39 @@ def configured_attacks(sources: Sequence[str]) -> tuple[Attack, ...]:
     return (*built_in, *read_attacks(files))
 
 
+class Offered(NamedTuple):
+    """What an attack gives to measure: how many of its rows do not fit the context, on how many something was chosen,
+    and the pairs that are left."""
+
+    attack: Attack
+    too_long: int
+    chosen_from: int
+    pairs: tuple[AttackPair, ...]
+
+
+def offered_attacks(context: Context[Any]) -> list[Offered]:
+    """The configured attacks on the harmful test prompts, without what chose anything. Raises InputError: nothing is
+    left of any of them."""
+    config, prompts = context.config, context.splits.test.harmful
+    known = {text_key(p.text) for _, split in context.splits.choosing for _, each in split for p in each.prompts}
+    offered: list[Offered] = []
+    for attack in configured_attacks(config.attacks):
+        fitting, too_long = _fitting(context, attack, prompts)
+        free = tuple(p for p in fitting.pairs if not known & {text_key(p.text), text_key(p.plain or p.text)})
+        if not (free or fitting.templates):
+            context.warn(
+                f"nothing was measured of the attack {attack.name}: {too_long} of its prompts do not fit the "
+                f"model's context, on {len(fitting.pairs)} the features were chosen"
+            )
+            continue
+        left = Attack(fitting.name, fitting.templates, free)
+        made = left.on(prompts, config.n_attacks, per_prompt=config.per_prompt, seed=config.seed)
+        offered.append(Offered(attack, too_long, len(fitting.pairs) - len(free), made))
+    if not any(each.pairs for each in offered):
+        raise InputError("none of the --attacks leaves anything to measure: " + "; ".join(context.warnings))
+    return offered
+
+
 @dataclass(frozen=True)
 class _Attacked:
     """The pairs whose plain prompt is refused, and the answers to their adversarial prompts."""
@@ -132,24 +172,8 @@ class _Attacked:
 
     @classmethod
     def by(cls, context: Context[Config]) -> _Attacked:
-        config, prompts = context.config, context.splits.test.harmful
-        known = {text_key(p.text) for _, split in context.splits.choosing for _, each in split for p in each.prompts}
-        offered: list[tuple[Attack, int, int, tuple[AttackPair, ...]]] = []
-        for attack in configured_attacks(config.attacks):
-            fitting, too_long = _fitting(context, attack, prompts)
-            free = tuple(p for p in fitting.pairs if not known & {text_key(p.text), text_key(p.plain or p.text)})
-            if not (free or fitting.templates):
-                context.warn(
-                    f"nothing was measured of the attack {attack.name}: {too_long} of its prompts do not fit the "
-                    f"model's context, on {len(fitting.pairs)} the features were chosen"
-                )
-                continue
-            left = Attack(fitting.name, fitting.templates, free)
-            made = left.on(prompts, config.n_attacks, per_prompt=config.per_prompt, seed=config.seed)
-            offered.append((attack, too_long, len(fitting.pairs) - len(free), made))
+        offered = offered_attacks(context)
         every = [pair for *_, made in offered for pair in made]
-        if not every:
-            raise InputError("none of the --attacks leaves anything to measure: " + "; ".join(context.warnings))
         requests = {text_key(p.plain): Prompt(id=f"plain:{p.id}", text=p.plain) for p in reversed(every) if p.plain}
         plain = {pair.id: requests[text_key(pair.plain)] for pair in every if pair.plain}
         answered = context.answer("plain requests", PromptSet(name="plain", prompts=tuple(requests.values())))
@@ -174,16 +198,17 @@ class _Attacked:
         return cls(pairs, plain, answers, rows)
 
 
-def _fitting(context: Context[Config], attack: Attack, prompts: PromptSet) -> tuple[Attack, int]:
+def _fitting(context: Context[Any], attack: Attack, prompts: PromptSet) -> tuple[Attack, int]:
     """The attack without what does not fit the model's context, and how much that was."""
     longest = max((prompt.text for prompt in prompts), key=len)
-    pairs = tuple(pair for pair in attack.pairs if _fits(context, pair.text) and _fits(context, pair.plain or ""))
-    templates = tuple(text for text in attack.templates if _fits(context, text.replace("{ask}", longest)))
+    pairs = tuple(pair for pair in attack.pairs if fits(context, pair.text) and fits(context, pair.plain or ""))
+    templates = tuple(text for text in attack.templates if fits(context, text.replace("{ask}", longest)))
     left_out = len(attack.pairs) + len(attack.templates) - len(pairs) - len(templates)
     return Attack(attack.name, templates, pairs), left_out
 
 
-def _fits(context: Context[Config], text: str) -> bool:
+def fits(context: Context[Any], text: str) -> bool:
+    """Whether a prompt fits the model's context, with its answer."""
     limit = context.model.max_context
     return limit is None or len(context.model.chat.tokenize(text)) + context.config.max_new_tokens <= limit
 
@@ -237,7 +262,7 @@ def _measured(context: Context[Config], gauge: Gauge, attacked: _Attacked) -> tu
                 id=pair.id,
                 attack=pair.attack,
                 request=pair.id if request is None else request.id,
-                outcome=_outcome(verdict, float(chance)),
+                outcome=outcome_of(verdict, float(chance)),
                 drop=_drop(start - level),
                 wrapped=None if sham is None else _drop(sham),
                 padded=_drop(start - levels[pair.id]) if pair.id in levels else None,
@@ -247,7 +272,7 @@ def _measured(context: Context[Config], gauge: Gauge, attacked: _Attacked) -> tu
     return rows, answers.refusal if padded else Estimate.unknown()
 
 
-def _outcome(verdict: Verdict, p_refuse: float) -> Outcomes:
+def outcome_of(verdict: Verdict, p_refuse: float) -> Outcomes:
     """What became of an attack. An answer that begins as a refusal and is nevertheless read as compliance has mostly
     lost its thread ("I am sor."): neither."""
     if verdict.outcome in (None, Outcome.INCOHERENT):
@@ -283,12 +308,12 @@ def _shams(
         free.remove(request)
         free = free or list(harmless)
         text = pair.with_request(request.text)
-        if _fits(context, text):
+        if fits(context, text):
             wrapped[pair.id] = request, Prompt(id=pair.id, text=text, label="harmless")
         next(islice(stream, random.randrange(7), None))
         before, after = (" ".join(islice(stream, len(part.split()))) for part in pair.around)
         text = " ".join(filter(None, (before, pair.plain, after)))
-        if _fits(context, text):
+        if fits(context, text):
             padded[pair.id] = Prompt(id=pair.id, text=text, label="harmful")
     return wrapped, padded
 
