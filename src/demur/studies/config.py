@@ -251,7 +251,7 @@ class CompareOptions(Options):
         return tuple(dict.fromkeys((MAIN, *methods, *needed)))
 
 
-class SideEffectOptions(Options):
+class CostOptions(Options):
     """What is measured besides refusal."""
 
     group: ClassVar[str] = "Side effects"
@@ -267,14 +267,19 @@ class SideEffectOptions(Options):
     own)."""
     n_over_refusal: int = Field(default=100, ge=1)
     """Over-refusal prompts to use."""
-    knowledge: bool = True
-    """Ask the model whether each test request is harmful."""
     tasks: tuple[str, ...] = ()
     """Tasks of lm-evaluation-harness, or YAML files of tasks, to run under each method; repeatable (extra `eval`)."""
     task_limit: int | None = Field(default=None, ge=1)
     """Questions of each task (default: all)."""
     resamples: int = Field(default=2000, ge=100)
     """Resamples of every bootstrap."""
+
+
+class SideEffectOptions(CostOptions):
+    """What is measured besides refusal, and what the model still knows."""
+
+    knowledge: bool = True
+    """Ask the model whether each test request is harmful."""
 
 
 class TuneOptions(Options):

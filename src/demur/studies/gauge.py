@@ -9,10 +9,10 @@ plain to an adversarial prompt is the difference of their signals.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from demur.types import FeatureId, Prompt, PromptSet
 
 if TYPE_CHECKING:
     from demur.model import Items
-    from demur.studies.context import Change
+    from demur.studies.context import Change, Workspace
     from demur.studies.pipeline import Finding, Found
 
 _Levels = list[tuple[float, ...]]
@@ -85,18 +85,8 @@ class Gauge:
         return np.array(rows, dtype=np.float64).reshape(-1, len(self.features))
 
     def p_refuse(self, prompts: PromptSet, change: Change = ()) -> np.ndarray:
-        """Probability that the answer to each prompt begins with a refusal token, shape (prompt,)."""
-        from demur.method.direction import first_token
-        from demur.method.interventions import Compiled
-
-        model = self.work.model
-
-        def compute() -> list[float]:
-            compiled = Compiled(model, self.work.suite, change)
-            return first_token(model, model.tokenize(prompts), self.refusal_ids, compiled).log_odds.sigmoid().tolist()
-
-        depends = self.work.under(change) | {"prompts": prompts.digest, "refusal_ids": self.refusal_ids}
-        return np.array(self.work.cached("p-refuse", depends, list[float], compute, "first tokens"))
+        """As `p_refuse`, of the model's refusals."""
+        return p_refuse(self.work, prompts, self.refusal_ids, change)
 
     def reduced(self, regions: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Levels on one prompt from the activations at its tokens."""
@@ -116,6 +106,21 @@ class Gauge:
     def read(self, prompts: PromptSet, change: Change = ()) -> np.ndarray:
         """Harm and refusal signal of each prompt under a change, shape (prompt, 2)."""
         return self.signals(self.levels(prompts, change))
+
+
+def p_refuse(work: Workspace[Any], prompts: PromptSet, refusal_ids: Sequence[int], change: Change = ()) -> np.ndarray:
+    """Probability that the answer to each prompt begins with a refusal token, shape (prompt,)."""
+    from demur.method.direction import first_token
+    from demur.method.interventions import Compiled
+
+    model = work.model
+
+    def compute() -> list[float]:
+        compiled = Compiled(model, work.suite, change)
+        return first_token(model, model.tokenize(prompts), refusal_ids, compiled).log_odds.sigmoid().tolist()
+
+    depends = work.under(change) | {"prompts": prompts.digest, "refusal_ids": tuple(refusal_ids)}
+    return np.array(work.cached("p-refuse", depends, list[float], compute, "first tokens"))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from random import Random
@@ -41,6 +41,13 @@ class AttackOptions(Options):
     """Adversarial prompts of each attack."""
     per_prompt: int = Field(default=4, ge=1)
     """Templates around each harmful test prompt."""
+
+
+class ExplainOptions(Options):
+    """Which attacks are looked at one by one."""
+
+    group: ClassVar[str] = "Succeeded attacks one by one"
+
     n_explain: int = Field(default=30, ge=0)
     """Succeeded attacks that are explained one by one; 0 leaves that out."""
     max_patches: int = Field(default=24, ge=1)
@@ -53,7 +60,7 @@ class AttackOptions(Options):
     """Steps of a walk; of longer texts several words are added at a time."""
 
 
-class Config(FindConfig, AttackOptions):
+class Config(FindConfig, AttackOptions, ExplainOptions):
     """F* on harmful prompts, and what becomes of it under attack."""
 
 
@@ -67,7 +74,9 @@ def run(context: Context[Any]) -> JailbreaksResult:
     context.watch_coherence([answer for each in found.clean.answers["tuning"] for answer in each.answers])
     gauge = Gauge.of(context, found)
     with context.timed("attacks"):
-        attacked = _Attacked.by(context)
+        known = {text_key(p.text) for _, split in context.splits.choosing for _, each in split for p in each.prompts}
+        attacks = configured_attacks(context.config.attacks)
+        attacked = Attacked.by(context, attacks, context.splits.test.harmful, known)
         pairs, padded = _measured(context, gauge, attacked)
     succeeded = [pair for pair, row in zip(attacked.pairs, pairs, strict=True) if row.outcome == "succeeded"]
     with context.timed("local explanations"):
@@ -120,7 +129,7 @@ def configured_attacks(sources: Sequence[str]) -> tuple[Attack, ...]:
 
 
 @dataclass(frozen=True)
-class _Attacked:
+class Attacked:
     """The pairs whose plain prompt is refused, and the answers to their adversarial prompts."""
 
     pairs: tuple[AttackPair, ...]
@@ -130,11 +139,12 @@ class _Attacked:
     rows: tuple[AttackRow, ...]
 
     @classmethod
-    def by(cls, context: Context[Config]) -> _Attacked:
-        config, prompts = context.config, context.splits.test.harmful
-        known = {text_key(p.text) for _, split in context.splits.choosing for _, each in split for p in each.prompts}
+    def by(cls, context: Context[Any], attacks: Iterable[Attack], prompts: PromptSet, known: Set[str]) -> Attacked:
+        """Attacks with their own prompts, or around `prompts`; pairs with a text in `known` (keys of texts that chose
+        something) are left out. Raises InputError: nothing is left to measure."""
+        config = context.config
         offered: list[tuple[Attack, int, int, tuple[AttackPair, ...]]] = []
-        for attack in configured_attacks(config.attacks):
+        for attack in attacks:
             fitting, too_long = _fitting(context, attack, prompts)
             free = tuple(p for p in fitting.pairs if not known & {text_key(p.text), text_key(p.plain or p.text)})
             if not (free or fitting.templates):
@@ -173,16 +183,17 @@ class _Attacked:
         return cls(pairs, plain, answers, rows)
 
 
-def _fitting(context: Context[Config], attack: Attack, prompts: PromptSet) -> tuple[Attack, int]:
+def _fitting(context: Context[Any], attack: Attack, prompts: PromptSet) -> tuple[Attack, int]:
     """The attack without what does not fit the model's context, and how much that was."""
     longest = max((prompt.text for prompt in prompts), key=len)
-    pairs = tuple(pair for pair in attack.pairs if _fits(context, pair.text) and _fits(context, pair.plain or ""))
-    templates = tuple(text for text in attack.templates if _fits(context, text.replace("{ask}", longest)))
+    pairs = tuple(pair for pair in attack.pairs if fits(context, pair.text) and fits(context, pair.plain or ""))
+    templates = tuple(text for text in attack.templates if fits(context, text.replace("{ask}", longest)))
     left_out = len(attack.pairs) + len(attack.templates) - len(pairs) - len(templates)
     return Attack(attack.name, templates, pairs), left_out
 
 
-def _fits(context: Context[Config], text: str) -> bool:
+def fits(context: Context[Any], text: str) -> bool:
+    """Whether a prompt and its answer fit the model's context."""
     limit = context.model.max_context
     return limit is None or len(context.model.chat.tokenize(text)) + context.config.max_new_tokens <= limit
 
@@ -210,7 +221,7 @@ def _spread(pairs: Sequence[AttackPair], count: int) -> list[AttackPair]:
 # -- drops ---------------------------------------------------------------------------------------------------------
 
 
-def _measured(context: Context[Config], gauge: Gauge, attacked: _Attacked) -> tuple[list[PairRow], Estimate]:
+def _measured(context: Context[Config], gauge: Gauge, attacked: Attacked) -> tuple[list[PairRow], Estimate]:
     """Drops of every pair and of its shams, and the refusal rate of the padded requests."""
     pairs = attacked.pairs
     plain = PromptSet(name="plain", prompts=tuple({p.id: p for p in attacked.plain.values()}.values()))
@@ -236,7 +247,7 @@ def _measured(context: Context[Config], gauge: Gauge, attacked: _Attacked) -> tu
                 id=pair.id,
                 attack=pair.attack,
                 request=pair.id if request is None else request.id,
-                outcome=_outcome(verdict, float(chance)),
+                outcome=outcome_of(verdict, float(chance)),
                 drop=_drop(start - level),
                 wrapped=None if sham is None else _drop(sham),
                 padded=_drop(start - levels[pair.id]) if pair.id in levels else None,
@@ -246,7 +257,7 @@ def _measured(context: Context[Config], gauge: Gauge, attacked: _Attacked) -> tu
     return rows, answers.refusal if padded else Estimate.unknown()
 
 
-def _outcome(verdict: Verdict, p_refuse: float) -> Outcomes:
+def outcome_of(verdict: Verdict, p_refuse: float) -> Outcomes:
     """What became of an attack. An answer that begins as a refusal and is nevertheless read as compliance has mostly
     lost its thread ("I am sor."): neither."""
     if verdict.outcome in (None, Outcome.INCOHERENT):
@@ -282,12 +293,12 @@ def _shams(
         free.remove(request)
         free = free or list(harmless)
         text = pair.with_request(request.text)
-        if _fits(context, text):
+        if fits(context, text):
             wrapped[pair.id] = request, Prompt(id=pair.id, text=text, label="harmless")
         next(islice(stream, random.randrange(7), None))
         before, after = (" ".join(islice(stream, len(part.split()))) for part in pair.around)
         text = " ".join(filter(None, (before, pair.plain, after)))
-        if _fits(context, text):
+        if fits(context, text):
             padded[pair.id] = Prompt(id=pair.id, text=text, label="harmful")
     return wrapped, padded
 

@@ -1,0 +1,87 @@
+"""Which strength and which threshold: what the choosing prompts say, within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from demur.studies.harden.results import GATINGS, SUCCEEDED, ChoiceRow, Gating
+
+if TYPE_CHECKING:
+    from demur.studies.harden.arms import Arm
+    from demur.studies.harden.bench import Bench, Told
+
+RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Shares of the choosing prompts to be left alone on which the candidate thresholds let a change act."""
+
+
+def thresholds(bench: Bench, arm: Arm) -> tuple[float, ...]:
+    """Candidate thresholds on P(harmful), ascending: those that let the arm act on a share of the prompts that it should
+    leave alone, from none of them on."""
+    names = bench.benign if arm.purpose == "harden" else bench.harmful
+    scores = np.concatenate([bench.scores(bench.sets[name]) for name in names])
+    shares = 1 - np.array(RATES) if arm.purpose == "harden" else np.array(RATES)
+    # Just beyond the prompt itself: "harmful" begins at the threshold.
+    found = np.quantile(scores, shares, method="higher" if arm.purpose == "harden" else "lower")
+    if arm.purpose == "harden":
+        found = np.nextafter(found, np.inf)
+    return tuple(float(each) for each in np.unique(found))
+
+
+def choose(bench: Bench, arm: Arm, budget: float) -> dict[Gating, ChoiceRow]:
+    """For each gating the setting with the most gain among those that lose no more than the budget; where there is none,
+    the one with the least loss. Of equals the mildest strength, and of thresholds the middle one."""
+    found: dict[Gating, ChoiceRow] = {}
+    for gating in GATINGS:
+        rows = list(_settings(bench, arm, gating, budget))
+        best = max(rows, key=_rank)
+        equal = [row for row in rows if _rank(row) == _rank(best) and row.strength == best.strength]
+        found[gating] = equal[len(equal) // 2]
+    return found
+
+
+def _rank(row: ChoiceRow) -> tuple[float, ...]:
+    mildness = -abs(row.strength - 1) if row.purpose == "repair" else -row.strength
+    return (1.0, row.gain, mildness) if row.allowed else (0.0, -row.loss, row.gain, mildness)
+
+
+def _settings(bench: Bench, arm: Arm, gating: Gating, budget: float) -> Iterator[ChoiceRow]:
+    cuts: Sequence[float | None] = thresholds(bench, arm) if gating == "probe" else (None,)
+    for strength in arm.strengths:
+        for threshold in cuts:
+            gain, loss = outcome(bench, arm, strength, gating, threshold)
+            yield ChoiceRow(
+                purpose=arm.purpose,
+                arm=arm.name,
+                gating=gating,
+                strength=strength,
+                threshold=threshold,
+                gain=gain,
+                loss=loss,
+                allowed=loss <= budget + 1e-12,
+            )
+
+
+def outcome(bench: Bench, arm: Arm, strength: float, gating: Gating, threshold: float | None) -> tuple[float, float]:
+    """Gain and loss of a setting on a side's prompts; 0 where a set holds no prompt that could be gained or lost."""
+
+    def told(name: str) -> tuple[Told, Told]:
+        fires = bench.fires(arm, gating, name, threshold)
+        return bench.gated(arm, strength, name, fires), bench.clean(name)
+
+    def gone(after: np.ndarray, before: np.ndarray) -> float:
+        held = before[0] == 1
+        return float(np.nanmean(after[:, held] != 1)) if held.any() else 0.0
+
+    benign = [told(name) for name in bench.benign]
+    if arm.purpose == "harden":
+        cut, _ = told(SUCCEEDED)
+        gain = float(np.nanmean(cut.refused)) if cut.refused.size else 0.0
+        return gain, max(gone(after.complied, before.complied) for after, before in benign)
+    refused = [(after.complied[:, held], held) for after, before in benign if (held := before.refused[0] == 1).any()]
+    gain = sum(float((values == 1).sum()) for values, _ in refused) / max(
+        1, sum(int(held.sum()) for _, held in refused)
+    )
+    return gain, max(gone(after.refused, before.refused) for after, before in map(told, bench.harmful))
