@@ -66,8 +66,8 @@ def test_a_frame_has_one_row_per_answer() -> None:
     pandas = pytest.importorskip("pandas")
     frame = ANSWERS.to_frame()
     assert isinstance(frame, pandas.DataFrame)
-    assert list(frame.columns) == ["id", "prompt", "label", "intervention", "answer", "finished"]
-    assert frame.iloc[1].tolist() == ["b", "Bake bread?", "harmless", "scale(0)@1", "Mix flour.", False]
+    assert list(frame.columns) == ["id", "prompt", "label", "intervention", "answer", "finished", "stopped"]
+    assert frame.iloc[1].tolist() == ["b", "Bake bread?", "harmless", "scale(0)@1", "Mix flour.", False, False]
 
 
 def test_without_pandas_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,12 +204,13 @@ REFUSALS = frozenset({Outcome.REFUSAL, Outcome.PARTIAL_REFUSAL})
 class Answer(Value):
     """One answer, with the prompt that it answers. `intervention` is the id of what was done to the model while it was
     written (`"none"` for the clean model), `finished` whether the model ended its turn (False: the limit on new tokens
-    cut it off)."""
+    cut it off, or a guard did, in which case it is `stopped`)."""
 
     prompt: Prompt
     text: str
     intervention: str = "none"
     finished: bool = True
+    stopped: bool = False
 
 
 class Answers(tuple[Answer, ...]):
@@ -226,14 +227,17 @@ class Answers(tuple[Answer, ...]):
         return tuple(answer.text for answer in self)
 
     def to_frame(self) -> Any:
-        """A pandas frame with one row per answer: id, prompt, label, intervention, answer, finished. Raises InputError:
-        pandas is not installed."""
+        """A pandas frame with one row per answer: id, prompt, label, intervention, answer, finished, stopped. Raises
+        InputError: pandas is not installed."""
         try:
             from pandas import DataFrame
         except ImportError as error:
             raise InputError("frames need pandas; install it with: pip install pandas") from error
-        rows = [(a.prompt.id, a.prompt.text, a.prompt.label, a.intervention, a.text, a.finished) for a in self]
-        return DataFrame(rows, columns=["id", "prompt", "label", "intervention", "answer", "finished"])
+        rows = [
+            (a.prompt.id, a.prompt.text, a.prompt.label, a.intervention, a.text, a.finished, a.stopped) for a in self
+        ]
+        columns = ["id", "prompt", "label", "intervention", "answer", "finished", "stopped"]
+        return DataFrame(rows, columns=columns)
 
     def _repr_html_(self) -> str:
         """A table; answers to prompts that are not labelled harmless are hidden behind a click."""

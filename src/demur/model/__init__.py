@@ -3,6 +3,8 @@
 from demur.model._chat_format import PINNED_DATE, SCORED_REGIONS, Batch, ChatFormat, Items, Region, TokenizedPrompt, pad
 from demur.model._chat_model import ChatModel, answer_batches, load_model
 from demur.model._hooks import (
+    AnswerGuard,
+    AnswerWatch,
     BoundIntervention,
     CompiledIntervention,
     Cursor,
@@ -36,7 +38,8 @@ from demur.model._resources import (
 )  # fmt: skip
 
 __all__ = [
-    "MODEL_FILES", "PINNED_DATE", "SCORED_REGIONS", "SMALL_MODEL", "Batch", "BoundIntervention", "Budgets",
+    "MODEL_FILES", "PINNED_DATE", "SCORED_REGIONS", "SMALL_MODEL", "AnswerGuard", "AnswerWatch", "Batch",
+    "BoundIntervention", "Budgets",
     "ChatFormat", "ChatModel", "CompiledIntervention", "Cursor", "Edit", "Items", "Progress", "Region", "Residuals",
     "TokenizedPrompt", "answer_batches", "by_length", "capture", "count_hooks", "end_tokens", "find_device",
     "find_layers", "fitting_threads", "folder_digest", "halving", "hooked", "is_out_of_memory", "load_model",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -15,7 +15,18 @@ from torch import Tensor, nn
 
 from demur.errors import InputError
 from demur.model._chat_format import Batch, ChatFormat, Items, TokenizedPrompt, pad
-from demur.model._hooks import BoundIntervention, CompiledIntervention, Cursor, Edit, Residuals, capture, hooked, track
+from demur.model._hooks import (
+    AnswerGuard,
+    BoundIntervention,
+    CompiledIntervention,
+    Cursor,
+    Edit,
+    Residuals,
+    capture,
+    hooked,
+    residuals_of,
+    track,
+)
 from demur.model._loading import end_tokens, find_layers, load_checkpoint, refuse_unfit
 from demur.model._resources import Budgets, Progress, by_length, halving, next_batch, token_budget
 from demur.types import Answer, Answers, Prompt, as_prompts
@@ -241,6 +252,11 @@ class ChatModel:
             )
         return output.logits[:, -keep:]
 
+    def residuals(self, batch: Batch, layers: Sequence[int]) -> Residuals:
+        """Residuals `x[l]` of some layers on a batch (`[batch, pos, d_model]`, the model's dtype), from one pass that
+        ends after the deepest of them. Interventions that are open act; padding is left in."""
+        return residuals_of(self.layers, layers, partial(self.last_logits, batch))
+
     def capture(
         self, which: Sequence[int] | None = None, transform: Callable[[Tensor], Tensor] | None = None
     ) -> AbstractContextManager[Residuals]:
@@ -315,12 +331,14 @@ class ChatModel:
         max_new_tokens: int = 64,
         temperature: float | None = None,
         seed: int = 0,
+        guard: AnswerGuard | None = None,
         progress: Progress = None,
     ) -> Answers:
         """Answer prompts, in their order, under the interventions that are open; see `answer_batches`."""
         prompts = as_prompts(prompts)
         found: dict[str, Answer] = {}
-        for answers in answer_batches(self, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        for answers in answer_batches(self, prompts, guard=guard, **options):
             found |= {answer.prompt.id: answer for answer in answers}
             if progress is not None:
                 progress(len(found), len(prompts))
@@ -350,6 +368,7 @@ def answer_batches(
     max_new_tokens: int = 64,
     temperature: float | None = None,
     seed: int = 0,
+    guard: AnswerGuard | None = None,
     done: Collection[str] = (),
 ) -> Iterator[list[Answer]]:
     """Answer prompts batch by batch, and yield each batch's answers as soon as they are there. Raises InputError: a
@@ -362,6 +381,8 @@ def answer_batches(
         max_new_tokens: limit on an answer's length.
         temperature: None for greedy decoding; sampling is from the whole distribution.
         seed: of sampling.
+        guard: reads the answers in the pass that writes them, and stops those that it judges harmful. A stopped answer
+            is `stopped`, not `finished`, and ends before the token at which it was stopped.
         done: ids of prompts already answered: a batch that holds only such prompts is left out, other batches are
             answered whole, so that a resumed job yields what a clean one would.
     """
@@ -371,31 +392,41 @@ def answer_batches(
     eos = model.eos_ids
     devices = [model.device] if model.device.type == "cuda" else []
 
-    def answer(tokens: Int[Tensor, " new"]) -> tuple[str, bool]:
-        """Text up to the end of the model's turn, and whether it came to one."""
+    def answer(tokens: Int[Tensor, " new"], released: int | None) -> tuple[str, bool, bool]:
+        """Text up to the end of the model's turn, or to where it was stopped; and whether it came to either."""
         ids: list[int] = tokens.tolist()
         end = next((n for n, token in enumerate(ids) if token in eos), None)
-        return model.decode(ids[:end]), end is not None
+        # What a guard thinks of the end of the turn, and of the padding after it, comes too late to stop anything.
+        if released is not None and (end is None or released < end):
+            return model.decode(ids[:released]), False, True
+        return model.decode(ids[:end]), end is not None, False
 
-    def run(batch: Batch) -> tuple[str, list[tuple[str, bool]]]:
+    def run(batch: Batch) -> tuple[str, list[tuple[str, bool, bool]]]:
         with (
             torch.random.fork_rng(devices, enabled=temperature is not None),
             torch.inference_mode(),
             _generation_config(model, max_new_tokens, temperature) as config,
             model.installed(compiled),
             model.serving(batch),
+            nullcontext() if guard is None else guard.watch(batch) as watch,
         ):
             if temperature is not None:
                 torch.manual_seed(seed)
+            stops = None if watch is None else [lambda _ids, _scores, **_: watch.stopped()]
             tokens: Tensor = cast("Any", model.hf).generate(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                generation_config=config,
+                stopping_criteria=stops,
             )
-            return model.intervention_id, [answer(row[batch.input_ids.shape[1] :]) for row in tokens]
+            released = [None] * len(batch) if watch is None else watch.released()
+            new = tokens[:, batch.input_ids.shape[1] :]
+            return model.intervention_id, [answer(row, cut) for row, cut in zip(new, released, strict=True)]
 
     for places, (name, answers) in model.over_batches(items, run, extra_tokens=max_new_tokens, done=done):
         yield [
-            Answer(prompt=prompts[place], text=text, intervention=name, finished=finished)
-            for place, (text, finished) in zip(places, answers, strict=True)
+            Answer(prompt=prompts[place], text=text, intervention=name, finished=finished, stopped=stopped)
+            for place, (text, finished, stopped) in zip(places, answers, strict=True)
         ]
 
 

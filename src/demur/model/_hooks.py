@@ -8,11 +8,12 @@ what comes out. Every hook is removed on the way out, also after an exception, a
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -109,6 +110,52 @@ def capture(
 
     with hooked(layers, {layer: partial(keep, layer) for layer in (range(len(layers)) if which is None else which)}):
         yield captured
+
+
+class _DeepEnough(Exception):
+    """Ends a forward pass: what was asked for has been read."""
+
+
+def residuals_of(
+    layers: Sequence[nn.Module], which: Sequence[int], run: Callable[[], object]
+) -> dict[int, Float[Tensor, "batch pos d_model"]]:
+    """Residuals `x[l]` of the layers in `which`, from the pass that `run` makes, which is stopped after the deepest of
+    them. Interventions that are open act first, as in any other pass; without gradients."""
+    if not which:
+        return {}
+    deepest = max(which)
+    found: Residuals = {}
+
+    def keep(layer: int, residual: Tensor) -> None:
+        found[layer] = residual.detach()
+        if layer == deepest:
+            raise _DeepEnough
+
+    with torch.no_grad(), hooked(layers, {layer: partial(keep, layer) for layer in which}), suppress(_DeepEnough):
+        run()
+    return found
+
+
+@runtime_checkable
+class AnswerWatch(Protocol):
+    """Watches one batch of answers while they are written."""
+
+    def stopped(self) -> Bool[Tensor, " batch"]:
+        """Rows that must not be written any further."""
+        ...
+
+    def released(self) -> Sequence[int | None]:
+        """Of each row, how many answer tokens came before the one that stopped it; None where nothing did."""
+        ...
+
+
+@runtime_checkable
+class AnswerGuard(Protocol):
+    """What `ChatModel.generate` takes as its `guard`: it reads answers in the pass that writes them, and stops them."""
+
+    def watch(self, batch: Batch) -> AbstractContextManager[AnswerWatch]:
+        """Watch the answers to the conversations of a batch while the context is open."""
+        ...
 
 
 @contextmanager

@@ -1,0 +1,23 @@
+"""Probes that score prompts and answers, and the guard that is made of them, kept in a folder."""
+
+from demur.guard.artifact import (
+    ExplainedFeature,
+    ExplainedToken,
+    Explanation,
+    Guard,
+    GuardScore,
+    ModelName,
+    OperatingPoint,
+    SaeName,
+    Sparse,
+    verdict_of,
+)
+from demur.guard.probes import Labelled, Probe, fit_centroids, fit_probe
+from demur.guard.readings import Pooling, Reader, Reading, read_prompts
+from demur.guard.streaming import Stream, Watch
+
+__all__ = [
+    "ExplainedFeature", "ExplainedToken", "Explanation", "Guard", "GuardScore", "Labelled", "ModelName",
+    "OperatingPoint", "Pooling", "Probe", "Reader", "Reading", "SaeName", "Sparse", "Stream", "Watch",
+    "fit_centroids", "fit_probe", "read_prompts", "verdict_of",
+]  # fmt: skip
