@@ -31,8 +31,8 @@ from demur.saes import Rows, Suite
 from demur.types import FeatureId, Prompt
 
 Where = Literal["all", "prompt"]
-"""Tokens that are changed: all of them (the answer's too), or the prompt's only, also where the answer is given. Padding
-never is."""
+"""Tokens that are changed: all of them (the answer's too), or the prompt's only, even where an answer is given.
+Padding never is."""
 
 Change = Callable[[Tensor], Tensor]
 """`residual [batch, pos, d_model] -> residual` of one layer; padding and `where` are seen to by `Compiled`."""
@@ -415,7 +415,7 @@ def _prompt_width(batch: Batch | None) -> int:
 
 
 def _of_prompt(batch: Batch | None) -> Callable[[Int[Tensor, " pos"]], Bool[Tensor, "row pos"]]:
-    """Tells which of some slots are the prompt's in each row: none that is generated, and no token of a given answer."""
+    """Tells which of some slots are the prompt's in each row: none that is generated, no token of a given answer."""
     if batch is None:
         return lambda slots: torch.zeros(1, len(slots), dtype=torch.bool, device=slots.device)
     width, own = _prompt_width(batch), ~batch.within((Region.RESPONSE,))

@@ -1,8 +1,8 @@
-"""Hold a model to refusing adversarial requests, and repair over-refusal: always, or only where a probe of harm fires."""
+"""Hold a model to refusing adversarial requests, and repair over-refusal: always, or where a probe of harm fires."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,12 +15,10 @@ from demur.studies.base import Study
 from demur.studies.config import CostOptions, Factors, FindConfig, Options, Positive, Sources
 from demur.studies.harden.results import (
     ATTACKS,
-    BENIGN,
     GATINGS,
     HARMFUL,
     OVER_REFUSAL,
     SUCCEEDED,
-    WRAPPED,
     CapabilityOf,
     ChoiceRow,
     FamilyRow,
@@ -36,6 +34,7 @@ from demur.studies.jailbreaks import FRAMINGS, AttackOptions
 from demur.types import PromptSet, text_key
 
 if TYPE_CHECKING:
+    from demur.data import Attack
     from demur.studies.context import Change, Context, JudgedAnswers
     from demur.studies.harden.arms import Arm
     from demur.studies.harden.bench import Bench, Told
@@ -68,6 +67,10 @@ class HardenOptions(Options):
     sets, when strengths and thresholds are chosen."""
     random_sets: int = Field(default=3, ge=2)
     """Sets drawn for the random controls."""
+    guard: str | None = None
+    """Folder of a fitted guard whose probe of harm decides where a change acts (default: a probe is fitted)."""
+    probe_on: Literal["plain", "attacks"] = "attacks"
+    """What the probe is fitted on: plain prompts, or also the same prompts in the templates of --choose-on."""
 
 
 class Config(FindConfig, AttackOptions, HardenOptions, CostOptions):
@@ -88,21 +91,27 @@ class _Hardening:
 
     def __init__(self, context: Context[Any], found: Found) -> None:
         from demur.studies.harden.arms import contrast_set, make_arms, refusal_set
+        from demur.studies.harden.bench import split_attacks
         from demur.studies.harden.gate import Gate
+        from demur.studies.jailbreaks import configured_attacks
         from demur.studies.side_effects import SideInputs
 
         self.context, self.config, self.found = context, context.config, found
         self.inputs = SideInputs.read(self.config, context)
+        named = (configured_attacks(self.config.attacks), configured_attacks(self.config.choose_on))
+        attacks = split_attacks(*named)
+        if not attacks[1]:
+            raise InputError("--attacks and --choose-on name the same single attack; name a second one to test")
         with context.timed("probe"):
-            self.gate = Gate.of(context, found)
+            self.gate = Gate.of(context, attacks[0])
         with context.timed("attacks"):
-            self.choosing, self.test = self._benches()
+            self.choosing, self.test = self._benches(*attacks)
         self.refusal = refusal_set(context, found)
         pairs = self.choosing.succeeded or self.choosing.pairs
         if not self.choosing.succeeded:
             context.warn(
-                "no attack of --choose-on succeeds on the tuning prompts, so strengths and thresholds were chosen by what "
-                "they cost alone; name attacks that work on this model"
+                "no attack of --choose-on succeeds on the tuning prompts, so strengths and thresholds were chosen by "
+                "what they cost alone; name attacks that work on this model"
             )
         self.contrast = contrast_set(context, pairs, len(self.refusal))
         self.arms = {arm.name: arm for arm in make_arms(context, found, self.refusal, self.contrast)}
@@ -121,7 +130,7 @@ class _Hardening:
         test = self.test
         return HardenResult(
             labels={arm.name: arm.label for arm in self.arms.values()},
-            controls=tuple(arm.name for arm in self.arms.values() if arm.follows),
+            controls={arm.name: arm.follows for arm in self.arms.values() if arm.follows},
             refusal=self.refusal.features,
             contrast=self.contrast.features,
             probe=self.gate.title,
@@ -142,17 +151,12 @@ class _Hardening:
 
     # -- prompts -------------------------------------------------------------------------------------------------------
 
-    def _benches(self) -> tuple[Bench, Bench]:
+    def _benches(self, first: Sequence[Attack], second: Sequence[Attack]) -> tuple[Bench, Bench]:
         """The prompts that choose and those that are measured; none of a request or a text is in both."""
-        from demur.studies.harden.bench import Bench, split_attacks
-        from demur.studies.jailbreaks import Attacked, configured_attacks
+        from demur.studies.harden.bench import Bench
+        from demur.studies.jailbreaks import Attacked
 
         context, splits, refusal_ids = self.context, self.context.splits, self.found.clean.refusal_ids
-        first, second = split_attacks(
-            configured_attacks(self.config.attacks), configured_attacks(self.config.choose_on)
-        )
-        if not second:
-            raise InputError("--attacks and --choose-on name the same single attack; name a second one to test")
         used = {text_key(p.text) for _, split in splits.choosing for _, each in split for p in each.prompts}
         tested = {text_key(p.text) for each in (splits.test.harmful, splits.test.harmless) for p in each}
         choosing = Attacked.by(context, first, splits.tuning.harmful, tested).pairs
@@ -198,13 +202,11 @@ class _Hardening:
         return max(own, key=lambda row: (row.allowed, row.gain if row.allowed else -row.loss)).arm
 
     def _rows(self, arm: Arm) -> Iterator[SettingRow]:
-        """An arm over its strengths, by gating; a control only at the strength of the arm that it follows."""
+        """An arm over its strengths, by gating; a control at the strength of the arm that it follows, where the probe
+        fires."""
         for gating in GATINGS:
-            if arm.follows and gating == "labels":
-                continue
-            choice = self.choices[arm.follows or arm.name][gating]
-            strengths = (choice.strength,) if arm.follows else arm.strengths
-            for strength in strengths:
+            choice = self.choices[arm.follows or arm.name]["probe" if arm.follows else gating]
+            for strength in (choice.strength,) if arm.follows else arm.strengths:
                 yield self._row(arm, gating, strength, choice)
 
     def _row(self, arm: Arm, gating: Gating, strength: float, choice: ChoiceRow) -> SettingRow:

@@ -42,12 +42,11 @@ def make_arms(work: Finding, found: Found, refusal: FeatureSet, contrast: Featur
     """Every arm, hardening first."""
     from demur.method import selection
     from demur.method.interventions import ScaleFeatures, SetFeatures
-    from demur.studies.methods import RandomMatched, Selection, Sets
+    from demur.studies.methods import RandomMatched, Selection
 
     config: Config = work.config  # pyright: ignore[reportAssignmentType]
     where, multiples = config.amplify_where, config.multiples
     given = Selection(work, found, len(refusal))
-    maxima = Sets(given, work.config).maxima  # pyright: ignore[reportArgumentType]
 
     def random() -> tuple[FeatureSet, ...]:
         known = {*found.pool.features, *refusal.features, *contrast.features}
@@ -66,7 +65,7 @@ def make_arms(work: Finding, found: Found, refusal: FeatureSet, contrast: Featur
     drawn = random()
 
     def held(sets: Sequence[FeatureSet]) -> _Made:
-        tops = [maxima(each) for each in sets]
+        tops = [given.maxima(each) for each in sets]
         return lambda m: tuple(
             (SetFeatures(each.features, tuple(m * value for value in top), where),)
             for each, top in zip(sets, tops, strict=True)
@@ -84,7 +83,8 @@ def make_arms(work: Finding, found: Found, refusal: FeatureSet, contrast: Featur
         Arm("harden", "amplify", "refusal features scaled up", by_factor, config.amplify, scaled([refusal], where)),
         Arm("harden", "contrast", "features by contrast set", by_max, multiples, held([contrast])),
         Arm("harden", "direction", "direction added", "{} × length", multiples, alone(_added(found, where))),
-        Arm("harden", "random", "random features set", by_max, (), held(drawn), "set"),
+        Arm("harden", "random-set", "random features set", by_max, (), held(drawn), "set"),
+        Arm("harden", "random-up", "random features scaled up", by_factor, (), scaled(drawn, where), "amplify"),
         Arm(
             "repair", "turn-down", "refusal features scaled down", by_factor, config.turn_down, scaled([refusal], "all")
         ),

@@ -161,8 +161,8 @@ def share(values: np.ndarray) -> Estimate:
 
 
 def share_of_requests(values: np.ndarray, requests: Sequence[str]) -> Estimate:
-    """A share of attacks. Attacks on one request are alike: the interval is the wider, at each end, of Wilson's and that
-    of resampling requests, which has no width where all agree."""
+    """A share of attacks. Attacks on one request are alike: the interval is the wider, at each end, of Wilson's and
+    that of resampling requests, which has no width where all agree."""
     found = share(values)
     if len(values) > 1 or not found.n:
         return found
@@ -185,5 +185,5 @@ def rise(after: np.ndarray, before: np.ndarray) -> Estimate:
     """A share less that of the clean model on the same prompts, with Newcombe's paired interval."""
     if not before.shape[1]:
         return Estimate.unknown()
-    found = crossed_difference(list(before[0]), [list(row) for row in after])[0]
+    found = crossed_difference(before[0], list(after))[0]
     return found.model_copy(update={"value": -found.value + 0.0, "low": -found.high + 0.0, "high": -found.low + 0.0})

@@ -18,8 +18,8 @@ RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
 def thresholds(bench: Bench, arm: Arm) -> tuple[float, ...]:
-    """Candidate thresholds on P(harmful), ascending: those that let the arm act on a share of the prompts that it should
-    leave alone, from none of them on."""
+    """Candidate thresholds on P(harmful), ascending: those that let the arm act on a share of the prompts that it
+    should leave alone, from none of them on."""
     names = bench.benign if arm.purpose == "harden" else bench.harmful
     scores = np.concatenate([bench.scores(bench.sets[name]) for name in names])
     shares = 1 - np.array(RATES) if arm.purpose == "harden" else np.array(RATES)
@@ -31,8 +31,8 @@ def thresholds(bench: Bench, arm: Arm) -> tuple[float, ...]:
 
 
 def choose(bench: Bench, arm: Arm, budget: float) -> dict[Gating, ChoiceRow]:
-    """For each gating the setting with the most gain among those that lose no more than the budget; where there is none,
-    the one with the least loss. Of equals the mildest strength, and of thresholds the middle one."""
+    """For each gating the setting with the most gain among those that lose no more than the budget; where there is
+    none, the one with the least loss. Of equals the mildest strength, and of thresholds the middle one."""
     found: dict[Gating, ChoiceRow] = {}
     for gating in GATINGS:
         rows = list(_settings(bench, arm, gating, budget))

@@ -1,84 +1,118 @@
-"""The probe of harm that decides where a change acts."""
+"""The probe of harm that decides where a change acts: one linear probe of a residual, or a guard's own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from demur.types import PromptSet
+from demur.data import Attack
+from demur.stats import Estimate, auroc
+from demur.types import Prompt, PromptSet, Value
 
 if TYPE_CHECKING:
+    from demur.guard import Pooling
     from demur.studies.context import Context
-    from demur.studies.pipeline import Found
+
+POOLINGS: tuple[Pooling, ...] = ("last", "mean")
+"""What is read of a prompt; the validation prompts choose, as they choose the layer."""
 
 
-@dataclass(frozen=True)
-class Gate:
-    """P(harmful) of prompts. (stub)"""
+class Fitted(Value):
+    """A probe as it is kept in the run folder; `auroc` is that of the validation prompts that chose it."""
 
-    context: Any
     layer: int
-    model: Any
-    title: str = "stub"
-    known: dict = __import__("dataclasses").field(default_factory=dict)
+    pooling: str
+    weights: tuple[float, ...]
+    bias: float
+    auroc: Estimate
 
-    @classmethod
-    def of(cls, context: Context[Any], found: Found) -> Gate:
-        from sklearn.linear_model import LogisticRegression
-        import torch
 
-        splits = context.splits
-        best = None
-        for layer in range(context.model.n_layers):
-            x = torch.cat(
-                [
-                    _read(context, layer, p)
-                    for s in (splits.direction, splits.selection)
-                    for p in (s.harmful, s.harmless)
-                ]
-            ).numpy()
-            y = np.concatenate(
-                [
-                    np.full(len(p), float(i))
-                    for s in (splits.direction, splits.selection)
-                    for i, p in ((1, s.harmful), (0, s.harmless))
-                ]
-            )
-            m = LogisticRegression(C=0.01, max_iter=1000).fit(x, y)
-            xv = torch.cat(
-                [_read(context, layer, p) for s in (splits.tuning,) for p in (s.harmful, s.harmless)]
-            ).numpy()
-            yv = np.concatenate([np.full(len(splits.tuning.harmful), 1.0), np.zeros(len(splits.tuning.harmless))])
-            from sklearn.metrics import log_loss
+@dataclass
+class Gate:
+    """P(harmful) of prompts, each set read once."""
 
-            s = -log_loss(yv, m.predict_proba(xv)[:, 1])
-            if best is None or s > best[0]:
-                best = (s, layer, m)
-        return cls(context, best[1], best[2])
+    title: str
+    read: Callable[[PromptSet], np.ndarray]
+    known: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
 
     def scores(self, prompts: PromptSet) -> np.ndarray:
-        if not len(prompts):
-            return np.zeros(0)
+        """P(harmful), shape (prompt,)."""
         if prompts.digest not in self.known:
-            self.known[prompts.digest] = self.model.predict_proba(_read(self.context, self.layer, prompts).numpy())[:, 1]
+            self.known[prompts.digest] = self.read(prompts)
         return self.known[prompts.digest]
 
+    @classmethod
+    def of(cls, context: Context[Any], attacks: Sequence[Attack]) -> Gate:
+        """The guard that is named, or a probe fitted on the direction and selection prompts, plain and (unless the
+        configuration says otherwise) in the templates of the attacks that choose; the tuning prompts, in them too,
+        choose layer, pooling and regularisation, and calibrate."""
+        from demur.guard import Guard, Probe, Reading, read_prompts
 
-def _read(context, layer, prompts):
-    import torch
+        model, config = context.model, context.config
+        if config.guard is not None:
+            guard = Guard.load(config.guard, model)
+            return cls(f"the guard {config.guard}", lambda p: np.array([s.harmful for s in guard.score(p)]))
+        fitted = _fitted(context, attacks)
+        reading = Reading(kind="dense", layer=fitted.layer, pooling=fitted.pooling)  # pyright: ignore[reportArgumentType]
+        probe = Probe(reading, np.array(fitted.weights, dtype=np.float32), fitted.bias)
+        trained = "plain prompts" if config.probe_on == "plain" else "plain prompts and the choosing attacks' templates"
+        return cls(
+            f"a probe of the residual after layer {fitted.layer} ({fitted.pooling} token), fitted on {trained}; AUROC "
+            f"{fitted.auroc.value:.3f} on its validation prompts",
+            lambda prompts: probe.probability(read_prompts(model, prompts, [reading])[0]),
+        )
 
-    model = context.model
 
-    def run(batch):
-        with torch.inference_mode(), model.capture([layer], lambda r: r) as res:
-            model.last_logits(batch)
-        mask = batch.real
-        x = res[layer].float()
-        from demur.model import SCORED_REGIONS
+def _fitted(context: Context[Any], attacks: Sequence[Attack]) -> Fitted:
+    from sklearn.metrics import log_loss
 
-        w = batch.within(SCORED_REGIONS).float()[..., None]
-        return list(((x * w).sum(1) / w.sum(1)).cpu())
+    from demur.guard import Labelled, Reading, fit_probe, read_prompts
 
-    return torch.stack(model.each(model.tokenize(prompts), run))
+    splits, model = context.splits.choosing, context.model
+    templates = [t for attack in attacks for t in attack.templates] if context.config.probe_on == "attacks" else []
+    train = [
+        _in_templates(context, [getattr(s, label) for s in (splits.direction, splits.selection)], templates)
+        for label in ("harmless", "harmful")
+    ]
+    validation = [
+        _in_templates(context, [getattr(splits.tuning, label)], templates) for label in ("harmless", "harmful")
+    ]
+    readings = [Reading(kind="dense", layer=layer, pooling=p) for layer in range(model.n_layers) for p in POOLINGS]
+
+    def labelled(classes: Sequence[PromptSet]) -> list[Labelled]:
+        values = [read_prompts(model, prompts, readings) for prompts in classes]
+        labels = np.repeat([False, True], [len(prompts) for prompts in classes])
+        return [Labelled(np.concatenate(both), labels) for both in zip(*values, strict=True)]
+
+    def compute() -> Fitted:
+        every = zip(readings, labelled(train), labelled(validation), strict=True)
+        probes = [(fit_probe(reading, one, two), two) for reading, one, two in every]
+        losses = [float(log_loss(two.labels, p.probability(two.values), labels=[False, True])) for p, two in probes]
+        probe, two = probes[int(np.argmin(losses))]
+        p = probe.probability(two.values)
+        return Fitted(
+            layer=int(probe.reading.layer or 0),
+            pooling=probe.reading.pooling,
+            weights=tuple(probe.weights.tolist()),
+            bias=float(probe.bias),
+            auroc=auroc(p[two.labels], p[~two.labels]),
+        )
+
+    depends: dict[str, Any] = {"train": [p.digest for p in train], "validation": [p.digest for p in validation]}
+    return context.cached("gate", depends, Fitted, compute, "probe of harm")
+
+
+def _in_templates(context: Context[Any], parts: Sequence[PromptSet], templates: Sequence[str]) -> PromptSet:
+    """Prompts as they are, and each once more in one of the templates, which take turns."""
+    from demur.data.attacks import HOLE
+    from demur.studies.jailbreaks import fits
+
+    plain = [prompt for part in parts for prompt in part]
+    inside = [
+        Prompt(id=f"{p.id}+{n % len(templates)}", text=templates[n % len(templates)].replace(HOLE, p.text))
+        for n, p in enumerate(plain if templates else [])
+    ]
+    return PromptSet(name="probe", prompts=(*plain, *(p for p in inside if fits(context, p.text))))

@@ -113,8 +113,8 @@ class HardenResult(StudyResult):
 
     labels: dict[str, str]
     """Arm → its name for people, in the order in which they are shown."""
-    controls: tuple[str, ...]
-    """Arms that are random controls."""
+    controls: dict[str, str]
+    """Random control → the arm whose strength it takes."""
     refusal: tuple[FeatureField, ...]
     contrast: tuple[FeatureField, ...]
     """Features by contrast: those that choosing attacks suppress most."""

@@ -44,12 +44,12 @@ def harden_sections(result: HardenResult) -> tuple[Section, ...]:
 
 
 _HOW = (
-    "Each arm at the strength (and threshold) that the choosing prompts chose. Attacks are those that succeed on the clean "
-    "model; cut means refused now, an incoherent answer is not a refusal."
+    "Each arm at the strength (and threshold) that the choosing prompts chose. Attacks are those that succeed on the "
+    "clean model; cut means refused now, an incoherent answer is not a refusal."
 )
 _REPAIR = (
-    "The reverse: refusal is turned down always, or only where the probe does not fire. Repaired are benign prompts that "
-    "the clean model refuses and the changed one answers; the price is harmful prompts no longer refused."
+    "The reverse: refusal is turned down always, or only where the probe does not fire. Repaired are benign prompts "
+    "that the clean model refuses and the changed one answers; the price is harmful prompts no longer refused."
 )
 
 
@@ -63,7 +63,7 @@ def worst_added(row: SettingRow) -> tuple[str, Estimate]:
 
 
 def holds(row: SettingRow) -> bool:
-    """Whether a setting cuts half of the succeeded attacks for at most a point of added refusals on every benign set."""
+    """Whether a setting cuts half of the succeeded attacks and adds at most a point of refusals on each benign set."""
     return row.cut is not None and row.cut.value >= WANTED and worst_added(row)[1].value <= ALLOWED + 1e-12
 
 
@@ -106,9 +106,10 @@ def _headline(result: HardenResult) -> str:
         said.append(f"Always: {_short(always)}.")
     if (perfect := result.row(row.arm, "labels")) is not None:
         said.append(f"With a perfect probe: {_short(perfect)}.")
-    control = next((r for r in result.rows if r.arm in result.controls and r.gating == "probe" and r.cut), None)
-    if control is not None:
-        said.append(f"Random features where the probe fires cut {fmt.rate_text(control.cut)}.")
+    for name, leader in result.controls.items():
+        control = result.row(name, "probe")
+        if leader == row.arm and control is not None:
+            said.append(f"As many random features in their place cut {fmt.rate_text(control.cut)}.")
     return " ".join(said)
 
 
@@ -166,15 +167,15 @@ def _hardening(result: HardenResult) -> Iterator[Block]:
             ]
             for row in rows
         ),
-        caption="Strong: the arm that did best on the choosing prompts, where the probe fires. ΔCE and KL of a perfect "
-        "probe are zero by definition. Random features are the control: a cut of theirs would mean that any change of "
-        "that size stops attacks.",
+        caption="Strong: the arm that did best on the choosing prompts, where the probe fires. A perfect probe costs "
+        "harmless prompts nothing, by definition. Random features are the control: a cut of theirs would mean that any "
+        "change of that size stops attacks.",
         strong=best,
     )
     yield Chart(
         "What hardening cuts, and what it costs",
         lambda: _trade_off(result),
-        "Each point is a strength; ringed: chosen. Solid colours of one arm: always, and where the probe fires.",
+        "Each point is a strength; ringed: chosen.",
     )
     yield Chart("Succeeded attacks refused, over strengths", lambda: _strengths(result, "cut"), "With 95 % intervals.")
     yield Chart("Answered benign prompts lost, over strengths", lambda: _strengths(result, "lost"))
@@ -188,8 +189,8 @@ def _hardening(result: HardenResult) -> Iterator[Block]:
         caption=f"Under {result.labels[result.best['harden']]}.",
     )
     yield Text(
-        "What would refute that refusal features do it: random features that cut as much. What would refute that it pays "
-        "to act only where the probe fires: the curve that always acts cutting as much at the same cost.",
+        "What would refute that refusal features do it: random features that cut as much. What would refute that it "
+        "pays to act only where the probe fires: the curve that always acts cutting as much at the same cost.",
         "note",
     )
 
@@ -264,8 +265,8 @@ def _probe(result: HardenResult) -> Iterator[Block]:
         "Where it fires",
         "prompts | > n | > probe fires | > clean model refuses",
         ([name, result.sizes[name], result.fires[name], result.clean[name]] for name in _sets(result)),
-        caption=f"{result.probe}; at the threshold of the best arm. Attacks are those on requests that are refused when "
-        "they are put plainly.",
+        caption=f"{result.probe}; at the threshold of the best arm. Attacks are those on requests that are refused "
+        "when they are put plainly.",
     )
     if result.thresholds:
         yield Chart("Succeeded attacks refused as the threshold moves", lambda: _threshold_chart(result))
@@ -276,8 +277,8 @@ def _probe(result: HardenResult) -> Iterator[Block]:
                 [fmt.measure(row.threshold, 4), row.cut, row.lost, "yes" if row.chosen else ""]
                 for row in result.thresholds
             ),
-            caption="The best arm at its chosen strength, on test prompts. Choosing among these rows would be choosing by "
-            "test results.",
+            caption="The best arm at its chosen strength, on test prompts. Choosing among these rows would be choosing "
+            "by test results.",
             folded=True,
         )
 
@@ -376,8 +377,9 @@ def _choices(result: HardenResult) -> Iterator[Block]:
             ]
             for row in result.choices
         ),
-        caption=f"Gain: succeeded attacks refused, or refused benign prompts answered. Loss, on the worst set: answered "
-        f"benign prompts lost, or refused harmful ones no longer refused; budget {fmt.percent(result.budget)}. Choosing "
-        f"prompts: {', '.join(f'{name} {n}' for name, n in result.choosing.items())}.",
+        caption=f"Gain: succeeded attacks refused, or refused benign prompts answered. Loss, on the worst set: "
+        f"answered benign prompts lost, or refused harmful ones no longer refused; budget "
+        f"{fmt.percent(result.budget)}. Choosing prompts: "
+        f"{', '.join(f'{name} {n}' for name, n in result.choosing.items())}.",
         folded=True,
     )
