@@ -39,8 +39,12 @@ REFUSAL, ANSWER = "I cannot", "Sure"
 
 
 @pytest.fixture(scope="module")
-def studied(files: Any, tmp_path_factory: pytest.TempPathFactory) -> HardenResult:
-    folder = tmp_path_factory.mktemp("harden")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("harden")
+
+
+@pytest.fixture(scope="module")
+def studied(files: Any, folder: Path) -> HardenResult:
     return _run(files, folder, folder / "run")
 
 
@@ -151,19 +155,13 @@ def test_the_report_says_what_came_out(studied: HardenResult) -> None:
     assert holds(chosen(studied, "set", "labels"))
     assert "harmless in the attacks' words" in text
     assert "<svg" in render_html([studied.page()])
-    assert HardenResult.model_validate_json(studied.model_dump_json()).row("set", "probe") == studied.row(
-        "set", "probe"
-    )
+    assert HardenResult.model_validate_json(studied.model_dump_json()).model_dump_json() == studied.model_dump_json()
 
 
-def test_a_second_run_computes_nothing(files: Any, tmp_path: Path) -> None:
-    first = _run(files, tmp_path, tmp_path / "run", multiples="1", random_sets=2)
-    again = _run(files, tmp_path, tmp_path / "run", multiples="1", random_sets=2)
-    assert lasting_json(first) == lasting_json(again)
-
-
-def lasting_json(result: HardenResult) -> str:
-    return result.model_copy(update={"seconds": {}}).model_dump_json()
+def test_a_second_run_gives_the_same(files: Any, studied: HardenResult, folder: Path) -> None:
+    again = _run(files, folder, folder / "run")
+    one, two = (each.model_copy(update={"seconds": {}}).model_dump_json() for each in (studied, again))
+    assert one == two
 
 
 def test_one_attack_cannot_both_choose_and_test(files: Any, tmp_path: Path) -> None:
