@@ -123,6 +123,7 @@ def test_random_features_cut_nothing(studied: HardenResult) -> None:
             assert known(row.cut) == 0.0
         else:
             assert row.cut is None or known(row.cut) < 0.2
+        assert HARMFUL not in row.added
 
 
 def test_at_equal_cost_the_probe_wins(studied: HardenResult) -> None:

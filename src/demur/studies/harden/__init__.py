@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from demur.errors import InputError
-from demur.stats import TradeOff, compare_curves, holm
+from demur.stats import Estimate, TradeOff, compare_curves, holm
 from demur.studies.base import Study
 from demur.studies.config import CostOptions, Factors, FindConfig, Options, Positive, Sources
 from demur.studies.harden.results import (
@@ -83,11 +83,11 @@ def run(context: Context[Any]) -> HardenResult:
 
     found = find(context, context.splits.choosing)
     context.watch_coherence([answer for each in found.clean.answers["tuning"] for answer in each.answers])
-    return _Hardening(context, found).run()
+    return Hardening(context, found).run()
 
 
-class _Hardening:
-    """The study, step by step."""
+class Hardening:
+    """The study, step by step: probe, attacks and arms are there once it is made."""
 
     def __init__(self, context: Context[Any], found: Found) -> None:
         from demur.studies.harden.arms import contrast_set, make_arms, refusal_set
@@ -97,6 +97,7 @@ class _Hardening:
         from demur.studies.side_effects import SideInputs
 
         self.context, self.config, self.found = context, context.config, found
+        self.choices: dict[str, dict[Gating, ChoiceRow]] = {}
         self.inputs = SideInputs.read(self.config, context)
         named = (configured_attacks(self.config.attacks), configured_attacks(self.config.choose_on))
         attacks = split_attacks(*named)
@@ -119,8 +120,8 @@ class _Hardening:
     def run(self) -> HardenResult:
         context, config = self.context, self.config
         with context.timed("choosing"):
-            self.choices = self._choose()
-        best = {purpose: self._best(purpose) for purpose in ("harden", "repair")}
+            self.choose()
+        best = {purpose: self.best(purpose) for purpose in ("harden", "repair")}
         with context.timed("arms on test prompts"):
             rows = [row for arm in self.arms.values() for row in self._rows(arm)]
         main = self.arms[best["harden"]]
@@ -185,21 +186,21 @@ class _Hardening:
 
     # -- settings ------------------------------------------------------------------------------------------------------
 
-    def _choose(self) -> dict[str, dict[Gating, ChoiceRow]]:
+    def choose(self, *purposes: Purpose) -> None:
+        """Choose the settings of each arm (of some purposes: default all) by gating, on the choosing prompts."""
         from demur.studies.harden.choice import choose
 
-        found: dict[str, dict[Gating, ChoiceRow]] = {}
         for arm in self.arms.values():
-            if not arm.follows:
-                found[arm.name] = choose(self.choosing, arm, self.config.budget)
-        return found
+            if not arm.follows and arm.purpose in (purposes or ("harden", "repair")):
+                self.choices[arm.name] = choose(self.choosing, arm, self.config.budget)
 
-    def _best(self, purpose: Purpose) -> str:
-        """The arm with the most gain within the budget where the probe fires; the first of equals."""
-        own = [
-            self.choices[arm.name]["probe"] for arm in self.arms.values() if arm.purpose == purpose and not arm.follows
-        ]
-        return max(own, key=lambda row: (row.allowed, row.gain if row.allowed else -row.loss)).arm
+    def best(self, purpose: Purpose) -> str:
+        """The arm with the most gain within the budget where the probe fires; of equals the one that loses least, then
+        the first."""
+        from demur.studies.harden.choice import rank
+
+        own = [by_gating["probe"] for name, by_gating in self.choices.items() if self.arms[name].purpose == purpose]
+        return max(own, key=lambda row: rank(row)[:3]).arm
 
     def _rows(self, arm: Arm) -> Iterator[SettingRow]:
         """An arm over its strengths, by gating; a control at the strength of the arm that it follows, where the probe
@@ -214,8 +215,10 @@ class _Hardening:
 
         test, chosen = self.test, strength == choice.strength
         harden = arm.purpose == "harden"
-        others = (HARMFUL,) if harden and chosen else () if harden else test.harmful
-        names = (*test.benign, *((SUCCEEDED,) if harden else ()), *others)
+        # Of a control it matters only whether it does what the arm is meant to do.
+        benign = () if harden and arm.follows else test.benign
+        others = () if arm.follows else test.harmful if not harden else (HARMFUL,) if chosen else ()
+        names = (*benign, *((SUCCEEDED,) if harden else ()), *others)
         after = {
             name: test.gated(arm, strength, name, test.fires(arm, gating, name, choice.threshold)) for name in names
         }
@@ -235,8 +238,8 @@ class _Hardening:
             sets=len(arm.changes(strength)),
             **attacks,
             added={name: rise(after[name].refused, clean[name].refused) for name in names if name != SUCCEEDED},
-            lost=share(_lost(after, clean, test.benign)),
-            repaired={name: _repaired(after[name], clean[name]) for name in test.benign},
+            lost=share(_lost(after, clean, benign)) if benign else Estimate.unknown(),
+            repaired={name: _repaired(after[name], clean[name]) for name in benign},
             side_effects=self._side_effects(arm, gating, strength, choice.threshold),
             chosen=chosen,
         )
@@ -258,7 +261,7 @@ class _Hardening:
         from demur.method.interventions import conditional
         from demur.studies.side_effects import mean_side_effects
 
-        if gating == "labels":
+        if gating == "labels" or arm.follows:
             return None
         changes = arm.changes(strength)
         if gating == "probe":

@@ -70,10 +70,13 @@ class Bench:
     def __post_init__(self) -> None:
         from demur.studies.jailbreaks import fits
 
-        pairs, harmless = self.pairs, self.sets["harmless"]
+        pairs, harmless = self.pairs, self.sets["harmless"].prompts
+        around = [pair for pair in pairs if pair.around is not None]
+        # The same texts around as many harmless requests, spread over all attacks.
+        chosen = [around[n * len(around) // len(harmless)] for n in range(len(harmless))] if around else []
         texts = [
-            Prompt(id=pair.id, text=pair.with_request(harmless.prompts[n % len(harmless)].text), label="harmless")
-            for n, pair in enumerate(p for p in pairs if p.around is not None)
+            Prompt(id=f"{ask.id}@{pair.id}", text=pair.with_request(ask.text), label="harmless")
+            for ask, pair in zip(harmless, chosen, strict=False)
         ]
         wrapped = tuple(prompt for prompt in texts if fits(self.context, prompt.text))
         self.sets |= {WRAPPED: PromptSet(name=WRAPPED, prompts=wrapped), ATTACKS: adversarial_prompts(pairs, ATTACKS)}

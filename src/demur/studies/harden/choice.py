@@ -31,20 +31,20 @@ def thresholds(bench: Bench, arm: Arm) -> tuple[float, ...]:
 
 
 def choose(bench: Bench, arm: Arm, budget: float) -> dict[Gating, ChoiceRow]:
-    """For each gating the setting with the most gain among those that lose no more than the budget; where there is
-    none, the one with the least loss. Of equals the mildest strength, and of thresholds the middle one."""
+    """For each gating the setting with the most gain among those that lose no more than the budget; of equals the one
+    that loses least, then the mildest strength, then the threshold that acts on the fewest prompts. Where none is
+    within the budget, the one with the least loss."""
     found: dict[Gating, ChoiceRow] = {}
     for gating in GATINGS:
-        rows = list(_settings(bench, arm, gating, budget))
-        best = max(rows, key=_rank)
-        equal = [row for row in rows if _rank(row) == _rank(best) and row.strength == best.strength]
-        found[gating] = equal[len(equal) // 2]
+        found[gating] = max(_settings(bench, arm, gating, budget), key=rank)
     return found
 
 
-def _rank(row: ChoiceRow) -> tuple[float, ...]:
-    mildness = -abs(row.strength - 1) if row.purpose == "repair" else -row.strength
-    return (1.0, row.gain, mildness) if row.allowed else (0.0, -row.loss, row.gain, mildness)
+def rank(row: ChoiceRow) -> tuple[float, ...]:
+    """What a setting is chosen by, most important first: allowed, gain and loss, then mildness."""
+    repair, threshold = row.purpose == "repair", row.threshold or 0.0
+    mild = (-abs(row.strength - 1), -threshold) if repair else (-row.strength, threshold)
+    return (1.0, row.gain, -row.loss, *mild) if row.allowed else (0.0, -row.loss, row.gain, *mild)
 
 
 def _settings(bench: Bench, arm: Arm, gating: Gating, budget: float) -> Iterator[ChoiceRow]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from demur.stats import Estimate, auroc
 from demur.types import Prompt, PromptSet, Value
 
 if TYPE_CHECKING:
-    from demur.guard import Pooling
+    from demur.guard import Pooling, Probe
+    from demur.model import ChatModel
+    from demur.saes import Rows
     from demur.studies.context import Context
 
 POOLINGS: tuple[Pooling, ...] = ("last", "mean")
@@ -35,35 +38,50 @@ class Gate:
     """P(harmful) of prompts, each set read once."""
 
     title: str
-    read: Callable[[PromptSet], np.ndarray]
+    model: ChatModel
+    probe: Probe
+    rows: Mapping[int, Rows] = field(default_factory=dict[int, "Rows"])
+    """Encoder rows of the features that the probe reads, if it reads any."""
     known: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
 
     def scores(self, prompts: PromptSet) -> np.ndarray:
         """P(harmful), shape (prompt,)."""
         if prompts.digest not in self.known:
-            self.known[prompts.digest] = self.read(prompts)
+            self.known[prompts.digest] = self.fresh(prompts)
         return self.known[prompts.digest]
+
+    @property
+    def digest(self) -> str:
+        """Names the probe in keys."""
+        parts = (self.probe.reading.model_dump_json(), self.probe.weights.tobytes(), self.probe.bias, self.probe.unit)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def fresh(self, prompts: Iterable[Prompt]) -> np.ndarray:
+        """The same, read now, under whatever interventions are open on the model."""
+        from demur.guard import read_prompts
+
+        return self.probe.probability(read_prompts(self.model, prompts, [self.probe.reading], self.rows)[0])
 
     @classmethod
     def of(cls, context: Context[Any], attacks: Sequence[Attack]) -> Gate:
         """The guard that is named, or a probe fitted on the direction and selection prompts, plain and (unless the
         configuration says otherwise) in the templates of the attacks that choose; the tuning prompts, in them too,
         choose layer, pooling and regularisation, and calibrate."""
-        from demur.guard import Guard, Probe, Reading, read_prompts
+        from demur.guard import Guard, Probe, Reading
 
         model, config = context.model, context.config
         if config.guard is not None:
             guard = Guard.load(config.guard, model)
-            return cls(f"the guard {config.guard}", lambda p: np.array([s.harmful for s in guard.score(p)]))
+            return cls(f"the harm probe of the guard {config.guard}", model, guard.harm, guard.rows)
         fitted = _fitted(context, attacks)
         reading = Reading(kind="dense", layer=fitted.layer, pooling=fitted.pooling)  # pyright: ignore[reportArgumentType]
         probe = Probe(reading, np.array(fitted.weights, dtype=np.float32), fitted.bias)
         trained = "plain prompts" if config.probe_on == "plain" else "plain prompts and the choosing attacks' templates"
-        return cls(
+        title = (
             f"a probe of the residual after layer {fitted.layer} ({fitted.pooling} token), fitted on {trained}; AUROC "
-            f"{fitted.auroc.value:.3f} on its validation prompts",
-            lambda prompts: probe.probability(read_prompts(model, prompts, [reading])[0]),
+            f"{fitted.auroc.value:.3f} on its validation prompts"
         )
+        return cls(title, model, probe)
 
 
 def _fitted(context: Context[Any], attacks: Sequence[Attack]) -> Fitted:
