@@ -38,13 +38,13 @@ class AuditOptions(Options):
     queries: SetSizes = Field(default=(1, 3, 10, 30, 100), min_length=1)
     """Numbers of wordings tried for each request at which is measured."""
     extra_words: int = Field(default=8, ge=0)
-    """Words that a wording may have besides request and template, from the harmless tuning prompts and the templates."""
+    """Words that a wording may have besides request and template, from harmless tuning prompts and the templates."""
     radii: Positive = Field(default=(0.02, 0.05, 0.1, 0.2, 0.4), min_length=1)
     """Lengths of a push to try, as shares of the residual's norm."""
 
 
 class Config(HardenConfig, AuditOptions):
-    """The model hardened as `demur harden` chooses, and what is tried on it. In one run folder both share their work."""
+    """The model hardened as `demur harden` chooses, and what is tried on it. In one run folder they share work."""
 
 
 class AuditRow(Value):
@@ -126,7 +126,7 @@ class _Audit:
         from demur.studies.jailbreaks import configured_attacks
 
         context, config = self.context, self.context.config
-        attacks = configured_attacks(dict.fromkeys((*config.attacks, *config.choose_on)))
+        attacks = configured_attacks(tuple(dict.fromkeys((*config.attacks, *config.choose_on))))
         templates = tuple(dict.fromkeys(text for attack in attacks for text in attack.templates))
         texts = [p.text for p in context.splits.tuning.harmless] + [text.replace("{ask}", " ") for text in templates]
         words = tuple(sorted({word for text in texts for word in text.split()})) if config.extra_words else ()
@@ -234,15 +234,13 @@ def sections(result: AuditResult) -> tuple[Section, ...]:
             "Pushes",
             (
                 _table("The residual pushed where the probe reads it", "length, share of the norm", result.pushes),
-                Chart(
-                    "What pushes get through", lambda: _chart(result.pushes, "length of the push, share of the norm")
-                ),
+                Chart("What pushes get through", lambda: _chart(result.pushes, "length, share of the norm")),
             )
             if result.pushes
             else (),
             brief=True,
-            intro="Nobody who only writes prompts can do this; it bounds what any wording could reach at the probe. The "
-            "control is a push as long in a random direction.",
+            intro="Nobody who only writes prompts can do this; it bounds what any wording could reach at the probe. "
+            "The control is a push as long in a random direction.",
         ),
     ]
     return tuple(section for section in found if section.blocks)
@@ -253,8 +251,8 @@ def _headline(result: AuditResult) -> str:
     start, end, other = own[0], own[-1], blind[-1]
     said = [
         f"With {end.size:g} wordings for each of {result.n} refused requests, an attacker who knows the probe gets "
-        f"{fmt.rate_text(end.hardened)} past the hardened model (without hardening {fmt.rate_text(end.clean)}); one who "
-        f"does not know it, {fmt.rate_text(other.hardened)} ({fmt.rate_text(other.clean)}).",
+        f"{fmt.rate_text(end.hardened)} past the hardened model (without hardening {fmt.rate_text(end.clean)}); one "
+        f"who does not know it, {fmt.rate_text(other.hardened)} ({fmt.rate_text(other.clean)}).",
         f"The probe fires on {fmt.rate_text(start.flagged)} of the plain requests, on {fmt.rate_text(end.flagged)} of "
         f"the wordings found against it, and on {fmt.rate_text(other.flagged)} of the others.",
     ]
@@ -262,8 +260,8 @@ def _headline(result: AuditResult) -> str:
     if (half := next((row for row in pushed if row.flagged.value < 0.5), None)) is not None:
         control = next(r for r in result.pushes if r.attacker == ANYWHERE and r.size == half.size)
         said.append(
-            f"A push of {fmt.short_number(half.size)} of the residual's norm against its weights leaves the probe firing "
-            f"on {fmt.rate_text(half.flagged)}, one in a random direction on {fmt.rate_text(control.flagged)}."
+            f"A push of {fmt.short_number(half.size)} of the residual's norm against its weights leaves the probe "
+            f"firing on {fmt.rate_text(half.flagged)}, one in a random direction on {fmt.rate_text(control.flagged)}."
         )
     return " ".join(said)
 
