@@ -192,3 +192,24 @@ def test_soft_capping_without_its_kernel_is_refused() -> None:
     hf.config._attn_implementation = "sdpa"
     with pytest.raises(ModelError, match="caps its attention logits"):
         ChatModel(hf, tokenizer, name="m")
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_output_embedding_gets_its_states_as_one_block(rows: int) -> None:
+    hf, tokenizer = tiny_model("gemma2")
+    model = ChatModel(hf, tokenizer, name="tiny")
+    batch = model.batch(model.tokenize(["one word", "two or more words", "a third"][:rows]))
+    seen: list[tuple[int, ...]] = []
+    head = cast("nn.Module", hf.get_output_embeddings())
+    with torch.inference_mode():
+        # What comes after the last position's slice must not show in the strides, at batch 1 neither.
+        expected = hf(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, -1].float()
+        before = count_hooks(hf)
+        handle = head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].stride()))
+        found = model.last_logits(batch)
+        model.generate(["one word", "another"], max_new_tokens=2)
+        handle.remove()
+    assert all(strides == (model.d_model, model.d_model, 1) for strides in seen)
+    assert len(seen) == 3
+    assert count_hooks(hf) == before
+    torch.testing.assert_close(found, expected)

@@ -94,3 +94,24 @@ def test_code_that_a_repository_brings_is_never_run(folder: Path, monkeypatch: p
     (folder / "own.py").write_text("raise SystemExit('ran')")
     with pytest.raises(ModelError, match="cannot load the model"):
         ChatModel.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("stored", "has", "dtype", "expected"),
+    [
+        ("bfloat16", {}, "auto", torch.float32),
+        ("bfloat16", {"avx512_bf16": True}, "auto", torch.bfloat16),
+        ("bfloat16", {"bf16": True}, "auto", torch.bfloat16),
+        ("float16", {"avx512_bf16": True}, "auto", torch.float32),
+        ("float32", {"avx512_bf16": True}, "auto", torch.float32),
+        ("bfloat16", {}, "bfloat16", torch.bfloat16),
+        ("float32", {}, "bfloat16", torch.bfloat16),
+    ],
+)
+def test_a_cpu_computes_in_what_it_multiplies(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stored: str, has: dict[str, bool], dtype: str, expected: torch.dtype
+) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"dtype": stored}))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    assert ChatModel.load(folder, device="cpu", dtype=dtype).dtype == expected

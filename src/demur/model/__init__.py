@@ -17,6 +17,7 @@ from demur.model._hooks import (
 )  # fmt: skip
 from demur.model._loading import (
     MODEL_FILES,
+    chosen_dtype,
     end_tokens,
     find_device,
     find_layers,
@@ -41,7 +42,7 @@ __all__ = [
     "MODEL_FILES", "PINNED_DATE", "SCORED_REGIONS", "SMALL_MODEL", "AnswerGuard", "AnswerWatch", "Batch",
     "BoundIntervention", "Budgets",
     "ChatFormat", "ChatModel", "CompiledIntervention", "Cursor", "Edit", "Items", "Progress", "Region", "Residuals",
-    "TokenizedPrompt", "answer_batches", "by_length", "capture", "count_hooks", "end_tokens", "find_device",
-    "find_layers", "fitting_threads", "folder_digest", "halving", "hooked", "is_out_of_memory", "load_model",
-    "model_class", "model_identity", "next_batch", "pad", "peak_memory", "read_config", "track",
+    "TokenizedPrompt", "answer_batches", "by_length", "capture", "chosen_dtype", "count_hooks", "end_tokens",
+    "find_device", "find_layers", "fitting_threads", "folder_digest", "halving", "hooked", "is_out_of_memory",
+    "load_model", "model_class", "model_identity", "next_batch", "pad", "peak_memory", "read_config", "track",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from demur.model._hooks import (
     Edit,
     Residuals,
     capture,
+    folded_head,
     hooked,
     residuals_of,
     track,
@@ -242,7 +243,7 @@ class ChatModel:
     def logits(self, batch: Batch, keep: int) -> Float[Tensor, "batch kept vocab"]:
         """Logits at the last `keep` positions (all, where there are fewer), in the model's dtype."""
         options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
-        with self.serving(batch):
+        with self.serving(batch), folded_head(self.hf):
             output = self.hf(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -409,6 +410,7 @@ def answer_batches(
             model.installed(compiled),
             model.serving(batch),
             nullcontext() if guard is None else guard.watch(batch) as watch,
+            folded_head(model.hf),
         ):
             if temperature is not None:
                 torch.manual_seed(seed)

@@ -44,7 +44,9 @@ def load_checkpoint(
     _refuse_dtype(config, dtype, name)
     # Before the weights: a base model without a chat template is found out at the cost of its tokenizer.
     ChatFormat(tokenizer, name=name, system_prompt=system_prompt).tokenize("word")
-    options |= {"dtype": dtype} | ({"device_map": device} if device in _DEVICE_MAPS else {})
+    options |= {"dtype": chosen_dtype(config, dtype, placed) or "auto"} | (
+        {"device_map": device} if device in _DEVICE_MAPS else {}
+    )
     hf = _load_weights(name, config, options)
     if device not in _DEVICE_MAPS:
         cast("nn.Module", hf).to(placed)
@@ -81,6 +83,28 @@ def find_device(device: str) -> torch.device:
     if found.type == "mps" and not here["mps"]:
         raise ModelError("--device mps: torch finds no Apple GPU on this machine; try --device cpu")
     return found
+
+
+def chosen_dtype(config: Any, dtype: str, device: torch.device) -> torch.dtype | None:
+    """The number format of a model on a device: the one named, or, of "auto", the checkpoint's own (None: its
+    configuration does not say it). On a CPU without instructions for products in half precision "auto" is float32:
+    there torch's matrix products in bfloat16 are 4 times slower forward and 100 times backward."""
+    if dtype != "auto":
+        return cast("torch.dtype", getattr(torch, dtype))
+    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
+    if stored is None:
+        return None
+    found: torch.dtype = getattr(torch, str(stored).removeprefix("torch."))
+    return torch.float32 if device.type == "cpu" and found.itemsize < 4 and not _multiplies(found) else found
+
+
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU has instructions for products in half precision (yes where torch cannot tell)."""
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {"bf16": True, "fp16_arith": True}
+    kinds = ("amx_bf16", "avx512_bf16", "bf16")
+    return any(
+        has.get(kind) for kind in (kinds if dtype == torch.bfloat16 else ("amx_fp16", "avx512_fp16", "fp16_arith"))
+    )
 
 
 def model_class(config: Any) -> Any:

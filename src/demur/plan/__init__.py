@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from demur.errors import DemurError
-from demur.model import ChatFormat, find_device, fitting_threads, read_config
+from demur.model import ChatFormat, chosen_dtype, find_device, fitting_threads, read_config
 from demur.plan.counting import EFFICIENCY, Machine, ModelSizes, PromptLengths, count_work, measure_machine, model_sizes
 from demur.report.blocks import Page, Section, Table, Text
 from demur.report.format import bytes_text, duration
@@ -37,8 +37,7 @@ def plan_study(study: Study[Any, Any], config: StudyConfig, *, prompt_tokens: in
     placed = _placed(config)
     hf = read_config(str(placed.model), placed.revision)
     device = find_device(config.device)
-    stored = str(hf.dtype or "float32").removeprefix("torch.")
-    dtype: torch.dtype = getattr(torch, stored if config.dtype == "auto" else config.dtype)
+    dtype = chosen_dtype(hf, config.dtype, device) or torch.float32
     lengths = _prompt_lengths(config, str(placed.model))
     if prompt_tokens is not None:
         lengths = lengths._replace(message=max(3, prompt_tokens - lengths.before - lengths.after))

@@ -280,6 +280,9 @@ class _CountingModel(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
 
+    def get_output_embeddings(self) -> None:
+        return None
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int = 0, **_: Any) -> SimpleNamespace:
         hidden = self.embedding(input_ids) * attention_mask[..., None]
         for layer in self.layers:

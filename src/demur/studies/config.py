@@ -135,7 +135,7 @@ class ModelOptions(Options):
     layers: Layers | None = None
     """Layers whose features may be chosen, for example 0-5,8,10 (default: every layer that has an SAE)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the model; auto is the checkpoint's own."""
+    """Number format of the model; auto is the checkpoint's own, or float32 on a CPU that does not multiply that."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N, mps, or balanced (over several GPUs)."""
     system_prompt: str | None = None
