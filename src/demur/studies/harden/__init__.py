@@ -46,6 +46,9 @@ LEVELS: dict[Literal["answers lost", "ΔCE"], tuple[float, ...]] = {"answers los
 """Costs at which conditional and unconditional curves are compared."""
 
 
+PURPOSES: tuple[Purpose, Purpose] = ("harden", "repair")
+
+
 class HardenOptions(Options):
     """What is done to the model, and how strongly."""
 
@@ -121,7 +124,7 @@ class Hardening:
         context, config = self.context, self.config
         with context.timed("choosing"):
             self.choose()
-        best = {purpose: self.best(purpose) for purpose in ("harden", "repair")}
+        best: dict[Purpose, str] = {purpose: self.best(purpose) for purpose in PURPOSES}
         with context.timed("arms on test prompts"):
             rows = [row for arm in self.arms.values() for row in self._rows(arm)]
         main = self.arms[best["harden"]]
@@ -164,9 +167,11 @@ class Hardening:
         used |= {text_key(text) for pair in choosing for text in (pair.text, pair.plain or pair.text)}
         pairs = Attacked.by(context, second, splits.test.harmful, used).pairs
         parts: list[Bench] = []
-        over = dict(zip(("choosing", "test"), self._over_refusal(), strict=True))
-        for side, split, own in (("choosing", splits.tuning, choosing), ("test", splits.test, pairs)):
-            sets = {HARMFUL: split.harmful, "harmless": split.harmless, OVER_REFUSAL: over[side]}
+        sides = zip(
+            ("choosing", "test"), (splits.tuning, splits.test), (choosing, pairs), self._over_refusal(), strict=True
+        )
+        for side, split, own, over in sides:
+            sets = {HARMFUL: split.harmful, "harmless": split.harmless, OVER_REFUSAL: over}
             parts.append(Bench(context, side, refusal_ids, self.gate.scores, own, sets))
         return parts[0], parts[1]
 
@@ -191,7 +196,7 @@ class Hardening:
         from demur.studies.harden.choice import choose
 
         for arm in self.arms.values():
-            if not arm.follows and arm.purpose in (purposes or ("harden", "repair")):
+            if not arm.follows and arm.purpose in (purposes or PURPOSES):
                 self.choices[arm.name] = choose(self.choosing, arm, self.config.budget)
 
     def best(self, purpose: Purpose) -> str:
@@ -316,7 +321,7 @@ class Hardening:
         for name in dict.fromkeys(pair.attack for pair in pairs):
             places = np.array([n for n, pair in enumerate(pairs) if pair.attack == name])
             requests = [pairs[n].plain or pairs[n].id for n in places]
-            after = {
+            after: dict[Gating, Estimate] = {
                 gating: share_of_requests(
                     test.gated(arm, c.strength, ATTACKS, test.fires(arm, gating, ATTACKS, c.threshold))
                     .at(places)

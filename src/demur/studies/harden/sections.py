@@ -350,9 +350,9 @@ def _capability(result: HardenResult) -> Iterator[Block]:
     if result.capability:
         yield Table.of(
             "Tasks",
-            "change | task | metric | > value",
+            "change | task | metric | > value | > standard error | > n",
             (
-                [each.name, row.task, row.metric, fmt.estimate_text(row.value, 3)]
+                [each.name, row.task, row.metric, fmt.measure(row.value, 3), fmt.measure(row.stderr, 3), row.n]
                 for each in result.capability
                 for row in each.rows
             ),
