@@ -57,11 +57,11 @@ class HardenOptions(Options):
     choose_on: Sources = (FRAMINGS,)
     """Attacks on which strengths and thresholds are chosen, their templates around the tuning prompts. Of a source that
     is also named by --attacks half of the templates (or pairs) choose, and the other half test."""
-    multiples: Positive = Field(default=(0.5, 1.0, 1.5, 2.0), min_length=1)
+    multiples: Positive = Field(default=(0.5, 1.0, 1.5), min_length=1)
     """Multiples to try: of each feature's mean maximum activation on harmful prompts, and of the direction's length."""
-    amplify: Factors = Field(default=(2.0, 4.0, 8.0), min_length=1)
+    amplify: Factors = Field(default=(2.0, 4.0), min_length=1)
     """Factors c to try by which refusal features are scaled up."""
-    turn_down: Factors = Field(default=(0.5, 0.0, -1.0), min_length=1)
+    turn_down: Factors = Field(default=(0.5, 0.0), min_length=1)
     """Factors c to try by which refusal features are scaled down against over-refusal."""
     amplify_where: Literal["all", "prompt"] = "prompt"
     """Tokens on which features are set or scaled up: the prompt's, or the answer's too."""
