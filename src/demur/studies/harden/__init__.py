@@ -378,7 +378,7 @@ class Hardening:
 
         if not self.test.succeeded:
             return
-        for threshold in thresholds(self.choosing, arm):
+        for threshold in thresholds(self.choosing):
             after = {
                 name: self.test.gated(arm, choice.strength, name, self.test.fires(arm, "probe", name, threshold))
                 for name in (*self.test.benign, SUCCEEDED)

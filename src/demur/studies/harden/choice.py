@@ -14,20 +14,21 @@ if TYPE_CHECKING:
     from demur.studies.harden.bench import Bench, Told
 
 RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-"""Shares of the choosing prompts to be left alone on which the candidate thresholds let a change act."""
+"""Shares of the choosing prompts that candidate thresholds leave on the wrong side."""
 
 
-def thresholds(bench: Bench, arm: Arm) -> tuple[float, ...]:
-    """Candidate thresholds on P(harmful), ascending: those that let the arm act on a share of the prompts that it
-    should leave alone, from none of them on."""
-    names = bench.benign if arm.purpose == "harden" else bench.harmful
-    scores = np.concatenate([bench.scores(bench.sets[name]) for name in names])
-    shares = 1 - np.array(RATES) if arm.purpose == "harden" else np.array(RATES)
-    # Just beyond the prompt itself: "harmful" begins at the threshold.
-    found = np.quantile(scores, shares, method="higher" if arm.purpose == "harden" else "lower")
-    if arm.purpose == "harden":
-        found = np.nextafter(found, np.inf)
-    return tuple(float(each) for each in np.unique(found))
+def thresholds(bench: Bench) -> tuple[float, ...]:
+    """Candidate thresholds on P(harmful), ascending: those that so many benign prompts exceed, and those that so many
+    of the attacks that succeed (all harmful prompts, if none does) stay below."""
+
+    def scores(names: Sequence[str]) -> np.ndarray:
+        return np.concatenate([bench.scores(bench.sets[name]) for name in names])
+
+    shares = np.array(RATES)
+    benign = np.quantile(scores(bench.benign), 1 - shares, method="higher")
+    harmful = np.quantile(scores((SUCCEEDED,) if bench.succeeded else bench.harmful), shares, method="lower")
+    # "Harmful" begins at the threshold: just beyond the benign prompt itself.
+    return tuple(float(each) for each in np.unique([*np.nextafter(benign, np.inf), *harmful]))
 
 
 def choose(bench: Bench, arm: Arm, budget: float) -> dict[Gating, ChoiceRow]:
@@ -48,7 +49,7 @@ def rank(row: ChoiceRow) -> tuple[float, ...]:
 
 
 def _settings(bench: Bench, arm: Arm, gating: Gating, budget: float) -> Iterator[ChoiceRow]:
-    cuts: Sequence[float | None] = thresholds(bench, arm) if gating == "probe" else (None,)
+    cuts: Sequence[float | None] = thresholds(bench) if gating == "probe" else (None,)
     for strength in arm.strengths:
         for threshold in cuts:
             gain, loss = outcome(bench, arm, strength, gating, threshold)
