@@ -107,8 +107,8 @@ def _headline(result: HardenResult) -> str:
         said.append(f"That misses the aim ({goal}).")
     if not holds(row) and (best := best_threshold(result)) is not None:
         said.append(
-            f"The best threshold that loses at most {fmt.percent(ALLOWED)} of benign answers, chosen by the test prompts "
-            f"themselves, cuts {fmt.rate_text(best.cut)} and loses {fmt.rate_text(best.lost)}."
+            f"The best threshold that loses at most {fmt.percent(ALLOWED)} of benign answers, chosen by the test "
+            f"prompts themselves, cuts {fmt.rate_text(best.cut)} and loses {fmt.rate_text(best.lost)}."
         )
     for gating, name in _ALSO.items():
         other = next((r for r in result.curve(row.arm, gating) if r.strength == row.strength), None)
