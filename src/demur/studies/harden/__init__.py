@@ -202,10 +202,8 @@ class Hardening:
     def best(self, purpose: Purpose) -> str:
         """The arm with the most gain within the budget where the probe fires; of equals the one that loses least, then
         the first."""
-        from demur.studies.harden.choice import rank
-
         own = [by_gating["probe"] for name, by_gating in self.choices.items() if self.arms[name].purpose == purpose]
-        return max(own, key=lambda row: rank(row)[:3]).arm
+        return max(own, key=lambda row: (row.allowed, row.gain * row.allowed, -row.loss)).arm
 
     def _rows(self, arm: Arm) -> Iterator[SettingRow]:
         """An arm over its strengths, by gating; a control at the strength of the arm that it follows, where the probe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -32,20 +33,34 @@ def thresholds(bench: Bench) -> tuple[float, ...]:
 
 
 def choose(bench: Bench, arm: Arm, budget: float) -> dict[Gating, ChoiceRow]:
-    """For each gating the setting with the most gain among those that lose no more than the budget; of equals the one
-    that loses least, then the mildest strength, then the threshold that acts on the fewest prompts. Where none is
-    within the budget, the one with the least loss."""
+    """For each gating a setting that loses no more than the budget. Those within one standard error of the most gain
+    count as equal; of them the one that loses least is taken, then the mildest strength, then the threshold that acts
+    on the fewest prompts. Where none is within the budget, the one with the least loss."""
+    if arm.purpose == "harden":
+        n = len(set(bench.requests))  # Attacks on one request are alike.
+    else:
+        n = sum(int((bench.clean(name).refused == 1).sum()) for name in bench.benign)
     found: dict[Gating, ChoiceRow] = {}
     for gating in GATINGS:
-        found[gating] = max(_settings(bench, arm, gating, budget), key=rank)
+        rows = list(_settings(bench, arm, gating, budget))
+        if allowed := [row for row in rows if row.allowed]:
+            least = max(row.gain for row in allowed)
+            least -= _standard_error(least, n)
+            found[gating] = max((row for row in allowed if row.gain >= least), key=lambda row: (-row.loss, *_mild(row)))
+        else:
+            found[gating] = max(rows, key=lambda row: (-row.loss, row.gain, *_mild(row)))
     return found
 
 
-def rank(row: ChoiceRow) -> tuple[float, ...]:
-    """What a setting is chosen by, most important first: allowed, gain and loss, then mildness."""
+def _standard_error(share: float, n: int) -> float:
+    """Of a share of `n`, with one success and one failure more: all of a few are no certainty."""
+    p = (share * n + 1) / (n + 2)
+    return math.sqrt(p * (1 - p) / (n + 2))
+
+
+def _mild(row: ChoiceRow) -> tuple[float, float]:
     repair, threshold = row.purpose == "repair", row.threshold or 0.0
-    mild = (-abs(row.strength - 1), -threshold) if repair else (-row.strength, threshold)
-    return (1.0, row.gain, -row.loss, *mild) if row.allowed else (0.0, -row.loss, row.gain, *mild)
+    return (-abs(row.strength - 1), -threshold) if repair else (-row.strength, threshold)
 
 
 def _settings(bench: Bench, arm: Arm, gating: Gating, budget: float) -> Iterator[ChoiceRow]:
