@@ -201,9 +201,11 @@ class Hardening:
 
     def best(self, purpose: Purpose) -> str:
         """The arm with the most gain within the budget where the probe fires; of equals the one that loses least, then
-        the first."""
+        the one that acts on the fewest prompts, then the first."""
+        from demur.studies.harden.choice import mild
+
         own = [by_gating["probe"] for name, by_gating in self.choices.items() if self.arms[name].purpose == purpose]
-        return max(own, key=lambda row: (row.allowed, row.gain * row.allowed, -row.loss)).arm
+        return max(own, key=lambda row: (row.allowed, row.gain * row.allowed, -row.loss, mild(row)[1])).arm
 
     def _rows(self, arm: Arm) -> Iterator[SettingRow]:
         """An arm over its strengths, by gating; a control at the strength of the arm that it follows, where the probe

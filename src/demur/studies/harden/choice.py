@@ -46,9 +46,9 @@ def choose(bench: Bench, arm: Arm, budget: float) -> dict[Gating, ChoiceRow]:
         if allowed := [row for row in rows if row.allowed]:
             least = max(row.gain for row in allowed)
             least -= _standard_error(least, n)
-            found[gating] = max((row for row in allowed if row.gain >= least), key=lambda row: (-row.loss, *_mild(row)))
+            found[gating] = max((row for row in allowed if row.gain >= least), key=lambda row: (-row.loss, *mild(row)))
         else:
-            found[gating] = max(rows, key=lambda row: (-row.loss, row.gain, *_mild(row)))
+            found[gating] = max(rows, key=lambda row: (-row.loss, row.gain, *mild(row)))
     return found
 
 
@@ -58,7 +58,8 @@ def _standard_error(share: float, n: int) -> float:
     return math.sqrt(p * (1 - p) / (n + 2))
 
 
-def _mild(row: ChoiceRow) -> tuple[float, float]:
+def mild(row: ChoiceRow) -> tuple[float, float]:
+    """How mild the strength is, and on how few prompts the threshold lets it act: more is milder."""
     repair, threshold = row.purpose == "repair", row.threshold or 0.0
     return (-abs(row.strength - 1), -threshold) if repair else (-row.strength, threshold)
 
