@@ -13,7 +13,7 @@ from demur.types import FeatureField, Value
 Purpose = Literal["harden", "repair"]
 Gating = Literal["always", "probe", "labels"]
 """On which prompts a change acts: on all, where the probe says so, or where the labels say so (a perfect probe)."""
-GATINGS: Final[dict[Gating, str]] = {"always": "always", "probe": "where the probe fires", "labels": "perfect probe"}
+GATINGS: Final[dict[Gating, str]] = {"always": "always", "probe": "if the probe fires", "labels": "perfect probe"}
 SUCCEEDED, ATTACKS, HARMFUL = "succeeded attacks", "all attacks", "harmful, put plainly"
 BENIGN: Final = ("harmless", "harmless in the attacks' words", "over-refusal")
 HARMLESS, WRAPPED, OVER_REFUSAL = BENIGN

@@ -185,7 +185,7 @@ def _hardening(result: HardenResult) -> Iterator[Block]:
     yield Chart("Answered benign prompts lost, over strengths", lambda: _strengths(result, "lost"))
     yield Table.of(
         "Attack success by family",
-        "attack | > n | > clean | > always | > where the probe fires | > perfect probe | > probe fires",
+        "attack | > n | > clean | > always | > if the probe fires | > perfect probe | > probe fires",
         (
             [row.attack, row.n, row.clean, *(row.after.get(each) for each in GATINGS), row.fires]
             for row in result.families
@@ -215,11 +215,13 @@ def _series(result: HardenResult, name: str, gating: Gating) -> list[SettingRow]
 
 
 def _trade_off(result: HardenResult) -> Any:
+    """The best arm beside the direction (or, where that is best, the features)."""
     lines: list[charts.Series] = []
-    for arm in dict.fromkeys((result.best["harden"], *result.labels)):
+    best = result.best["harden"]
+    for arm in (best, "set" if best == "direction" else "direction"):
         for gating in ("probe", "always"):
-            rows = [r for r in _series(result, arm, gating) if r.purpose == "harden" and r.cut is not None]
-            if rows and arm not in result.controls:
+            rows = [r for r in _series(result, arm, gating) if r.cut is not None]
+            if rows:
                 points = (charts.Point.of(r.lost.value, r.cut, chosen=r.chosen) for r in rows if r.cut is not None)
                 lines.append(charts.Series(f"{result.labels[arm]}, {GATINGS[gating]}", tuple(points)))
     return charts.scatter_lines(
@@ -243,7 +245,7 @@ def _gaps(result: HardenResult) -> Iterator[Block]:
         return
     yield Table.of(
         "Succeeded attacks cut at equal cost",
-        "arm | cost | > at | > where the probe fires | > always | > difference, points | > p (Holm)",
+        "arm | cost | > at | > if the probe fires | > always | > difference, points | > p (Holm)",
         (
             [
                 result.labels[row.arm],
@@ -334,10 +336,10 @@ def _repair(result: HardenResult) -> Iterator[Block]:
 
 def _repair_chart(result: HardenResult) -> Any:
     lines: list[charts.Series] = []
-    for arm in dict.fromkeys((result.best["repair"], *result.labels)):
+    for arm in ("turn-down", "ablate"):
         for gating in ("probe", "always"):
-            rows = [row for row in _series(result, arm, gating) if row.purpose == "repair"]
-            if rows and arm not in result.controls:
+            rows = _series(result, arm, gating)
+            if rows:
                 points = [charts.Point.of(-r.added[HARMFUL].value, _most(r), chosen=r.chosen) for r in rows]
                 lines.append(charts.Series(f"{result.labels[arm]}, {GATINGS[gating]}", tuple(points)))
     return charts.scatter_lines(
