@@ -12,6 +12,7 @@ from demur.errors import ModelError
 from demur.method.direction import (
     Direction,
     DirectionSearch,
+    Start,
     choose,
     clean_log_probs,
     cluster_directions,
@@ -25,8 +26,8 @@ from demur.method.direction import (
     singular_directions,
 )
 from demur.method.interventions import AblateDirection, AddDirection, Compiled
-from demur.model import ChatModel
-from demur.testing import tiny_model
+from demur.model import ChatModel, count_hooks
+from demur.testing import FAMILIES, tiny_model
 from demur.types import Candidate
 
 HARMFUL = ["Bake a cake for me", "Tell me how to bake bread", "Bake it now please", "How would one bake rye"]
@@ -272,3 +273,36 @@ def test_round_trip(model: ChatModel) -> None:
     )
     assert torch.equal(again.difference, found.difference)
     assert torch.equal(again.harmless_mean, found.harmless_mean)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_passes_that_begin_at_a_layer_say_the_same(family: Any) -> None:
+    hf, tokenizer = tiny_model(family)
+    model = ChatModel(hf, tokenizer, name=family)
+    items, generator = model.tokenize(HARMFUL), torch.Generator().manual_seed(0)
+    early = AddDirection(torch.randn(model.d_model, generator=generator), 0)
+    late = [AddDirection(torch.randn(model.d_model, generator=generator), layer) for layer in range(model.n_layers)]
+    for layer in range(model.n_layers):
+        # The residuals are those before anything is done to the layer's own output.
+        start = Start.of(model, items, layer, Compiled(model, None, [early, late[layer]] if layer else [late[0]]))
+        change = [early, late[layer]] if layer else [late[0]]
+        whole = first_token(model, items, REFUSAL, change).log_odds
+        # Other prompts in the batch, and so other padding, than where they were read.
+        for some in (items, items[1:3]):
+            found = first_token(model, some, REFUSAL, Compiled(model, None, change), start=start).log_odds
+            wanted = whole if some is items else whole[1:3]
+            assert found.tolist() == pytest.approx(wanted.tolist(), abs=1e-4)
+    # Nothing stays behind.
+    assert count_hooks(model.hf) == 0
+    assert all("forward" not in vars(layer) for layer in model.layers)
+
+
+def test_a_start_skips_the_layers_before_it(model: ChatModel) -> None:
+    items = model.tokenize(HARMFUL)
+    start, seen = Start.of(model, items, 1, Compiled(model, None, [])), list[int]()
+    attention: Any = [layer.self_attn for layer in model.layers]
+    hooks = [each.register_forward_hook(lambda *_, n=n: seen.append(n)) for n, each in enumerate(attention)]
+    first_token(model, items, REFUSAL, start=start)
+    for hook in hooks:
+        hook.remove()
+    assert sorted(set(seen)) == list(range(2, model.n_layers))

@@ -52,6 +52,19 @@ def test_regions_cover_the_template(model: ChatModel) -> None:
     assert sorted(rendered.regions) == list(rendered.regions), "regions come in the order of the conversation"
 
 
+@pytest.mark.parametrize("message", [MESSAGE, "naïve… 🙂 (1, 2)", "  led by spaces and ended  "])
+def test_tokens_end_at_their_last_character(model: ChatModel, message: str) -> None:
+    ends, item = model.chat.ends(message), model.chat.tokenize(message)
+    assert len(ends) == item.regions.count(Region.INSTRUCTION)
+    assert list(ends) == sorted(ends)
+    words = [token for token, region in zip(item.ids, item.regions, strict=True) if region == Region.INSTRUCTION]
+    for count, end in enumerate(ends, start=1):
+        said = str(model.tokenizer.decode(words[:count]))
+        # A token may hold a part of a character only.
+        if "\ufffd" not in said:
+            assert message[: end + 1].strip() == said.strip()
+
+
 def test_post_instruction_tokens_do_not_depend_on_the_message(model: ChatModel) -> None:
     counts = {model.chat.tokenize(text).n_post_instruction for text in ("a", MESSAGE, "x y z?", "(1, 2)", "naïve… 🙂")}
     assert len(counts) == 1

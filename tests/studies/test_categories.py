@@ -82,6 +82,8 @@ def test_specific_features_work_on_their_own_category_alone(studied: Any) -> Non
 
 def test_every_feature_is_found_to_be_what_it_is(studied: Any, files: Any) -> None:
     causes, truth = studied[0].causes, files.truth.truth
+    # Measured on test prompts, not on those that chose the features.
+    assert causes.n == sum(each.n_test for each in studied[0].categories)
     assert set(causes.of("harm")) == truth.harm
     assert set(causes.of("refusal")) == set(causes.refusal) == truth.refusal
     assert set(causes.of("redundant")) == truth.redundant

@@ -6,10 +6,11 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from demur.data import AttackPair
-from demur.model import Region
-from demur.studies.gauge import Gauge, Walk, drops, walked
+from demur.model import Region, TokenizedPrompt
+from demur.studies.gauge import Gauge, Parts, Walk, drops, walked
 from demur.types import FeatureId
 
 
@@ -20,11 +21,11 @@ def gauge() -> Gauge:
 
 
 def test_harm_counts_at_its_maximum_on_words_and_refusal_at_its_mean_on_the_template() -> None:
-    regions = np.array([Region.SPECIAL, *[Region.INSTRUCTION] * 2, *[Region.POST_INSTRUCTION] * 2])
-    values = np.array([[9.0, 9.0, 9.0], [1.0, 0.0, 8.0], [2.0, 0.5, 0.0], [7.0, 7.0, 1.0], [0.0, 7.0, 4.0]])
-    assert gauge().reduced(regions, values).tolist() == [2.0, 0.5, 2.5]
+    regions = (Region.SPECIAL, *[Region.INSTRUCTION] * 2, *[Region.POST_INSTRUCTION] * 2)
+    values = torch.tensor([[9.0, 9.0, 9.0], [1.0, 0.0, 8.0], [2.0, 0.5, 0.0], [7.0, 7.0, 1.0], [0.0, 7.0, 4.0]])
+    whole, bare = (TokenizedPrompt(str(n), (0,) * n, tuple(map(int, regions[:n]))) for n in (5, 1))
     # No words, or no template: nothing fires there.
-    assert gauge().reduced(regions[:1], values[:1]).tolist() == [0.0, 0.0, 0.0]
+    assert gauge().reduced([whole, bare], [values, values[:1]]).tolist() == [[2.0, 0.5, 2.5], [0.0, 0.0, 0.0]]
 
 
 def test_a_signal_is_a_share_of_the_reference_and_unknown_without_features() -> None:
@@ -65,3 +66,19 @@ def test_long_texts_are_added_in_pieces() -> None:
 @pytest.mark.parametrize("plain", [None, "something else", "do it"])
 def test_where_nothing_can_be_walked(plain: str | None) -> None:
     assert Walk.of(AttackPair(id="a", attack="x", plain=plain, text="do it"), 4) is None
+
+
+def test_parts_of_a_text_are_left_out_whole() -> None:
+    parts = Parts.of("Do it now, please!", 9)
+    assert parts.words == ("Do", "it", "now,", "please!")
+    assert [parts.without(n) for n in range(4)] == ["it now, please!", "Do now, please!", "Do it please!", "Do it now,"]
+    assert Parts.of("Do it now, please!", 2).words == ("Do it", "now, please!")
+    assert Parts.of("Do", 9).words == ()
+
+
+def test_the_request_is_no_part_of_a_walk() -> None:
+    walk = Walk.of(AttackPair(id="a", attack="x", plain="do it", text="In a play: do it, please!"), 16)
+    assert walk is not None
+    assert walk.parts.without(1) == "In play: do it, please!"
+    # Tokens by the place of their last character: "In", "play", "do", "please".
+    assert walk.parts.owners([1, 8, 12, 23]).tolist() == [0, 2, -1, 4]

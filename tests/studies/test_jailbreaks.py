@@ -148,6 +148,23 @@ def test_words_suppress_as_the_circuit_says_and_nothing_is_left_without_harm(stu
         assert 0 < row.alone < row.refusal[-1]
 
 
+def test_gradients_and_leaving_words_out_name_the_words_that_dilute_harm(studied: Any) -> None:
+    """Every harmless content word dilutes as much as any other, and nothing else does anything."""
+    result: JailbreaksResult = studied[0]
+    for row in result.walks:
+        assert len(row.words) == len(row.left_out) == len(row.gradient) == len(row.ig) == len(row.added)
+        content = [n for n, value in enumerate(row.added) if value > 0.01]
+        others = [n for n in range(len(row.words)) if n not in content]
+        for measure in (row.left_out, row.gradient, row.ig):
+            assert min(measure[n] for n in content) > 0.005
+            assert min(measure[n] for n in content) > 2 * max((abs(measure[n]) for n in others), default=0.0)
+        assert sum(row.left_out) < row.refusal[-1]  # each word takes the less away the more there are
+    assert {(row.first, row.second): row.spearman.value > 0.6 for row in result.agreement} == dict.fromkeys(
+        [("gradient", "left_out"), ("ig", "left_out"), ("gradient", "added"), ("ig", "added"), ("added", "left_out")],
+        True,
+    )
+
+
 def test_the_report_says_it_with_its_controls(studied: Any) -> None:
     result, out = studied
     page = result.page()
@@ -234,6 +251,9 @@ def test_an_answered_prompt_is_explained(studied: Any, files: Any, plain: str) -
     assert {row.kind for row in found.levels[:3]} == {"refusal"}
     # Leaving out a harmless word brings some refusal back, leaving out a harm word takes it away.
     rises = {row.words.strip("."): row.refusal for row in found.words}
+    estimates = {row.words.strip("."): row.ig for row in found.words}
+    assert estimates["bread"] > 0.01
+    assert estimates["vault"] < -0.1
     assert rises["bread"] > 0.01
     assert rises["vault"] < -0.1
     assert rises["how"] == pytest.approx(0.0, abs=1e-3)

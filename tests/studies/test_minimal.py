@@ -137,3 +137,50 @@ def test_sections_say_what_was_found_and_what_would_refute_it(minimal: Any) -> N
 def test_a_target_or_factor_that_makes_no_sense_is_named(files: Any, tmp_path: Path, option: str, value: float) -> None:
     with pytest.raises(InputError, match=option):
         files.study(tmp_path / "run", "minimal", **{option: value})
+
+
+@pytest.fixture(scope="module")
+def screened(files: Any, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """Too few pairs are allowed to test each: a factorisation machine names those that are tested."""
+    return files.study(tmp_path_factory.mktemp("run") / "screened", "minimal", max_pairs=30, fm_draws=250)
+
+
+def test_a_machine_finds_the_pair_of_which_one_covers_for_the_other(screened: Result, files: Any) -> None:
+    (backup,) = files.truth.truth.redundant
+    found = screened.screening
+    assert found is not None
+    # F* and the dormant feature, each alone and the random parts.
+    assert (found.features, found.draws) == (12, 262)
+    # The backup does nothing alone, and wakes where `refuse` is suppressed in layer 1 or 2: its pairs are known.
+    with_backup = {row.first: row for row in screened.pairs if row.second == backup}
+    for layer in (1, 2):
+        row = with_backup[refuse(files, layer)]
+        assert row.interaction.value == pytest.approx(7.5, abs=0.5)
+        assert row.estimate is not None
+        assert row.estimate > 2
+    strongest = sorted(screened.pairs, key=lambda row: -abs(row.estimate or 0))[:4]
+    assert {backup} <= {feature for row in strongest for feature in (row.first, row.second)}
+    assert found.gain.low > 0
+    assert found.same_sign.value > 0.5
+
+
+def test_a_machine_agrees_with_exact_pairs_where_both_are_known(files: Any, tmp_path: Path) -> None:
+    """Without layer 3 the minimal set is the eight harm features, whose 28 pairs are tested exactly as well."""
+    found = files.study(tmp_path / "run", "minimal", layers="0-2", target=0.99, max_pairs=30, fm_draws=250)
+    assert found.screening is not None
+    assert found.screening.pairs == 28
+    # All but the pairs of one category are 0, and so tied, whatever order the machine gives them.
+    assert found.screening.spearman.value > 0.4
+    assert found.pairs_tested >= 28
+    estimates = {frozenset((row.first, row.second)): row.estimate for row in found.pairs}
+    categories = set(files.truth.harm_of.values())
+    within = [e for pair, e in estimates.items() if pair in categories]
+    across = [e for pair, e in estimates.items() if pair <= files.truth.truth.harm and pair not in categories]
+    assert sorted(within)[2] < -0.5
+    assert min(across) > -0.2
+
+
+def test_few_pairs_need_no_machine(minimal: Any) -> None:
+    result: Result = minimal[0]
+    assert result.screening is None
+    assert {row.estimate for row in result.pairs} == {None}

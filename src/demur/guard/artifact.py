@@ -21,7 +21,7 @@ from demur.errors import InputError
 from demur.guard.probes import Probe
 from demur.guard.readings import Reader
 from demur.guard.streaming import Stream, Watch, watched
-from demur.model import Batch, ChatModel, Progress, Region
+from demur.model import Batch, ChatModel, Progress, Region, Residuals
 from demur.saes import Rows
 from demur.stats import Estimate
 from demur.types import FeatureField, FeatureId, Prompt, Value, by_layer
@@ -194,7 +194,13 @@ class Guard:
 
     def score_batch(self, batch: Batch) -> list[GuardScore]:
         """The same for one batch of conversations, row by row."""
-        harm, refuse = self._scoring.batch(batch)
+        return self.score_residuals(self.model.residuals(batch, self.layers), batch)
+
+    def score_residuals(self, residuals: Residuals, batch: Batch) -> list[GuardScore]:
+        """The same from residuals of a batch that are at hand, at least those of `layers`."""
+        readings = (self.harm.reading, self.refuse.reading)
+        with torch.no_grad():
+            harm, refuse = (self._scoring.of(residuals, batch, each).cpu().numpy() for each in readings)
         return self._scores(harm, refuse)
 
     def _scores(self, harm: np.ndarray, refuse: np.ndarray) -> list[GuardScore]:

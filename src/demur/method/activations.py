@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from demur.method.attribution import SCORED, ScoredTokens
-from demur.model import Batch, ChatModel, Items
+from demur.model import SCORED_REGIONS, Batch, ChatModel, Items, Region
 from demur.saes import DenseSae, FeatureRows, Rows, Sae, Suite
 from demur.types import FeatureId, by_layer
 
@@ -39,6 +40,19 @@ def feature_activations(
         return [values[row][real[row]] for row in range(len(batch))]
 
     return model.each(items, run)
+
+
+def over_regions(
+    items: Items,
+    values: Sequence[Float[Tensor, "_ *feature"]],
+    regions: Sequence[Region] = SCORED_REGIONS,
+    reduce: Literal["max", "mean"] = "max",
+) -> Float[np.ndarray, "prompt *feature"]:
+    """Maximum or mean of activations by token (as of `feature_activations`) over each prompt's tokens of some regions;
+    0 where it has none."""
+    inside = (each[torch.from_numpy(np.isin(i.regions, regions))] for i, each in zip(items, values, strict=True))
+    rows = [(each.mean(0) if reduce == "mean" else each.amax(0)) if len(each) else each.sum(0) for each in inside]
+    return torch.stack(rows).double().numpy() if rows else np.zeros((0, 0))
 
 
 @dataclass(frozen=True)
@@ -123,5 +137,10 @@ def _over_tokens(
     if reduce == "max":
         # Activations are never negative, so a masked 0 cannot win a maximum that matters.
         return (values * scored[..., None]).amax(1)
-    counted = ((values > 0) & scored[..., None]).float() if reduce == "rate" else values * scored[..., None]
-    return counted.sum(1) / scored.sum(1, keepdim=True).clamp(min=1)
+    return mean_within((values > 0).float() if reduce == "rate" else values, scored)
+
+
+def mean_within(values: Float[Tensor, "batch pos k"], where: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch k"]:
+    """Mean of each row's values over its tokens within a mask; 0 where it has none."""
+    where = where.to(values.device)
+    return (values * where[..., None]).sum(1) / where.sum(1, keepdim=True).clamp(min=1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from demur.errors import ModelError
 from demur.method.interventions import AblateDirection, AddDirection, Compiled, Intervention, Where
-from demur.model import Batch, ChatModel, Items, TokenizedPrompt
+from demur.model import Batch, ChatModel, Items, TokenizedPrompt, resumed
 from demur.types import Candidate, Form, RefusalToken
 
 FORMS: tuple[Form, Form] = ("linear", "affine")
@@ -161,20 +162,47 @@ def clean_log_probs(model: ChatModel, items: Items) -> dict[str, Float[Tensor, "
     return {prompt: row for _, part in model.over_batches(items, run) for prompt, row in part.items()}
 
 
+class Start(NamedTuple):
+    """Where passes may begin that differ only from a layer on: what leaves that layer, on each prompt."""
+
+    layer: int
+    residuals: Mapping[str, Float[Tensor, "pos d_model"]]
+    """Prompt id → residual before anything is done to this layer's output."""
+
+    @classmethod
+    def of(cls, model: ChatModel, items: Items, layer: int, change: Compiled) -> Start:
+        """The residuals under a change, of which all that is done before `layer` ends counts."""
+
+        def run(batch: Batch) -> list[Tensor]:
+            with torch.inference_mode(), model.capture([layer]) as residuals, change.on(batch):
+                model.last_logits(batch)
+            return [each[real].cpu() for each, real in zip(residuals[layer], batch.real, strict=True)]
+
+        return cls(layer, dict(zip((item.prompt_id for item in items), model.each(items, run), strict=True)))
+
+    def on(self, model: ChatModel, batch: Batch) -> AbstractContextManager[None]:
+        """Skip the layers up to this one, for one batch."""
+        output = torch.zeros(*batch.input_ids.shape, model.d_model, dtype=model.dtype)
+        output[batch.real.cpu()] = torch.cat([self.residuals[prompt] for prompt in batch.prompt_ids])
+        return resumed(model.layers, self.layer, output.to(model.layer_device(self.layer)))
+
+
 def first_token(
     model: ChatModel,
     items: Items,
     refusal_ids: Sequence[int],
     interventions: Sequence[Intervention] | Compiled = (),
     reference: Mapping[str, Float[Tensor, " vocab"]] | None = None,
+    start: Start | None = None,
 ) -> FirstToken:
     """Refusal log-odds of the first answer token, and its KL from `reference`, under interventions (those on features
     compiled with their SAEs). Reduced to two numbers a prompt where the model runs, so nothing of the vocabulary's size
-    is kept."""
+    is kept. `start` is where the interventions begin to differ from those that it was made under."""
     compiled = interventions if isinstance(interventions, Compiled) else Compiled(model, None, interventions)
 
     def run(batch: Batch) -> list[list[float]]:
-        with torch.inference_mode(), compiled.on(batch):
+        begun = nullcontext() if start is None else start.on(model, batch)
+        with torch.inference_mode(), begun, compiled.on(batch):
             logits = model.last_logits(batch)
             log_odds = refusal_log_odds(logits, refusal_ids)
             kl = torch.zeros_like(log_odds)

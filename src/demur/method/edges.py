@@ -20,8 +20,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from demur.errors import InputError
-from demur.method.activations import feature_activations
+from demur.method.activations import feature_activations, mean_within, over_regions
 from demur.method.interventions import PerPrompt, ScaleFrom, bind
+from demur.method.tokens import embedding_excess
 from demur.model import SCORED_REGIONS, Batch, ChatModel, Items, Progress, Region, TokenizedPrompt, hooked
 from demur.saes import Rows, Suite
 from demur.types import FeatureId, by_layer
@@ -38,9 +39,7 @@ def post_means(model: ChatModel, suite: Suite, items: Items, features: Sequence[
     """Mean activation over each prompt's post-instruction tokens, shape (prompt, feature), under whatever interventions
     are open on the model."""
     values = feature_activations(model, suite, items, features)
-    inside = [torch.tensor(item.regions) == Region.POST_INSTRUCTION for item in items]
-    means = [each[mask].mean(0) for each, mask in zip(values, inside, strict=True)]
-    return torch.stack(means).double().numpy() if means else np.zeros((0, len(features)))
+    return over_regions(items, values, [Region.POST_INSTRUCTION], "mean").reshape(len(items), len(features))
 
 
 def suppression(
@@ -136,11 +135,6 @@ def _post(batch: Batch) -> Bool[Tensor, "batch pos"]:
     return batch.within([Region.POST_INSTRUCTION])
 
 
-def _mean_over(values: Tensor, where: Bool[Tensor, "batch pos"]) -> Tensor:
-    where = where.to(values.device)
-    return (values * where[..., None]).sum(1) / where.sum(1, keepdim=True).clamp(min=1)
-
-
 def _scored(batch: Batch, values: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Activations at scored tokens, 0 elsewhere: what an edge's source takes with it."""
     inside = batch.within(SCORED_REGIONS)
@@ -172,7 +166,7 @@ def estimate_edges(
             below = [each for each in nodes.rows if each < layer]
             if not below:
                 continue
-            value = _mean_over(found.read[layer], post)[:, column].sum()
+            value = mean_within(found.read[layer], post)[:, column].sum()
             outs = [found.out[each] for each in below]
             gradients = torch.autograd.grad(value, outs, retain_graph=True, allow_unused=True, materialize_grads=True)
             for each, gradient in zip(below, gradients, strict=True):
@@ -218,7 +212,7 @@ def intervene_edges(
             with hooked(model.layers, {layer: partial(read, clean, layer) for layer in nodes.rows}):
                 model.last_logits(batch)
             own, post = _scored(batch, clean), _post(batch)
-            before = {layer: _mean_over(values, post) for layer, values in clean.items()}
+            before = {layer: mean_within(values, post) for layer, values in clean.items()}
             weights = torch.zeros(len(batch), len(features), len(features))
             for source in range(len(features)):
                 with hooked(model.layers, {layer: partial(edit, source, layer) for layer in nodes.rows}):
@@ -226,7 +220,7 @@ def intervene_edges(
                 for target in range(len(features)):
                     layer, column = nodes.column(target)
                     if layer > features[source].layer:
-                        after = _mean_over(changed[layer], post)[:, column]
+                        after = mean_within(changed[layer], post)[:, column]
                         weights[:, source, target] = (before[layer][:, column] - after).cpu()
         return weights
 
@@ -293,9 +287,7 @@ def prompt_graph(
         _traced(model, nodes, "stopped") as found,
     ):
         last = model.last_logits(batch)[0]
-    embedded, mean = embedding[0].detach().float(), inputs.weight.detach().float().mean(0)
-    # Some classes scale embeddings as they look them up.
-    excess = embedded - mean * (embedded.norm() / inputs.weight.detach()[batch.input_ids].float().norm())
+    excess = embedding_excess(model, batch, embedding[0].detach().float())
     own = {layer: values[0] for layer, values in _scored(batch, found.read).items()}
     active = _active(nodes, own)
     chances = last.detach().softmax(-1)

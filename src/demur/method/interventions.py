@@ -57,6 +57,9 @@ class Intervention:
 
     where: Where = "all"
     """Tokens that are changed; a subclass may make it a field."""
+    regions: tuple[Region, ...] | None = None
+    """Regions whose tokens are changed (None: all), where a batch says them. A token that is generated is a response's.
+    """
 
     @property
     def label(self) -> str:
@@ -436,7 +439,7 @@ class _Plain:
     some `prompts` (None: it acts on all)."""
 
     def __init__(self, model: ChatModel, intervention: Intervention, prompts: frozenset[str] | None = None) -> None:
-        self._where = intervention.where
+        self._where, self._regions = intervention.where, intervention.regions
         self._prompts = prompts
         self.layers = tuple(intervention.acts_on(model))
         for layer in self.layers:
@@ -445,21 +448,32 @@ class _Plain:
 
     def edit(self, layer: int, batch: Batch | None) -> Edit:
         change, width, prompts = self._changes[layer], _prompt_width(batch), _of_prompt(batch)
+        regions = None if batch is None or self._regions is None else self._slots_within(self._regions, batch)
         named = None if batch is None or self._prompts is None else [p in self._prompts for p in batch.prompt_ids]
 
         def edit(residual: Tensor, cursor: Cursor) -> Tensor:
-            keep = cursor.real
+            keep, slots = cursor.real, _slots(cursor, residual.device)
             if named is not None:
-                rows = torch.tensor(named, device=residual.device)[:, None]
-                keep = rows if keep is None else keep.to(residual.device) & rows
+                keep = _both(keep, torch.tensor(named, device=slots.device)[:, None])
             if self._where == "prompt":
                 if cursor.start >= width:
                     return residual
-                inside = prompts(_slots(cursor, residual.device))
-                keep = inside if keep is None else keep.to(residual.device) & inside
+                keep = _both(keep, prompts(slots))
+            if regions is not None:
+                keep = _both(keep, regions.to(slots.device)[:, slots.clamp(max=width)])
             return _replaced(residual, change(residual).to(residual.dtype), keep)
 
         return edit
+
+    @staticmethod
+    def _slots_within(regions: tuple[Region, ...], batch: Batch) -> Bool[Tensor, "batch slot"]:
+        """Slots of the prompt in these regions, and one more that stands for every generated token."""
+        generated = torch.full((len(batch), 1), Region.RESPONSE in regions, device=batch.regions.device)
+        return torch.cat([batch.within(regions), generated], 1)
+
+
+def _both(first: Tensor | None, second: Tensor) -> Tensor:
+    return second if first is None else first.to(second.device) & second
 
 
 class _FeatureGroup:

@@ -130,6 +130,27 @@ def _over_responses(
     return model.each(items, run, progress)
 
 
+def response_kl(model: ChatModel, items: Items, change: Compiled, progress: Progress = None) -> list[TokenLoss]:
+    """KL divergence (nats, summed over tokens) of what is predicted for each item's `RESPONSE` tokens, from the clean
+    model's to the intervened one's."""
+    keep = 1 + max((item.regions.count(Region.RESPONSE) for item in items), default=0)
+
+    def run(batch: Batch) -> list[TokenLoss]:
+        with torch.inference_mode():
+            before = model.logits(batch, keep)
+            with change.on(batch):
+                after = model.logits(batch, keep)
+        counted = batch.within([Region.RESPONSE])[:, -before.shape[1] :][:, 1:].to(before.device)
+        found: list[TokenLoss] = []
+        for row, mask in enumerate(counted):
+            clean, changed = (each[row, :-1][mask].float().log_softmax(-1) for each in (before, after))
+            nats = (clean.exp() * (clean - changed)).sum()
+            found.append(TokenLoss(prompt_id=batch.prompt_ids[row], nats=float(nats), tokens=int(mask.sum())))
+        return found
+
+    return model.each(items, run, progress)
+
+
 def first_token_kl(model: ChatModel, items: Items, change: Compiled) -> list[float]:
     """KL divergence (nats) of the first answer token from the clean model's to the intervened one's."""
 

@@ -13,6 +13,7 @@ from demur.model._hooks import (
     capture,
     count_hooks,
     hooked,
+    resumed,
     track,
 )  # fmt: skip
 from demur.model._loading import (
@@ -44,5 +45,6 @@ __all__ = [
     "ChatFormat", "ChatModel", "CompiledIntervention", "Cursor", "Edit", "Items", "Progress", "Region", "Residuals",
     "TokenizedPrompt", "answer_batches", "by_length", "capture", "chosen_dtype", "count_hooks", "end_tokens",
     "find_device", "find_layers", "fitting_threads", "folder_digest", "halving", "hooked", "is_out_of_memory",
-    "load_model", "model_class", "model_identity", "next_batch", "pad", "peak_memory", "read_config", "track",
+    "load_model", "model_class", "model_identity", "next_batch", "pad", "peak_memory", "read_config", "resumed",
+    "track",
 ]  # fmt: skip

@@ -199,7 +199,24 @@ class ChatFormat:
     def tokenize(self, prompt: Prompt | str, response: str | None = None) -> TokenizedPrompt:
         """The user's message (a plain text gets the id "0") in the template, and an answer without its end of turn."""
         (prompt,) = as_prompts([prompt])
-        text, start, end = self.text(prompt.text)
+        tokens = [(token, region) for token, region, _ in self._located(prompt.text)]
+        if self.bos_id is not None:
+            tokens = [(self.bos_id, Region.SPECIAL), *dropwhile(lambda token: token[0] == self.bos_id, tokens)]
+        if response is not None:
+            answer = self.tokenizer(response, add_special_tokens=False)["input_ids"]
+            tokens += [(token, Region.RESPONSE) for token in answer]
+        return TokenizedPrompt(prompt.id, tuple(token for token, _ in tokens), tuple(int(part) for _, part in tokens))
+
+    def ends(self, message: str) -> tuple[int, ...]:
+        """Of each of the message's tokens, the place in the message of the last character that it holds."""
+        text, start, end = self.text(message)
+        trimmed = message.index(text[start:end])
+        inside = (right for _, region, right in self._located(message) if region == Region.INSTRUCTION)
+        return tuple(min(right, end) - start - 1 + trimmed for right in inside)
+
+    def _located(self, message: str) -> list[tuple[int, Region, int]]:
+        """Tokens of the rendered prompt, with their regions and where they end in it."""
+        text, start, end = self.text(message)
 
         def region(left: int, right: int) -> Region:
             # A token that straddles a border belongs to the message: it carries some of its words.
@@ -209,10 +226,4 @@ class ChatFormat:
 
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        tokens: list[tuple[int, Region]] = [(token, region(*span)) for token, span in spans]
-        if self.bos_id is not None:
-            tokens = [(self.bos_id, Region.SPECIAL), *dropwhile(lambda token: token[0] == self.bos_id, tokens)]
-        if response is not None:
-            answer = self.tokenizer(response, add_special_tokens=False)["input_ids"]
-            tokens += [(token, Region.RESPONSE) for token in answer]
-        return TokenizedPrompt(prompt.id, tuple(token for token, _ in tokens), tuple(int(part) for _, part in tokens))
+        return [(token, region(*span), span[1]) for token, span in spans]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
+
+_CPU_ANSWER_SHARE = 0.25
+"""What a new token counts for in the budget of a pass on a CPU."""
 
 
 class ChatModel:
@@ -425,7 +429,11 @@ def answer_batches(
             new = tokens[:, batch.input_ids.shape[1] :]
             return model.intervention_id, [answer(row, cut) for row, cut in zip(new, released, strict=True)]
 
-    for places, (name, answers) in model.over_batches(items, run, extra_tokens=max_new_tokens, done=done):
+    # A step makes one token of each row: where the budget is for time, on a CPU, an answer weighs less than its prompt.
+    for_time = model.device.type == "cpu" and model.max_batch_tokens is None
+    weight = _CPU_ANSWER_SHARE if for_time else 1.0
+    extra = math.ceil(weight * max_new_tokens)
+    for places, (name, answers) in model.over_batches(items, run, extra_tokens=extra, done=done):
         yield [
             Answer(prompt=prompts[place], text=text, intervention=name, finished=finished, stopped=stopped)
             for place, (text, finished, stopped) in zip(places, answers, strict=True)

@@ -161,6 +161,27 @@ class AnswerGuard(Protocol):
 
 
 @contextmanager
+def resumed(layers: Sequence[nn.Module], layer: int, output: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
+    """Skip `layers` up to `layer`, which gives `output` whatever goes in; hooks on it see that. For passes that differ
+    only from there on."""
+
+    def skip(each: int, hidden: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return output if each == layer else hidden
+
+    before = [(module, vars(module).get("forward")) for module in layers[: layer + 1]]
+    try:
+        for each, (module, _) in enumerate(before):
+            module.forward = partial(skip, each)
+        yield
+    finally:
+        for module, own in before:
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+
+
+@contextmanager
 def track(model: nn.Module) -> Iterator[Cursor]:
     """Keep a `Cursor` up to date while `model` (the whole causal LM) runs, in single passes and in `generate`. A
     prepared attention mask (a dictionary or 4-D tensor, as static caches make), which hides padding, is a `ModelError`.

@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None] | None
 """Called with (done, all) prompts after each batch."""
 
-# On a CPU larger batches stop paying long before memory ends; on a GPU they fill it.
-_CPU_TOKENS = 2048
+# On a CPU larger batches stop paying long before memory ends, when activations no longer fit the cache; on a GPU they
+# fill it.
+_CPU_TOKENS = 1024
 _GPU_SHARE = 0.5
 
 SMALL_MODEL: Final = 20_000_000
@@ -35,7 +36,7 @@ class Budgets(NamedTuple):
 
 
 def token_budget(device: torch.device, bytes_per_token: int) -> int:
-    """Tokens for one pass: half of the GPU's free memory at `bytes_per_token`, or a fixed 2,048 on a CPU."""
+    """Tokens for one pass: half of the GPU's free memory at `bytes_per_token`, or a fixed 1,024 on a CPU."""
     if device.type != "cuda":
         return _CPU_TOKENS
     free, _total = torch.cuda.mem_get_info(device)

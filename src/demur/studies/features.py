@@ -182,13 +182,17 @@ def _scored(item: TokenizedPrompt) -> Tensor:
 def _spreads(
     labels: Sequence[Label], items: Sequence[TokenizedPrompt], values: Sequence[Tensor]
 ) -> tuple[tuple[float, ...], tuple[Spread, ...]]:
+    from demur.method.activations import over_regions
     from demur.model import Region
 
-    maxima: dict[tuple[Label, str], list[float]] = defaultdict(list)
-    for label, item, own in zip(labels, items, values, strict=True):
-        for name, region in (("instruction", Region.INSTRUCTION), ("post-instruction", Region.POST_INSTRUCTION)):
-            inside = own.numpy()[np.array(item.regions) == region]
-            maxima[label, name].append(float(inside.max(initial=0.0)))
+    regions = {"instruction": Region.INSTRUCTION, "post-instruction": Region.POST_INSTRUCTION}
+    own = {name: over_regions(items, values, [region]).tolist() for name, region in regions.items()}
+    maxima: dict[tuple[Label, str], list[float]]
+    maxima = {
+        (label, name): [value for value, each in zip(own[name], labels, strict=True) if each == label]
+        for label in dict.fromkeys(labels)
+        for name in regions
+    }
     top = max(max(each) for each in maxima.values()) or 1.0
     edges = np.linspace(0.0, top, _BINS + 1)
     spreads = tuple(

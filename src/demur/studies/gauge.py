@@ -9,10 +9,10 @@ plain to an adversarial prompt is the difference of their signals.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,11 +21,16 @@ from demur.studies.roles import find_roles, harm_features
 from demur.types import FeatureId, Prompt, PromptSet
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from demur.model import Items
     from demur.studies.context import Change, Workspace
     from demur.studies.pipeline import Finding, Found
 
 _Levels = list[tuple[float, ...]]
+ByGradient = Literal["gradient", "ig"]
+BY_GRADIENT: Final[tuple[ByGradient, ...]] = ("gradient", "ig")
+"""How what a token does is estimated (`method.tokens`)."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +67,20 @@ class Gauge:
         """Harm features, then refusal features."""
         return (*self.harm, *self.refusal)
 
-    def at_tokens(self, items: Items, change: Change = ()) -> list[np.ndarray]:
+    def at_tokens(self, items: Items, change: Change = ()) -> list[Tensor]:
         """Activations at every token of each prompt under a change, shape (token, feature)."""
         from demur.method.activations import feature_activations
         from demur.method.interventions import bind
 
         with self.work.model.intervene(bind(self.work.suite, *change)):
-            found = feature_activations(self.work.model, self.work.suite, items, self.features)
-        return [values.numpy() for values in found]
+            return feature_activations(self.work.model, self.work.suite, items, self.features)
 
     def levels(self, prompts: PromptSet, change: Change = ()) -> np.ndarray:
         """Level of each feature on each prompt under a change, shape (prompt, feature), in the SAE's units."""
 
         def compute() -> _Levels:
             items = self.work.model.tokenize(prompts)
-            each = zip(items, self.at_tokens(items, change), strict=True)
-            return [tuple(self.reduced(np.array(item.regions), values).tolist()) for item, values in each]
+            return [tuple(row) for row in self.reduced(items, self.at_tokens(items, change)).tolist()]
 
         depends = self.work.under(change) | {"prompts": prompts.digest, "features": self.features}
         depends |= {"harm": len(self.harm)}
@@ -88,14 +91,13 @@ class Gauge:
         """As `p_refuse`, of the model's refusals."""
         return p_refuse(self.work, prompts, self.refusal_ids, change)
 
-    def reduced(self, regions: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Levels on one prompt from the activations at its tokens."""
+    def reduced(self, items: Items, values: Sequence[Tensor]) -> np.ndarray:
+        """Levels on prompts, shape (prompt, feature), from the activations at their tokens."""
+        from demur.method.activations import over_regions
         from demur.model import Region
 
-        split = len(self.harm)
-        harm = values[regions == Region.INSTRUCTION, :split].max(0, initial=0.0)
-        after = values[regions == Region.POST_INSTRUCTION, split:]
-        return np.concatenate([harm, after.mean(0) if len(after) else np.zeros(after.shape[1])])
+        harm = over_regions(items, values, [Region.INSTRUCTION])[:, : len(self.harm)]
+        return np.hstack([harm, over_regions(items, values, [Region.POST_INSTRUCTION], "mean")[:, len(self.harm) :]])
 
     def signals(self, levels: np.ndarray) -> np.ndarray:
         """Harm and refusal signal of each row of levels, shape (prompt, 2); nan where there are no such features."""
@@ -106,6 +108,103 @@ class Gauge:
     def read(self, prompts: PromptSet, change: Change = ()) -> np.ndarray:
         """Harm and refusal signal of each prompt under a change, shape (prompt, 2)."""
         return self.signals(self.levels(prompts, change))
+
+    def token_effects(self, texts: Mapping[str, Parts], method: ByGradient) -> list[np.ndarray]:
+        """What each part of each text (by id) takes from the refusal signal; an estimate by gradients with respect to
+        the tokens of the parts (`method.tokens`)."""
+        import torch
+
+        from demur.method.tokens import token_effects
+        from demur.model import Region
+
+        work, unit = self.work, self.reference[len(self.harm) :].sum()
+
+        def compute() -> _Levels:
+            items = work.model.tokenize(Prompt(id=name, text=each.text) for name, each in texts.items())
+            owners = [each.owners(work.model.chat.ends(each.text)) for each in texts.values()]
+            varied: dict[str, Tensor] = {}
+            for item, own in zip(items, owners, strict=True):
+                varied[item.prompt_id] = torch.zeros(len(item), dtype=torch.bool)
+                words = torch.tensor(item.regions) == Region.INSTRUCTION
+                varied[item.prompt_id][words] = torch.from_numpy(own >= 0)
+            scores = token_effects(work.model, work.suite, items, self.refusal, varied=varied, method=method)
+            taken: _Levels = []
+            for item, own, each, parts in zip(items, owners, scores, texts.values(), strict=True):
+                known = each[torch.tensor(item.regions) == Region.INSTRUCTION].numpy()
+                taken.append(tuple(float(-known[own == n].sum()) for n in range(len(parts.words))))
+            return taken
+
+        depends = {"texts": [(each.text, each.owner) for each in texts.values()], "features": self.refusal}
+        depends |= {"method": method, "ids": list(texts)}
+        rows = work.cached("token-effects", depends, _Levels, compute, f"tokens: {method}") if texts else []
+        return [np.array(row) / unit for row in rows]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A text in parts, words or several together, that can be left out. `owner[n]` is the part of the text's character
+    `n`; −1: of none, it always stays."""
+
+    text: str
+    words: tuple[str, ...]
+    owner: tuple[int, ...]
+
+    @classmethod
+    def of(cls, text: str, most: int) -> Parts:
+        """At most so many parts, whole words; no part where the text is a single one."""
+        pieces = re.findall(r"\s*\S+\s*", text)
+        return cls.joined([pieces], most) if len(pieces) > 1 else cls(text, (), (-1,) * len(text))
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Sequence[str]], most: int, between: str = "") -> Parts:
+        """Pieces of text put together into at most so many parts; `between`, which always stays, stands after the first
+        of several lists of pieces."""
+        flat = [piece for each in pieces for piece in each]
+        ends = sorted({round(end) for end in np.linspace(0, len(flat), min(most, len(flat)) + 1)})
+        part = [n for n, (a, b) in enumerate(pairwise(ends)) for _ in range(a, b)]
+        words = tuple("".join(flat[a:b]).strip() for a, b in pairwise(ends))
+        split = len(pieces[0])
+        owned = [(piece, n) for piece, n in zip(flat, part, strict=True)]
+        owned.insert(split, (between, -1))
+        return cls("".join(piece for piece, _ in owned), words, tuple(n for piece, n in owned for _ in piece))
+
+    def first(self, count: int) -> str:
+        """The text with only the first so many parts."""
+        return "".join(c for c, n in zip(self.text, self.owner, strict=True) if n < count)
+
+    def without(self, part: int) -> str:
+        """The text with one part left out."""
+        return "".join(c for c, n in zip(self.text, self.owner, strict=True) if n != part).strip()
+
+    def owners(self, ends: Sequence[int]) -> np.ndarray:
+        """The part of each token, of which `ends` has the places of the last characters."""
+        return np.array([self.owner[min(end, len(self.owner) - 1)] for end in ends], dtype=int)
+
+
+class WordEffects(NamedTuple):
+    """What each part of a text takes from the signals, one row a part: the exact change of the harm and of the refusal
+    signal and of P(refuse) when it is left out, and what gradients promise of the refusal signal's."""
+
+    left_out: np.ndarray
+    gradient: np.ndarray
+    ig: np.ndarray
+
+
+def word_effects(gauge: Gauge, texts: Mapping[str, Parts]) -> dict[str, WordEffects]:
+    """What each part of each text (by id) does: measured by leaving it out, and estimated."""
+    whole = PromptSet(name="whole", prompts=tuple(Prompt(id=name, text=each.text) for name, each in texts.items()))
+    less = [
+        Prompt(id=f"{name}~without {n}", text=each.without(n))
+        for name, each in texts.items()
+        for n in range(len(each.words))
+    ]
+    tables = [
+        np.hstack([gauge.read(prompts), gauge.p_refuse(prompts)[:, None]]) if len(prompts) else np.zeros((0, 3))
+        for prompts in (whole, PromptSet(name="words left out", prompts=tuple(less)))
+    ]
+    rows = np.split(tables[1], np.cumsum([len(each.words) for each in texts.values()])[:-1]) if texts else []
+    gradient, ig = (gauge.token_effects(texts, method) for method in BY_GRADIENT)
+    return {name: WordEffects(rows[n] - tables[0][n], gradient[n], ig[n]) for n, name in enumerate(texts)}
 
 
 def p_refuse(work: Workspace[Any], prompts: PromptSet, refusal_ids: Sequence[int], change: Change = ()) -> np.ndarray:
@@ -129,8 +228,15 @@ class Walk:
     `texts[n]`, whose first is the plain prompt, to `texts[n + 1]`, whose last is the whole."""
 
     id: str
-    words: tuple[str, ...]
-    texts: tuple[str, ...]
+    parts: Parts
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return self.parts.words
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(self.parts.first(count) for count in range(len(self.words) + 1))
 
     @classmethod
     def of(cls, pair: AttackPair, steps: int) -> Walk | None:
@@ -140,14 +246,8 @@ class Walk:
             return None
         before, after = pair.around
         request = pair.text[len(before) : len(pair.text) - len(after)]
-        pieces = [*re.findall(r"\s*\S+\s*", before), *re.findall(r"\s*\S+", after)]
-        split = len(re.findall(r"\S+", before))
-        ends = sorted({round(end) for end in np.linspace(0, len(pieces), min(steps, len(pieces)) + 1)})
-        if len(ends) < 2:
-            return None
-        words = tuple("".join(pieces[a:b]).strip() for a, b in pairwise(ends))
-        texts = ("".join(pieces[: min(end, split)]) + request + "".join(pieces[split:end]) for end in ends)
-        return cls(pair.id, words, tuple(texts))
+        parts = Parts.joined([re.findall(r"\s*\S+\s*", before), re.findall(r"\s*\S+", after)], steps, request)
+        return cls(pair.id, parts) if parts.words else None
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:

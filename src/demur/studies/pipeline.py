@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -26,14 +26,27 @@ from demur.method.attribution import (
     pool_features,
 )
 from demur.method.direction import FORMS, Direction, DirectionSearch, find_direction, find_refusal_tokens
+from demur.method.fidelity import reconstruction
 from demur.method.interventions import Compiled
 from demur.method.path import Method, Metric
 from demur.method.selection import DictionaryAttribution, Pool
+from demur.model import SCORED_REGIONS
 from demur.stats import spearman, spearman_over_prompts
 from demur.studies.config import FindConfig, StudyConfig
 from demur.studies.context import JudgedAnswers, Workspace
 from demur.studies.results import Activity, DirectionInfo, EstimatorRow, FeatureRow, SplitUse
-from demur.types import REFUSALS, Candidate, ChoosingSplits, FeatureSet, Label, Outcome, PromptSet, RefusalToken, Split
+from demur.types import (
+    REFUSALS,
+    Candidate,
+    ChoosingSplits,
+    FeatureSet,
+    Label,
+    Outcome,
+    Prompt,
+    PromptSet,
+    RefusalToken,
+    Split,
+)
 
 ESTIMATORS: tuple[Method, ...] = ("gradient", "ig", "paper")
 MIN_REFUSAL = 0.05
@@ -115,7 +128,41 @@ def find(work: Finding, prompts: ChoosingSplits) -> Found:
         )
     if (size := len(found.chosen)) < work.config.k:
         work.warn(f"the pool holds {size} features, so F* has that size instead of {work.config.k}; raise --k0")
+    with work.timed("check of the SAEs"):
+        warn_of_dictionaries(work, found)
     return found
+
+
+POOR: Final = 0.3
+"""A fraction of variance unexplained above which a region is called poorly reconstructed."""
+_CHECKED: Final = 8
+"""Prompts of each class that the short check reads: hundreds of tokens, for a share of their variance."""
+
+
+def warn_of_dictionaries(work: Finding, found: Found) -> None:
+    """Warn where an SAE of F*'s layers reconstructs the user's words or the template's tokens poorly: there its
+    features tell a part of what the layer says. `demur dictionaries` measures the rest."""
+    used = found.clean.used("selection")
+    prompts = (*used.harmful.prompts[:_CHECKED], *used.harmless.prompts[:_CHECKED])
+    told: list[str] = []
+    for layer in found.chosen.by_layer():
+        depends = {"layer": layer, "prompts": [(prompt.id, prompt.text) for prompt in prompts]}
+        compute = partial(_unexplained, work, layer, prompts)
+        words, template = work.cached("fvu", depends, tuple[float, float], compute)
+        told += [
+            f"{where} at layer {layer} (FVU {fvu:.2f})"
+            for where, fvu in (("the user's words", words), ("template tokens", template))
+            if fvu > POOR
+        ]
+    if told:
+        work.warn(f"the SAEs reconstruct poorly: {', '.join(told)}; `demur dictionaries` says what that costs")
+
+
+def _unexplained(work: Finding, layer: int, prompts: Sequence[Prompt]) -> tuple[float, float]:
+    sums = reconstruction(work.model, work.suite[layer].dense(), work.model.tokenize(prompts), SCORED_REGIONS)
+    error, spread = sums.error.sum(0), sums.spread.sum(0)
+    words, template = (float(e / s) if s > 0 else 0.0 for e, s in zip(error, spread, strict=True))
+    return words, template
 
 
 def find_from(work: Finding, clean: CleanAnswers) -> Found:

@@ -84,15 +84,11 @@ def harm_features(work: Finding, found: Found, k: int = 20) -> Roles:
 
 def _maxima(work: Finding, items: Items, features: tuple[FeatureId, ...]) -> np.ndarray:
     """Maximum activation over the tokens of each region, shape (prompt, feature, 2): instruction, post-instruction."""
-    from demur.method.activations import feature_activations
+    from demur.method.activations import feature_activations, over_regions
     from demur.model import SCORED_REGIONS
 
-    found = np.zeros((len(items), len(features), len(SCORED_REGIONS)))
-    for n, values in enumerate(feature_activations(work.model, work.suite, items, features)):
-        regions = np.array(items[n].regions)
-        for m, region in enumerate(SCORED_REGIONS):
-            found[n, :, m] = values.numpy()[regions == region].max(0, initial=0.0)
-    return found
+    values = feature_activations(work.model, work.suite, items, features)
+    return np.stack([over_regions(items, values, [region]) for region in SCORED_REGIONS], -1)
 
 
 def _role(feature: FeatureId, harmful: np.ndarray, harmless: np.ndarray) -> FeatureRole:

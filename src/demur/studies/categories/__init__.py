@@ -395,7 +395,7 @@ def _roles(result: CategoriesResult) -> Iterator[Block]:
     )
     limit = fmt.measure(abs(causes.whole) / 100, 3)
     note = (
-        f"{causes.n} prompts that chose features; of a feature in a set, those of its categories. Effects within "
+        f"{causes.n} test prompts; of a feature in a set, those of its categories. Effects within "
         f"{limit} nats (1% of ablating the direction) count as none."
     )
     yield Table.of("Evidence for each role", columns, cells, caption=note, folded=True)

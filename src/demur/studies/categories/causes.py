@@ -6,8 +6,9 @@ suppressed (redundant: "hydra" features, 2509.09708), or be read only then (cond
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ CausalRole = Literal["harm", "refusal", "mixed", "redundant", "conditional", "in
 
 class Cause(Value):
     """A feature's role, with its evidence. Effects are falls of the refusal log-odds of the first answer token (nats,
-    mean over the refused harmful prompts that it serves) when the feature is set to 0.
+    mean over the refused test prompts that it serves) when the feature is set to 0.
 
     - harm, refusal, mixed: taking it out alone lowers refusal, and it fires on the user's words, on the template's
       tokens after them, or on both (`fires`).
@@ -59,11 +60,14 @@ class Causes(Value):
     whole: float
     """What ablating the direction does to the refusal log-odds, nats, mean over prompts."""
     n: int
-    """Prompts."""
+    """Test prompts."""
 
     def of(self, *roles: CausalRole) -> tuple[FeatureId, ...]:
         """Features with one of these roles."""
         return tuple(row.feature for row in self.features if row.role in roles)
+
+
+Falls = dict[FeatureId, Estimate]
 
 
 class _Effects(Value):
@@ -85,7 +89,7 @@ def effects(
 ) -> np.ndarray:
     """Fall of the refusal log-odds of the first answer token when each feature is set to 0, nats, shape (prompt,
     feature); `given` are set to 0 already. A feature that does not fire on a prompt has no effect there."""
-    from demur.method.direction import first_token
+    from demur.method.direction import Start, first_token
     from demur.method.interventions import Compiled
 
     ids, model, before = found.clean.refusal_ids, work.model, without(given)
@@ -93,15 +97,18 @@ def effects(
 
     def compute(done: frozenset[str]) -> Iterator[list[_Effects]]:
         items = model.tokenize(prompts)
-        clean = first_token(model, items, ids, Compiled(model, work.suite, before)).log_odds.numpy()
-        for column, feature in enumerate(features):
-            if str(feature) not in done:
+        under = Compiled(model, work.suite, before)
+        clean = first_token(model, items, ids, under).log_odds.numpy()
+        left = sorted(column for column, feature in enumerate(features) if str(feature) not in done)
+        for layer, columns in groupby(sorted(left, key=lambda n: features[n].layer), lambda n: features[n].layer):
+            start = Start.of(model, items, layer, under)
+            for column in columns:
                 own, fall = np.flatnonzero(fires[:, column]), np.zeros(len(items))
                 if len(own):
-                    change = Compiled(model, work.suite, without((*given, feature)))
-                    after = first_token(model, [items[n] for n in own.tolist()], ids, change).log_odds.numpy()
-                    fall[own] = clean[own] - after
-                yield [_Effects(feature=str(feature), falls=tuple(fall.tolist()))]
+                    change = Compiled(model, work.suite, without((*given, features[column])))
+                    some = [items[n] for n in own.tolist()]
+                    fall[own] = clean[own] - first_token(model, some, ids, change, start=start).log_odds.numpy()
+                yield [_Effects(feature=str(features[column]), falls=tuple(fall.tolist()))]
 
     depends = work.under(before) | {"prompts": prompts.digest, "refusal_ids": ids, "features": features}
     depends |= {"saes": work.suite.identity}
@@ -140,36 +147,40 @@ def _whole(work: Finding, found: Found, prompts: PromptSet) -> float:
 def find_causes(
     work: Finding,
     found: Found,
-    prompts: PromptSet,
+    choosing: PromptSet,
+    test: PromptSet,
     features: Sequence[FeatureId],
     *,
-    serves: Mapping[FeatureId, np.ndarray] | None = None,
+    serves: Mapping[FeatureId, Collection[str]] | None = None,
     wakers: int = 10,
 ) -> Causes:
     """The role of each feature, and of the `wakers` features over whole dictionaries that rise most when the refusal
-    features are taken out. `prompts` are harmful ones that are refused, and choose; a feature's effects are means over
-    those that it `serves`, if that says which (a mask)."""
-    serves = serves or {}
-    whole = _whole(work, found, prompts)
-    limit = NEGLIGIBLE * abs(whole)
-    alone = dict(zip(features, effects(work, found, prompts, features).T, strict=True))
+    features are taken out. All prompts are harmful ones that are refused: those that choose say which the refusal
+    features and the wakers are, effects are measured on `test`. A feature's effects are means over the prompts that it
+    `serves` (their ids), if that says which."""
+    served = {f: {p.digest: np.isin(p.ids, [*ids]) for p in (choosing, test)} for f, ids in (serves or {}).items()}
+
+    def means(prompts: PromptSet, some: Sequence[FeatureId], given: Sequence[FeatureId] = ()) -> Falls:
+        falls = effects(work, found, prompts, some, given).T
+        masks = (served[f][prompts.digest] if f in served else slice(None) for f in some)
+        return {f: bootstrap_mean(fall[mask]) for f, fall, mask in zip(some, falls, masks, strict=True)}
+
     fires = {row.feature: row for row in find_roles(work, found, features).features}
-    own = {f: _mean(alone[f], serves.get(f)) for f in features}
-    refusal = tuple(f for f in features if fires[f].role == "refusal" and own[f].low > limit)
-    if refusal and (woken := tuple(f for f in _woken(work, prompts, refusal, wakers) if f not in alone)):
-        more = effects(work, found, prompts, woken).T
-        alone |= dict(zip(woken, more, strict=True))
-        own |= {f: _mean(alone[f]) for f in woken}
-        fires |= {row.feature: row for row in find_roles(work, found, woken).features}
-    rest = [f for f in alone if own[f].low <= limit] if refusal else []
-    after, wakes = _after(work, found, prompts, refusal, rest, serves)
+    chosen, least = means(choosing, features), NEGLIGIBLE * abs(_whole(work, found, choosing))
+    refusal = tuple(f for f in features if fires[f].role == "refusal" and chosen[f].low > least)
+    woken = tuple(f for f in _woken(work, choosing, refusal, wakers) if f not in fires) if refusal else ()
+    fires |= {row.feature: row for row in find_roles(work, found, woken).features} if woken else {}
+    whole = _whole(work, found, test)
+    alone, limit = means(test, tuple(fires)), NEGLIGIBLE * abs(whole)
+    rest = [f for f in alone if alone[f].low <= limit and f not in refusal] if refusal else []
+    after, wakes = (means(test, rest, refusal), _wakes(work, test, refusal, rest)) if rest else ({}, {})
     layer = min(refusal).layer if refusal else found.direction.layer
     rows = [
         Cause(
             feature=f,
-            role=_role(fires[f], own[f], after.get(f), wakes.get(f), limit),
+            role=_role(fires[f], alone[f], after.get(f), wakes.get(f), limit),
             fires=fires[f],
-            alone=own[f],
+            alone=alone[f],
             after=after.get(f),
             wakes=wakes.get(f),
             upstream=f.layer < layer,
@@ -177,7 +188,7 @@ def find_causes(
         for f in alone
     ]
     rows.sort(key=lambda row: -row.alone.value)
-    return Causes(features=tuple(rows), refusal=refusal, whole=whole, n=len(prompts))
+    return Causes(features=tuple(rows), refusal=refusal, whole=whole, n=len(test))
 
 
 def _role(
@@ -194,29 +205,13 @@ def _role(
     return "inert" if max(abs(after.low), abs(after.high)) <= limit else "unclear"
 
 
-def _mean(falls: np.ndarray, mask: np.ndarray | None = None) -> Estimate:
-    return bootstrap_mean(falls if mask is None else falls[mask])
-
-
-def _after(
-    work: Finding,
-    found: Found,
-    prompts: PromptSet,
-    refusal: Sequence[FeatureId],
-    rest: Sequence[FeatureId],
-    serves: Mapping[FeatureId, np.ndarray],
-) -> tuple[dict[FeatureId, Estimate], dict[FeatureId, Estimate]]:
-    """Once the refusal features are out: each other feature's effect, and whether it woke up."""
-    if not rest:
-        return {}, {}
-    falls = effects(work, found, prompts, rest, refusal)
+def _wakes(work: Finding, prompts: PromptSet, refusal: Sequence[FeatureId], rest: Sequence[FeatureId]) -> Falls:
+    """Of the prompts on which each feature fires once the refusal features are out, the share on which it was silent
+    before."""
     silent = _firing(work, prompts, rest, ()) < _SCORED
     awake = _firing(work, prompts, rest, without(refusal)) == _SCORED
-    wakes = ((silent & awake).sum(0), awake.sum(0))
-    return (
-        {f: _mean(fall, serves.get(f)) for f, fall in zip(rest, falls.T, strict=True)},
-        {f: Estimate.of(wilson(int(k), int(n))) for f, k, n in zip(rest, *wakes, strict=True)},
-    )
+    counts = zip(rest, (silent & awake).sum(0), awake.sum(0), strict=True)
+    return {f: Estimate.of(wilson(int(k), int(n))) for f, k, n in counts}
 
 
 _SCORED = 2
@@ -225,19 +220,16 @@ _SCORED = 2
 def _firing(work: Finding, prompts: PromptSet, features: Sequence[FeatureId], change: Change) -> np.ndarray:
     """Whether each feature fires on a scored token of each prompt (2), on others only (1), or not at all (0), shape
     (prompt, feature)."""
-    from demur.method.activations import feature_activations
+    from demur.method.activations import feature_activations, over_regions
     from demur.method.interventions import bind
-    from demur.model import SCORED_REGIONS
+    from demur.model import SCORED_REGIONS, Region
 
     def compute() -> list[list[int]]:
         items = work.model.tokenize(prompts)
         with work.model.intervene(bind(work.suite, *change)):
             found = feature_activations(work.model, work.suite, items, features)
-        rows: list[list[int]] = []
-        for item, values in zip(items, found, strict=True):
-            fires, scored = values.numpy() > 0, np.isin(item.regions, SCORED_REGIONS)
-            rows.append((fires.any(0).astype(int) + fires[scored].any(0)).tolist())
-        return rows
+        anywhere, scored = (over_regions(items, found, regions) > 0 for regions in (tuple(Region), SCORED_REGIONS))
+        return (anywhere.astype(int) + scored).tolist()
 
     depends = work.under(change) | {"prompts": prompts.digest, "features": features, "saes": work.suite.identity}
     return np.array(work.run.cached("firing", depends, list[list[int]], compute)).reshape(len(prompts), len(features))

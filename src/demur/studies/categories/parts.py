@@ -437,10 +437,10 @@ class Experiment:
 
     def _causes(self) -> Causes:
         """Roles of the candidates; of those that act also what they do to judged harmfulness."""
-        work, prompts = self.context, self.kinds.chosen
-        kinds = np.array([kind for kind, own in self.kinds.choosing.items() for _ in own])
-        serves = {f: np.isin(kinds, [k for k, each in self.sets.items() if f in each.features]) for f in self._union}
-        causes = find_causes(work, self.found, prompts, self.features, serves=serves)
+        work, prompts = self.context, self._prompts(self.sets)
+        own = {kind: [p.id for p in (*self.kinds.choosing[kind], *self.kinds.test[kind])] for kind in self.sets}
+        serves = {f: [i for k, e in self.sets.items() if f in e.features for i in own[k]] for f in self._union}
+        causes = find_causes(work, self.found, self.kinds.chosen, prompts, self.features, serves=serves)
         harmful, harmless = self.found.clean.answers["tuning"]
         meter = SideEffectMeter(work, SideEffectOptions(), harmless)
         known = meter.knowledge(harmful.only(*REFUSALS), self.found.clean.used("tuning").harmless, ())

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,12 +72,15 @@ class LevelRow(Value):
 
 
 class WordRow(Value):
-    """What changes when these words are left out."""
+    """What changes when these words are left out, and what gradients say of the refusal signal's change, at the prompt
+    itself (`gradient`) or on the way to it from no words (`ig`)."""
 
     words: str
     harm: float
     refusal: float
     p_refuse: float
+    gradient: float = float("nan")
+    ig: float = float("nan")
 
 
 class RestoredRow(Value):
@@ -188,7 +189,7 @@ def _explained(context: Context[Any], prompt: str, plain: str | None) -> Explana
         plain=readings[1] if plain is not None else None,
         harmless=tuple(gauge.signals(harmless).mean(0).tolist()),
         levels=_levels(gauge, gauge.levels(prompts), harmless.mean(0)),
-        words=_words(gauge, prompt, readings[0]),
+        words=_words(gauge, prompt),
         changes=changes,
         patches=patches,
     )
@@ -246,26 +247,17 @@ def _levels(gauge: Gauge, levels: np.ndarray, harmless: np.ndarray) -> tuple[Lev
     return tuple(sorted(rows, key=lambda row: row.prompt - (row.harmful if row.plain is None else row.plain)))
 
 
-def _words(gauge: Gauge, text: str, reading: Reading) -> tuple[WordRow, ...]:
+def _words(gauge: Gauge, text: str) -> tuple[WordRow, ...]:
     """What leaving out each word does, those first that the refusal signal misses or gains most by."""
-    pieces = re.findall(r"\S+\s*", text)
-    ends = sorted({round(end) for end in np.linspace(0, len(pieces), min(WORDS, len(pieces)) + 1)})
-    spans = [(a, b) for a, b in pairwise(ends) if b - a < len(pieces)]
-    if not spans:
-        return ()
-    prompts = PromptSet(
-        name="words left out",
-        prompts=tuple(Prompt(id=f"without {a}", text="".join([*pieces[:a], *pieces[b:]]).strip()) for a, b in spans),
-    )
-    signals, chances = gauge.read(prompts), gauge.p_refuse(prompts)
+    from demur.studies.gauge import Parts, word_effects
+
+    parts = Parts.of(text, WORDS)
+    found = word_effects(gauge, {"prompt": parts})["prompt"]
     rows = [
-        WordRow(
-            words="".join(pieces[a:b]).strip(),
-            harm=float(signal[0] - reading.harm),
-            refusal=float(signal[1] - reading.refusal),
-            p_refuse=float(chance - reading.p_refuse),
+        WordRow(words=words, harm=harm, refusal=refusal, p_refuse=chance, gradient=gradient, ig=ig)
+        for words, (harm, refusal, chance), gradient, ig in zip(
+            parts.words, found.left_out.tolist(), found.gradient.tolist(), found.ig.tolist(), strict=True
         )
-        for (a, b), signal, chance in zip(spans, signals, chances, strict=True)
     ]
     return tuple(sorted(rows, key=lambda row: -abs(row.refusal)))
 
@@ -347,7 +339,7 @@ def _as_refused(gauge: Gauge, refused: PromptSet, item: TokenizedPrompt) -> Hold
 
     after, split = item.n_post_instruction, len(gauge.harm)
     known = gauge.at_tokens(gauge.work.model.tokenize(refused))
-    means = np.mean([values[len(values) - after :, split:] for values in known], 0)
+    means = torch.stack([values[len(values) - after :, split:] for values in known]).mean(0)
     values = torch.full((len(item), len(gauge.refusal)), torch.nan)
-    values[len(item) - after :] = torch.tensor(means, dtype=torch.float32)
+    values[len(item) - after :] = means
     return HoldFeatures(gauge.refusal, values)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from demur.report import format as fmt
 from demur.report.blocks import Block, Section, Table, Text, Token, Tokens, Transcript, Transcripts
+from demur.stats import spearman
 from demur.studies.explain import LOCAL, Explanation, Reading
 from demur.types import Outcome
 
@@ -135,14 +136,17 @@ def _changes(result: Explanation) -> Iterator[Block]:
 
 def _words(result: Explanation) -> Iterator[Block]:
     if result.words:
+        agreed = spearman([row.ig for row in result.words], [row.refusal for row in result.words])
         yield Table.of(
             "Words that matter most when they are left out",
-            "words | > refusal signal | > harm signal | > P(refuse)",
+            "words | > refusal signal | > estimated: by integrated gradients | > harm signal | > P(refuse)",
             (
-                [row.words, *(_signed(each) for each in (row.refusal, row.harm, row.p_refuse))]
+                [row.words, *(_signed(each) for each in (row.refusal, row.ig, row.harm, row.p_refuse))]
                 for row in result.words[:_ROWS]
             ),
-            caption="Change when the words are left out of the prompt: a rise says that they suppressed it",
+            caption="Change when the words are left out of the prompt: a rise says that they suppressed it. The "
+            "estimate is of the refusal signal's (rank correlation over the "
+            f"{len(result.words)} words {fmt.measure(agreed)})",
         )
 
 

@@ -223,7 +223,7 @@ def _trade_off(result: HardenResult) -> Any:
             rows = [r for r in _series(result, arm, gating) if r.cut is not None]
             if rows:
                 points = (charts.Point.of(r.lost.value, r.cut, chosen=r.chosen) for r in rows if r.cut is not None)
-                lines.append(charts.Series(f"{result.labels[arm]}, {GATINGS[gating]}", tuple(points)))
+                lines.append(charts.Series(f"{arm}, {gating}", tuple(points)))
     return charts.scatter_lines(
         lines, x_title="answered benign prompts lost, share", y_title="succeeded attacks refused", guides=[ALLOWED]
     )
@@ -341,7 +341,7 @@ def _repair_chart(result: HardenResult) -> Any:
             rows = _series(result, arm, gating)
             if rows:
                 points = [charts.Point.of(-r.added[HARMFUL].value, _most(r), chosen=r.chosen) for r in rows]
-                lines.append(charts.Series(f"{result.labels[arm]}, {GATINGS[gating]}", tuple(points)))
+                lines.append(charts.Series(f"{arm}, {gating}", tuple(points)))
     return charts.scatter_lines(
         lines, x_title="refusals of plain harmful prompts given up, share", y_title="over-refusal repaired"
     )

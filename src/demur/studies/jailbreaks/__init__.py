@@ -67,7 +67,7 @@ class Config(FindConfig, AttackOptions, ExplainOptions):
 def run(context: Context[Any]) -> JailbreaksResult:
     """Find the features, attack the model, and measure what the attacks do to them."""
     from demur.studies.gauge import Gauge
-    from demur.studies.jailbreaks.causes import Explained, walked_rows
+    from demur.studies.jailbreaks.causes import Explained, agreement, walked_rows
     from demur.studies.pipeline import find
 
     found = find(context, context.splits.choosing)
@@ -106,6 +106,7 @@ def run(context: Context[Any]) -> JailbreaksResult:
         f_star_share=explained.share,
         f_star_chance=explained.chance,
         walks=walks,
+        agreement=agreement(walks),
         samples=explained.samples,
     )
 

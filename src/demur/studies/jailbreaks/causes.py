@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from demur.data import AttackPair, adversarial_prompts
-from demur.stats import Estimate
-from demur.studies.jailbreaks.results import F_STAR, LOCAL, RANDOM, LocalRow, Region, Sample, WalkRow
+from demur.stats import Estimate, bootstrap_mean, spearman
+from demur.studies.jailbreaks.results import (
+    F_STAR,
+    LOCAL,
+    RANDOM,
+    AgreementRow,
+    LocalRow,
+    Region,
+    Sample,
+    WalkRow,
+    WordMeasure,
+)
 from demur.types import Prompt, PromptSet
 
 if TYPE_CHECKING:
@@ -150,7 +160,7 @@ def walked_rows(context: Context[Any], gauge: Gauge, pairs: Sequence[AttackPair]
 def _walk_rows(gauge: Gauge, walks: Sequence[Walk]) -> list[WalkRow]:
     """What each added word suppresses, walk by walk."""
     from demur.method.interventions import ScaleFeatures
-    from demur.studies.gauge import drops, walked
+    from demur.studies.gauge import drops, walked, word_effects
 
     if not walks:
         return []
@@ -168,6 +178,7 @@ def _walk_rows(gauge: Gauge, walks: Sequence[Walk]) -> list[WalkRow]:
     tops = [int(np.nan_to_num(np.diff(curve)).argmax()) for curve, *_ in curves]
     single = tuple(Prompt(id=f"{walk.id}~alone", text=walk.alone(top)) for walk, top in zip(walks, tops, strict=True))
     alone = gauge.read(PromptSet(name="one word", prompts=single))[:, 1:]
+    effects = word_effects(gauge, {walk.id: walk.parts for walk in walks})
     return [
         WalkRow(
             id=walk.id,
@@ -178,6 +189,30 @@ def _walk_rows(gauge: Gauge, walks: Sequence[Walk]) -> list[WalkRow]:
             by_feature=tuple(tuple(drops(column, float(column[0])).tolist()) for column in levels.T),
             top=top,
             alone=float(drops(one, start)[0]),
+            left_out=_shares(effects[walk.id].left_out[:, 1], start),
+            gradient=_shares(effects[walk.id].gradient, start),
+            ig=_shares(effects[walk.id].ig, start),
         )
         for walk, (curve, less, levels), top, one, start in zip(walks, curves, tops, alone, starts, strict=True)
     ]
+
+
+def _shares(changes: np.ndarray, start: float) -> tuple[float, ...]:
+    return tuple((changes / start if start > 0 else np.full(len(changes), np.nan)).tolist())
+
+
+_COMPARED: tuple[tuple[WordMeasure, WordMeasure], ...] = (
+    *(("gradient", "left_out"), ("ig", "left_out"), ("gradient", "added"), ("ig", "added"), ("added", "left_out")),
+)
+
+
+def agreement(walks: Sequence[WalkRow]) -> tuple[AgreementRow, ...]:
+    """How far estimates and exact measures of what words take away agree."""
+    return tuple(
+        AgreementRow(
+            first=first,
+            second=second,
+            spearman=bootstrap_mean([spearman(getattr(row, first), getattr(row, second)) for row in walks]),
+        )
+        for first, second in (_COMPARED if walks else ())
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field
@@ -13,6 +14,7 @@ from demur.types import FeatureField, Value
 Outcomes = Literal["succeeded", "failed", "neither"]
 Measure = Literal["harm", "refusal"]
 Region = Literal["instruction", "post_instruction"]
+WordMeasure = Literal["added", "left_out", "gradient", "ig"]
 MEASURES: tuple[Measure, Measure] = ("harm", "refusal")
 GROUPS = ("succeeded", "failed", "same text, harmless request", "harmless text, same request")
 """Groups of prompts whose drops are compared: the attacks, and the two kinds of shams."""
@@ -107,7 +109,9 @@ class LocalRow(Value):
 
 class WalkRow(Value):
     """Suppression of the refusal signal after each added word: the share of the plain prompt's that is gone, clean and
-    with the harm features taken out as well; `alone` when only the word that adds most is there."""
+    with the harm features taken out as well; `alone` when only the word that adds most is there. What each word takes
+    away, in the same unit: `left_out`, what is back when it is left out of the whole, and what gradients at the whole
+    prompt (`gradient`), or on the way to it from no words (`ig`), say of that."""
 
     id: str
     attack: str
@@ -117,6 +121,23 @@ class WalkRow(Value):
     by_feature: tuple[tuple[float, ...], ...]
     top: int
     alone: float
+    left_out: tuple[float, ...] = ()
+    gradient: tuple[float, ...] = ()
+    ig: tuple[float, ...] = ()
+
+    @property
+    def added(self) -> tuple[float, ...]:
+        """What each word takes away when it is added to those before it."""
+        return tuple(b - a for a, b in pairwise(self.refusal))
+
+
+class AgreementRow(Value):
+    """Rank correlation, over the words of an attack, of two measures of what each takes away (fields of `WalkRow`):
+    mean over attacks, which are resampled for the interval."""
+
+    first: WordMeasure
+    second: WordMeasure
+    spearman: Estimate
 
 
 class Sample(Value):
@@ -146,4 +167,5 @@ class JailbreaksResult(StudyResult):
     f_star_chance: float = float("nan")
     """Share of F* among all features that might have been patched."""
     walks: tuple[WalkRow, ...] = ()
+    agreement: tuple[AgreementRow, ...] = ()
     samples: tuple[Sample, ...] = ()

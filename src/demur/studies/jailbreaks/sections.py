@@ -12,7 +12,7 @@ import numpy as np
 
 from demur.report import charts
 from demur.report import format as fmt
-from demur.report.blocks import Block, Chart, Section, Table, Text, Transcript, Transcripts
+from demur.report.blocks import Block, Chart, Section, Table, Text, Token, Tokens, Transcript, Transcripts
 from demur.stats import Estimate, bootstrap_mean
 from demur.studies.jailbreaks.results import (
     GROUPS,
@@ -24,11 +24,13 @@ from demur.studies.jailbreaks.results import (
     LocalRow,
     TestRow,
     WalkRow,
+    WordMeasure,
 )
 from demur.types import FeatureId
 
 ALPHA = 0.05
 _UNIT = "share of a refused plain prompt's signal"
+_SHOWN_WALKS = 6
 _CURVE = 8
 """Points of the curve over words."""
 
@@ -208,16 +210,7 @@ def _test_table(rows: Sequence[TestRow], title: str, *, folded: bool = False) ->
     several = len({row.attack for row in rows}) > 1
     return Table.of(
         title,
-        [
-            *(["attack"] if several else []),
-            "control",
-            "signal",
-            "compared",
-            "> n",
-            "> difference",
-            "> p",
-            "> p adjusted",
-        ],
+        [*(["attack"] if several else []), *_TESTED],
         (
             [
                 *([row.attack] if several else []),
@@ -330,20 +323,28 @@ def _local_table(rows: Sequence[LocalRow]) -> Table:
 def _words(result: JailbreaksResult) -> Section:
     if not result.walks:
         return Section("Word by word", ())
-    rises = [(row, np.diff(row.refusal)) for row in result.walks]
+    rises = [(row, np.array(row.added)) for row in result.walks]
     tops = Counter(_plain(row.words[row.top]) for row, _ in rises)
-    gain: dict[str, list[float]] = {}
-    for row, rise in rises:
-        for word, each in zip(row.words, rise, strict=True):
-            gain.setdefault(_plain(word), []).append(float(each))
+    taken: dict[str, list[tuple[float, float, float]]] = {}
+    for row in result.walks:
+        for word, *each in zip(row.words, row.added, row.left_out, row.ig, strict=True):
+            taken.setdefault(_plain(word), []).append((each[0], each[1], each[2]))
     known = [row for row, _ in rises if row.refusal[-1] > 0]
     alone = bootstrap_mean([row.alone / row.refusal[-1] for row in known])
     top = bootstrap_mean([float(rise.max()) / row.refusal[-1] for row, rise in rises if row.refusal[-1] > 0])
     table = Table.of(
         "Strongest words",
-        "word | > attacks in which it adds most | > added on average | > attacks with it",
-        ([word, n, fmt.estimate_text(bootstrap_mean(gain[word])), len(gain[word])] for word, n in tops.most_common(12)),
-        caption=f"The word that adds most makes {fmt.estimate_text(top)} of the whole suppression when it is added in "
+        "word | > attacks in which it adds most | > attacks with it | > takes away: when it is added to the words "
+        "before it | > when left out: what is back without it | > estimated: by integrated gradients",
+        (
+            [
+                *(word, n, len(taken[word])),
+                *(fmt.estimate_text(bootstrap_mean(column)) for column in zip(*taken[word], strict=True)),
+            ]
+            for word, n in tops.most_common(12)
+        ),
+        caption=f"Mean shares of the plain request's refusal signal. The word that adds most makes "
+        f"{fmt.estimate_text(top)} of the whole suppression when it is added in "
         f"its place, and {fmt.estimate_text(alone)} alone beside the plain request (mean over {len(known)} attacks)",
     )
     chart = Chart(
@@ -358,9 +359,51 @@ def _words(result: JailbreaksResult) -> Section:
     )
     return Section(
         "Word by word",
-        (chart, table, note),
+        (chart, table, *_words_in_place(result), note),
         intro="The words of succeeded attacks are added to the plain request one at a time, in reading order. "
         "Suppression is the share of the plain request's refusal signal that is gone.",
+    )
+
+
+_WORD_MEASURES: dict[WordMeasure, str] = {
+    "added": "added to the words before it",
+    "left_out": "left out",
+    "gradient": "gradient at the prompt",
+    "ig": "integrated gradients",
+}
+
+
+def _words_in_place(result: JailbreaksResult) -> Iterator[Block]:
+    """Which words of single attacks take the signal away, exactly and by gradients, and how far the two agree."""
+    shown = result.walks[:_SHOWN_WALKS]
+    most = max((value for row in shown for value in (*row.left_out, *row.ig)), default=0.0)
+    if most > 0:
+        lines = tuple(
+            (
+                row.attack,
+                tuple(
+                    Token(f"{word} ", max(0.0, out) / most, max(0.0, ig) / most)
+                    for word, out, ig in zip(row.words, row.left_out, row.ig, strict=True)
+                ),
+            )
+            for row in shown
+        )
+        yield Tokens(
+            "Words that take the refusal signal away",
+            ("left out", "integrated gradients"),
+            lines,
+            caption=f"The words around the request, in order. Full colour: {fmt.percent(most)} of the plain request's "
+            "signal; words that give some back are not coloured",
+        )
+    yield Table.of(
+        "How far the measures agree",
+        "what a word takes away | beside | > rank correlation: over the words of an attack",
+        (
+            [_WORD_MEASURES[row.first], _WORD_MEASURES[row.second], fmt.estimate_text(row.spearman)]
+            for row in result.agreement
+        ),
+        caption="Mean over attacks. Leaving words out is what is so; where an estimate does not agree with it, believe "
+        "it no further. The last row is how far two exact measures agree",
     )
 
 

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
 from demur.errors import ModelError
-from demur.stats import Estimate, bootstrap_mean, bootstrap_of, clustered_rate, crossed_difference, holm, sign_flip_p
+from demur.stats import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_of,
+    clustered_rate,
+    crossed_difference,
+)
 from demur.studies.base import Study
 from demur.studies.config import FindConfig
+from demur.studies.minimal.pairs import Pairs
 from demur.studies.minimal.sections import (
     AWAKE,
     SILENT,
@@ -25,7 +31,6 @@ from demur.studies.minimal.sections import (
     DormantRow,
     FeatureOfSet,
     Kind,
-    PairRow,
     Result,
     SizeRow,
     sections,
@@ -56,7 +61,12 @@ class Config(FindConfig):
     n_pairs: int = Field(default=16, ge=0)
     """Test prompts on which pairs of features are suppressed together; 0 leaves interactions out."""
     max_pairs: int = Field(default=200, ge=0)
-    """Pairs at most: those of F* where it has no more, else those of the minimal set."""
+    """Pairs of F* up to which every one is suppressed together; where there are more, a factorisation machine names
+    the strongest, and only these and the pairs of the minimal set are."""
+    fm_draws: int = Field(default=400, ge=0)
+    """Random parts of F* that the factorisation machine is fitted to; 0 leaves it out."""
+    fm_rank: int = Field(default=4, ge=1)
+    """Factors of each feature in the factorisation machine."""
     dormant: int = Field(default=3, ge=0)
     """Dormant features at most that are tested for each layer of F*."""
 
@@ -83,7 +93,7 @@ class _Minimal:
 
         return (ScaleFeatures(tuple(features), self.factor),) if features else ()
 
-    def _odds(self, prompts: PromptSet, change: Change) -> np.ndarray:
+    def measured(self, prompts: PromptSet, change: Change) -> np.ndarray:
         from demur.method.direction import first_token
         from demur.method.interventions import Compiled
 
@@ -99,7 +109,7 @@ class _Minimal:
             "prompts": prompts.digest,
             "refusal_ids": self.found.clean.refusal_ids,
         }
-        kept = self.context.cached("odds", depends, tuple[float, ...], lambda: tuple(self._odds(prompts, change)))
+        kept = self.context.cached("odds", depends, tuple[float, ...], lambda: tuple(self.measured(prompts, change)))
         return np.array(kept)
 
     # -- greedy removal, on the prompts that choose --------------------------------------------------------------------
@@ -114,7 +124,7 @@ class _Minimal:
         clean = float(self.odds(prompts).mean())
 
         def effect(left: Sequence[FeatureId]) -> float:
-            return clean - float(self._odds(prompts, self.scaled(left)).mean())
+            return clean - float(self.measured(prompts, self.scaled(left)).mean())
 
         def add(step: _Step) -> None:
             stage.append("steps", step)
@@ -324,15 +334,13 @@ class _Minimal:
 
     def _fires(self, prompts: PromptSet, features: Sequence[FeatureId], change: Change = ()) -> np.ndarray:
         """Whether each feature fires on a scored token of each prompt, shape (prompt, feature)."""
-        from demur.method.activations import feature_activations
+        from demur.method.activations import feature_activations, over_regions
         from demur.method.interventions import bind
-        from demur.model import SCORED_REGIONS
 
         model, items = self.context.model, self.context.model.tokenize(prompts)
         with model.intervene(bind(self.context.suite, *change)):
             values = feature_activations(model, self.context.suite, items, features)
-        inside = [np.isin(item.regions, SCORED_REGIONS) for item in items]
-        return np.array([(v.numpy()[m] > 0).any(0) for v, m in zip(values, inside, strict=True)])
+        return over_regions(items, values) > 0
 
     def _dormant_row(self, feature: FeatureId, wakers: tuple[FeatureId, ...], prompts: PromptSet) -> DormantRow:
         clean, under = self._fires(prompts, [feature]), self._fires(prompts, [feature], self.scaled(wakers))
@@ -346,34 +354,6 @@ class _Minimal:
             effect=bootstrap_mean(self.odds(prompts, self.scaled(wakers)) - both),
             alone=bootstrap_mean(self.odds(prompts) - self.odds(prompts, self.scaled([feature]))),
         )
-
-    def pairs(self, chosen: tuple[FeatureId, ...], prompts: PromptSet) -> tuple[PairRow, ...]:
-        """Exact interactions of every pair, strongest first."""
-        config, features = self.context.config, self.found.chosen.features
-        features = features if len(features) * (len(features) - 1) // 2 <= config.max_pairs else chosen
-        pairs = tuple(combinations(features, 2))
-        if not (pairs and len(prompts)) or len(pairs) > config.max_pairs:
-            return ()
-
-        def compute() -> tuple[tuple[float, ...], ...]:
-            clean = self._odds(prompts, ())
-            alone = {f: clean - self._odds(prompts, self.scaled([f])) for f in features}
-            found: list[tuple[float, ...]] = []
-            for n, (a, b) in enumerate(pairs, start=1):
-                both = clean - self._odds(prompts, self.scaled([a, b]))
-                found.append(tuple((both - alone[a] - alone[b]).tolist()))
-                self.context.progress("pairs of features", n, len(pairs))
-            return tuple(found)
-
-        depends = {"features": features, "prompts": prompts.digest, "factor": self.factor}
-        depends |= {"refusal_ids": self.found.clean.refusal_ids}
-        table = self.context.cached("pairs", depends, tuple[tuple[float, ...], ...], compute)
-        adjusted = holm([sign_flip_p(row) for row in table])
-        rows = [
-            PairRow(first=a, second=b, interaction=bootstrap_mean(row), p_holm=p)
-            for (a, b), row, p in zip(pairs, table, adjusted, strict=True)
-        ]
-        return tuple(sorted(rows, key=lambda row: -abs(row.interaction.value)))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> Estimate:
@@ -418,7 +398,9 @@ def run(context: Context[Any]) -> Result:
         )
     with context.timed("redundancy"):
         dormant = study.dormant(refused)
-        pairs = study.pairs(chosen, refused.head(context.config.n_pairs))
+        dormant_features = [row.feature for row in dormant]
+        tested = Pairs(context, found, study.measured, study.scaled)
+        pairs, screening = tested.rows(chosen, dormant_features, refused.head(context.config.n_pairs))
     return Result(
         factor=context.config.factor,
         target=context.config.target,
@@ -431,6 +413,7 @@ def run(context: Context[Any]) -> Result:
         dormant=dormant,
         pairs=pairs[:20],
         pairs_tested=len(pairs),
+        screening=screening,
     )
 
 

@@ -93,6 +93,25 @@ class PairRow(Value):
     second: FeatureField
     interaction: Estimate
     p_holm: float
+    estimate: float | None = None
+    """What the factorisation machine says of it, if one was fitted."""
+
+
+class Screening(Value):
+    """How well a factorisation machine of `rank` factors predicts what random parts of F* do that it has not seen
+    (shares of variance explained; `gain`: over an additive fit), and agrees with exact patching: `spearman` over the
+    `pairs` of the minimal set, and of the pairs that it held for strongest those whose interaction has the sign that it
+    said."""
+
+    features: int
+    draws: int
+    rank: int
+    r2: Estimate
+    additive: Estimate
+    gain: Estimate
+    pairs: int
+    spearman: Estimate
+    same_sign: Estimate
 
 
 class Result(StudyResult):
@@ -110,6 +129,7 @@ class Result(StudyResult):
     dormant: tuple[DormantRow, ...]
     pairs: tuple[PairRow, ...]
     pairs_tested: int
+    screening: Screening | None = None
 
 
 _TESTS: dict[Kind, tuple[str, str, str]] = {
@@ -310,9 +330,23 @@ def _pair_section(result: Result) -> Section:
     ]
     columns = "first | second | > together less the sum of each: nats | > p adjusted: sign flips, Holm over all pairs"
     blocks: tuple[Block, ...] = (Text("No pair was tested."),)
+    if found := result.screening:
+        columns += " | > estimate: of the factorisation machine, nats"
+        rows = [[*row, measure(pair.estimate)] for row, pair in zip(rows, result.pairs, strict=True)]
+        note = (
+            f"{found.features} features have too many pairs to test each. A factorisation machine of {found.rank} "
+            f"factors, fitted to what {found.draws} parts of them do to the selection prompts, named the strongest. Of "
+            f"parts that it had not seen it explains {rate_text(found.r2)} of the variance, an additive fit "
+            f"{rate_text(found.additive)} (gain {points_text(found.gain)} points): without a gain its pairs mean "
+            f"nothing. Its rank correlation with exact patching over the {found.pairs} pairs of the minimal set is "
+            f"{estimate_text(found.spearman)}; of the {found.same_sign.n} other pairs that it named, "
+            f"{rate_text(found.same_sign)} have the sign that it said."
+        )
+        blocks = (Text(note),)
     if rows:
         caption = f"The {len(rows)} strongest of {result.pairs_tested} pairs, each suppressed alone and together."
-        blocks = (Table.of("Interactions", columns, rows, caption=caption, folded=len(rows) > 10),)
+        table = Table.of("Interactions", columns, rows, caption=caption, folded=len(rows) > 10)
+        blocks = (*(blocks if result.screening else ()), table)
     intro = (
         "Above zero, each feature makes up for the loss of the other; below, what one does goes through the other, or "
         "both run into the same limit. Intervals that hold zero show no interaction."
