@@ -62,6 +62,8 @@ class Selection:
         work = self.work
 
         def compute() -> tuple[float, ...]:
+            if not len(features):
+                return ()
             found = activations.mean_max_activations(work.model, work.suite, self.harmful, features.features)
             return tuple(found.tolist())
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from demur.studies.harden.results import ChoiceRow
 
 KNOWS, BLIND = "knows the probe", "does not know the probe"
+_KEY = "The probe fires; the attack gets through the hardened model. With 95 % intervals."
 TOWARDS, ANYWHERE = "against the probe", "in a random direction"
 
 
@@ -220,7 +221,11 @@ def sections(result: AuditResult) -> tuple[Section, ...]:
             "Wordings",
             (
                 _table("Random search over wordings", "wordings tried", result.wordings),
-                Chart("What wordings get through", lambda: _chart(result.wordings, "wordings tried for each request")),
+                Chart(
+                    "What wordings get through",
+                    lambda: _chart(result.wordings, "wordings tried for each request"),
+                    _KEY,
+                ),
                 Text(
                     "An attacker who does not know the probe only looks for wordings that are not refused. What would "
                     "refute that the probe is a weak point of its own: both getting through alike.",
@@ -234,7 +239,7 @@ def sections(result: AuditResult) -> tuple[Section, ...]:
             "Pushes",
             (
                 _table("The residual pushed where the probe reads it", "length, share of the norm", result.pushes),
-                Chart("What pushes get through", lambda: _chart(result.pushes, "length, share of the norm")),
+                Chart("What pushes get through", lambda: _chart(result.pushes, "length, share of the norm"), _KEY),
             )
             if result.pushes
             else (),
@@ -272,12 +277,15 @@ def _table(title: str, size: str, rows: Sequence[AuditRow]) -> Table:
     return Table.of(title, heads + "> succeeds on the hardened model", cells)
 
 
+_SHORT = {KNOWS: "knows it", BLIND: "does not", TOWARDS: "against it", ANYWHERE: "random"}
+
+
 def _chart(rows: Sequence[AuditRow], x_title: str) -> Any:
     series: list[charts.Series] = []
     for name in dict.fromkeys(row.attacker for row in rows):
-        for measure, what in (("flagged", "probe fires"), ("hardened", "succeeds on the hardened model")):
+        for measure, what in (("flagged", "fires"), ("hardened", "through")):
             points = tuple(charts.Point.of(r.size, getattr(r, measure)) for r in rows if r.attacker == name)
-            series.append(charts.Series(f"{what}; {name}", points))
+            series.append(charts.Series(f"{what}; {_SHORT[name]}", points))
     return charts.line_chart(series, x_title=x_title, y_title="requests")
 
 
