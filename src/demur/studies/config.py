@@ -278,6 +278,8 @@ class CostOptions(Options):
 class SideEffectOptions(CostOptions):
     """What is measured besides refusal, and what the model still knows."""
 
+    group: ClassVar[str] = "Side effects"
+
     knowledge: bool = True
     """Ask the model whether each test request is harmful."""
 
