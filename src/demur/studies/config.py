@@ -263,7 +263,7 @@ class OverRefusalOptions(Options):
     """Over-refusal prompts to use."""
 
 
-class SideEffectOptions(OverRefusalOptions):
+class CostOptions(OverRefusalOptions):
     """What is measured besides refusal."""
 
     group: ClassVar[str] = "Side effects"
@@ -274,14 +274,21 @@ class SideEffectOptions(OverRefusalOptions):
     """Texts to use."""
     text_tokens: int = Field(default=128, ge=2)
     """Tokens of each text to use."""
-    knowledge: bool = True
-    """Ask the model whether each test request is harmful."""
     tasks: tuple[str, ...] = ()
     """Tasks of lm-evaluation-harness, or YAML files of tasks, to run under each method; repeatable (extra `eval`)."""
     task_limit: int | None = Field(default=None, ge=1)
     """Questions of each task (default: all)."""
     resamples: int = Field(default=2000, ge=100)
     """Resamples of every bootstrap."""
+
+
+class SideEffectOptions(CostOptions):
+    """What is measured besides refusal, and what the model still knows."""
+
+    group: ClassVar[str] = "Side effects"
+
+    knowledge: bool = True
+    """Ask the model whether each test request is harmful."""
 
 
 class TuneOptions(Options):

@@ -21,7 +21,7 @@ from demur.method.interventions import Compiled
 from demur.model import Items, TokenizedPrompt
 from demur.runs import KindOf
 from demur.stats import Estimate, auroc, bootstrap_mean, mean_of_runs, wilson
-from demur.studies.config import OverRefusalOptions, SideEffectOptions
+from demur.studies.config import CostOptions, OverRefusalOptions
 from demur.studies.context import Change, Context, JudgedAnswers, Workspace
 from demur.studies.results import Knowledge, SideEffects
 from demur.types import Answer, Outcome, PromptSet, text_key
@@ -39,7 +39,7 @@ class SideInputs:
     over_refusal: PromptSet | None
 
     @classmethod
-    def read(cls, options: SideEffectOptions, context: Context[Any]) -> Self:
+    def read(cls, options: CostOptions, context: Context[Any]) -> Self:
         """Everything that the configuration names. Raises InputError: a file cannot be read, holds nothing to measure,
         or a task cannot be found; DemurError: tasks are asked for without the extra that they need."""
         bundled = context.config.model is None
@@ -53,7 +53,7 @@ class SideInputs:
         return cls(tuple(texts), over_refusal_prompts(options, context))
 
 
-def _texts(config: SideEffectOptions, *, bundled: bool) -> tuple[str, ...]:
+def _texts(config: CostOptions, *, bundled: bool) -> tuple[str, ...]:
     """Plain text: of each configured source as many, or the bundled model's own."""
     if config.text:
         share = math.ceil(config.n_text / len(config.text))
@@ -108,7 +108,7 @@ class SideEffectMeter:
     """
 
     work: Workspace[Any]
-    options: SideEffectOptions
+    options: CostOptions
     clean: JudgedAnswers
     texts: Items = ()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from random import Random
@@ -19,7 +19,7 @@ from demur.studies.config import FindConfig, Options, Sources
 from demur.studies.jailbreaks.effects import adjusted, group_rows, test_rows
 from demur.studies.jailbreaks.results import AttackRow, Drop, JailbreaksResult, Outcomes, PairRow
 from demur.studies.jailbreaks.sections import jailbreak_sections
-from demur.types import Outcome, Prompt, PromptSet, Verdict, text_key
+from demur.types import ChoosingSplits, Outcome, Prompt, PromptSet, Verdict, text_key
 
 if TYPE_CHECKING:
     from demur.studies.context import Context, JudgedAnswers
@@ -29,7 +29,7 @@ FRAMINGS = "framings"
 """Name of the built-in wrappers and suffixes."""
 
 
-class AttackSources(Options):
+class AttackOptions(Options):
     """Which adversarial prompts are tried on the model."""
 
     group: ClassVar[str] = "Attacks"
@@ -43,10 +43,10 @@ class AttackSources(Options):
     """Templates around each harmful test prompt."""
 
 
-class AttackOptions(AttackSources):
-    """What is tried on the model, and explained."""
+class ExplainOptions(Options):
+    """Which attacks are looked at one by one."""
 
-    group: ClassVar[str] = "Attacks"
+    group: ClassVar[str] = "Succeeded attacks one by one"
 
     n_explain: int = Field(default=30, ge=0)
     """Succeeded attacks that are explained one by one; 0 leaves that out."""
@@ -60,7 +60,7 @@ class AttackOptions(AttackSources):
     """Steps of a walk; of longer texts several words are added at a time."""
 
 
-class Config(FindConfig, AttackOptions):
+class Config(FindConfig, AttackOptions, ExplainOptions):
     """F* on harmful prompts, and what becomes of it under attack."""
 
 
@@ -74,7 +74,8 @@ def run(context: Context[Any]) -> JailbreaksResult:
     context.watch_coherence([answer for each in found.clean.answers["tuning"] for answer in each.answers])
     gauge = Gauge.of(context, found)
     with context.timed("attacks"):
-        attacked = _Attacked.by(context)
+        attacks, splits = configured_attacks(context.config.attacks), context.splits
+        attacked = Attacked.by(context, attacks, splits.test.harmful, used_texts(splits.choosing))
         pairs, padded = _measured(context, gauge, attacked)
     succeeded = [pair for pair, row in zip(attacked.pairs, pairs, strict=True) if row.outcome == "succeeded"]
     with context.timed("local explanations"):
@@ -137,13 +138,19 @@ class Offered(NamedTuple):
     pairs: tuple[AttackPair, ...]
 
 
-def offered_attacks(context: Context[Any]) -> list[Offered]:
-    """The configured attacks on the harmful test prompts, without what chose anything. Raises InputError: nothing is
-    left of any of them."""
-    config, prompts = context.config, context.splits.test.harmful
-    known = {text_key(p.text) for _, split in context.splits.choosing for _, each in split for p in each.prompts}
+def used_texts(splits: ChoosingSplits) -> set[str]:
+    """Keys of the texts of all prompts that choose."""
+    return {text_key(prompt.text) for _, split in splits for _, each in split for prompt in each.prompts}
+
+
+def offered_attacks(
+    context: Context[Any], attacks: Iterable[Attack], prompts: PromptSet, known: Set[str]
+) -> list[Offered]:
+    """Attacks with their own prompts, or around `prompts`; pairs with a text in `known` (keys of texts that chose
+    something) are left out. Raises InputError: nothing is left to measure of any of them."""
+    config = context.config
     offered: list[Offered] = []
-    for attack in configured_attacks(config.attacks):
+    for attack in attacks:
         fitting, too_long = _fitting(context, attack, prompts)
         free = tuple(p for p in fitting.pairs if not known & {text_key(p.text), text_key(p.plain or p.text)})
         if not (free or fitting.templates):
@@ -161,7 +168,7 @@ def offered_attacks(context: Context[Any]) -> list[Offered]:
 
 
 @dataclass(frozen=True)
-class _Attacked:
+class Attacked:
     """The pairs whose plain prompt is refused, and the answers to their adversarial prompts."""
 
     pairs: tuple[AttackPair, ...]
@@ -171,8 +178,9 @@ class _Attacked:
     rows: tuple[AttackRow, ...]
 
     @classmethod
-    def by(cls, context: Context[Config]) -> _Attacked:
-        offered = offered_attacks(context)
+    def by(cls, context: Context[Any], attacks: Iterable[Attack], prompts: PromptSet, known: Set[str]) -> Attacked:
+        """Attacks as `offered_attacks` leaves them."""
+        offered = offered_attacks(context, attacks, prompts, known)
         every = [pair for *_, made in offered for pair in made]
         requests = {text_key(p.plain): Prompt(id=f"plain:{p.id}", text=p.plain) for p in reversed(every) if p.plain}
         plain = {pair.id: requests[text_key(pair.plain)] for pair in every if pair.plain}
@@ -208,7 +216,7 @@ def _fitting(context: Context[Any], attack: Attack, prompts: PromptSet) -> tuple
 
 
 def fits(context: Context[Any], text: str) -> bool:
-    """Whether a prompt fits the model's context, with its answer."""
+    """Whether a prompt and its answer fit the model's context."""
     limit = context.model.max_context
     return limit is None or len(context.model.chat.tokenize(text)) + context.config.max_new_tokens <= limit
 
@@ -236,7 +244,7 @@ def _spread(pairs: Sequence[AttackPair], count: int) -> list[AttackPair]:
 # -- drops ---------------------------------------------------------------------------------------------------------
 
 
-def _measured(context: Context[Config], gauge: Gauge, attacked: _Attacked) -> tuple[list[PairRow], Estimate]:
+def _measured(context: Context[Config], gauge: Gauge, attacked: Attacked) -> tuple[list[PairRow], Estimate]:
     """Drops of every pair and of its shams, and the refusal rate of the padded requests."""
     pairs = attacked.pairs
     plain = PromptSet(name="plain", prompts=tuple({p.id: p for p in attacked.plain.values()}.values()))

@@ -11,7 +11,7 @@ from demur.errors import InputError
 from demur.stats import Estimate, wilson
 from demur.studies.base import Study
 from demur.studies.config import FindConfig, Options, OverRefusalOptions, Sizes, Sources
-from demur.studies.jailbreaks import AttackSources, outcome_of
+from demur.studies.jailbreaks import AttackOptions, outcome_of
 from demur.studies.probes.results import (
     BOTH,
     CENTROIDS,
@@ -62,7 +62,7 @@ class ProbeOptions(Options):
     """Also report accuracies by the paper's labels (section 4.4), in which succeeded attacks count as benign."""
 
 
-class Config(FindConfig, AttackSources, OverRefusalOptions, ProbeOptions):
+class Config(FindConfig, AttackOptions, OverRefusalOptions, ProbeOptions):
     """F*, harm and refusal features, and probes on them and on everything that they should be compared with."""
 
     # More than elsewhere: the negatives of the tuning split set the thresholds.

@@ -14,7 +14,7 @@ from demur import data
 from demur.data import AttackPair, adversarial_prompts
 from demur.errors import InputError
 from demur.studies.context import Context
-from demur.studies.jailbreaks import fits, offered_attacks
+from demur.studies.jailbreaks import configured_attacks, fits, offered_attacks, used_texts
 from demur.studies.pipeline import Found
 from demur.studies.probes.results import Kind
 from demur.studies.side_effects import over_refusal_prompts
@@ -107,7 +107,8 @@ def measured_sets(context: Context[Any]) -> Sets:
 
 
 def _attack_sets(context: Context[Any]) -> Iterator[Group]:
-    for attack, _, _, pairs in offered_attacks(context):
+    attacks, splits = configured_attacks(context.config.attacks), context.splits
+    for attack, _, _, pairs in offered_attacks(context, attacks, splits.test.harmful, used_texts(splits.choosing)):
         if not pairs:
             continue
         family = attack.name.partition("/")[0]
