@@ -25,7 +25,7 @@ def probe_sections(result: ProbesResult) -> tuple[Section, ...]:
     doubts = tuple(Text(warning, "warning") for warning in result.warnings)
     sections = (
         Section("Verdict", (*_verdict(result), *_doubts(result), *doubts), brief=True),
-        _caught(result),
+        *_caught(result),
         _benign(result),
         _held_out(result),
         _long(result),
@@ -102,7 +102,7 @@ def _share_table(
     return Table.of(title, heads, rows, caption=caption, strong=_strong(result, names), folded=folded)
 
 
-def _caught(result: ProbesResult) -> Section:
+def _caught(result: ProbesResult) -> Iterator[Section]:
     attacks = [row.name for row in _sets(result, "attack")]
     columns = ["plain harmful", *attacks, *([ALL] if len(attacks) > 1 else [])]
     caption = (
@@ -113,17 +113,13 @@ def _caught(result: ProbesResult) -> Section:
         _share_table(result, f"Harmful prompts flagged at {fmt.percent(fpr)} FPR", columns, fpr, caption, fpr != 0.01)
         for fpr in FPRS
     ]
-    return Section(
+    yield Section(
         "Is the request harmful?",
-        (
-            tables[0],
-            _matched(result),
-            tables[1],
-            *_ranking(result, "harmful"),
-        ),
+        (tables[0],),
         brief=True,
         intro="Positives are harmful by the data's labels, whether the model refuses them or not.",
     )
+    yield Section("Which representation wins?", (_matched(result), tables[1], *_ranking(result, "harmful")))
 
 
 def _matched(result: ProbesResult) -> Table:
@@ -185,7 +181,7 @@ def _benign(result: ProbesResult) -> Section:
         "The false-positive rate that really came out. The threshold knows plain benign prompts only; every column "
         "above its 1 % is a kind of benign prompt on which a guard would raise more alarms than promised.",
     )
-    return Section("False alarms", (table,), brief=True)
+    return Section("False alarms", (table,))
 
 
 def _held_out(result: ProbesResult) -> Section:
@@ -258,7 +254,7 @@ def _streaming(result: ProbesResult) -> Section:
         caption="The threshold stops no benign validation answer. Wrapped prompts are benign "
         "requests in the attacks' texts. Scores come from the pass that writes the token.",
     )  # fmt: skip
-    return Section("Streaming", (table,), brief=True)
+    return Section("Streaming", (table,))
 
 
 def _cascade(result: ProbesResult) -> Section:
