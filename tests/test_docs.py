@@ -44,6 +44,8 @@ SMALL = {
 }
 """Laid over every study that the docs run: what is tested is that the command works."""
 SMALL_BENCHMARK = {"--methods": "actdiff", "--n-text": "4", "--n-over-refusal": "4", "--resamples": "100"}
+SMALL_HARDEN = {"--multiples": "1", "--amplify": "2", "--turn-down": "0", "--n-attacks": "12", "--n-over-refusal": "4"}
+SMALL_AUDIT = {"--n-requests": "3", "--queries": "2", "--radii": "0.1"}
 SMALL_PYTHON = {
     "demur.load_prompts()": 'demur.load_prompts(n="10,4,4,4")',
     "k=20)": "k=20, k0=3, direction_layer=6, max_new_tokens=8)",
@@ -191,6 +193,8 @@ def small(words: tuple[str, ...]) -> list[str]:
     known = STUDIES[words[0]].config.model_fields
     sizes = {option: value for option, value in SMALL.items() if option.strip("-").replace("-", "_") in known}
     sizes |= SMALL_BENCHMARK if words[0] == "benchmark" else {}
+    sizes |= SMALL_HARDEN if words[0] in ("harden", "audit") else {}
+    sizes |= SMALL_AUDIT if words[0] == "audit" else {}
     if "--tune" in words:
         sizes["--tune"] = "1"
     return [*words, *(part for option, value in sizes.items() for part in (option, value))]

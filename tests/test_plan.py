@@ -309,3 +309,15 @@ def test_a_download_adds_up_the_files_that_a_model_needs(monkeypatch: pytest.Mon
     assert code == 0, error
     assert asked == [("own/name", "r1")]
     assert "download: model 123 bytes" in " ".join(out.split())
+
+
+def test_suites_that_are_compared_are_planned_without_being_read() -> None:
+    entry = STUDIES["dictionaries"]
+    small = {"n": "8,4,4,4", "max_new_tokens": 4, "n_exact": 0, "k": 3, "k0": 2, "conversations": 8}
+    one = count_work(entry, entry.config.model_validate(small), COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS)
+    names = ("trained on the chat model", "trained before safety training")
+    assert set(names) <= set(one)
+    # The second suite's conversations were run before, and so were its ablations: they do not depend on the SAE.
+    assert one[names[0]].tokens > one[names[1]].tokens > 0
+    more = entry.config.model_validate(small | {"against": ("absent/one", "absent/two")})
+    assert {"absent/one", "absent/two"} <= set(count_work(entry, more, COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS))

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from demur.errors import InputError
-from demur.guard import Guard, ModelName
-from demur.model import ChatModel
+from demur.guard import Guard, ModelName, Probe, Reading, read_prompts
+from demur.model import ChatModel, Region
+from demur.saes import DenseSae, Suite
 from demur.testing import planted
+from demur.types import FeatureId
 
 
 def test_scores_tell_the_four_cases(made, guard: Guard) -> None:
@@ -25,6 +27,15 @@ def test_scores_tell_the_four_cases(made, guard: Guard) -> None:
     assert [each.verdict for each in never.score([harmful[0], harmless[0]])] == ["jailbreak", "harmless"]
     always = replace(guard, refuse=replace(guard.refuse, weights=0 * guard.refuse.weights, bias=9.0))
     assert [each.verdict for each in always.score([harmful[0], harmless[0]])] == ["refused", "over-refusal"]
+
+
+def test_a_refusal_that_is_less_sure_than_usual_is_none(made, guard: Guard) -> None:
+    text = made.truth.harmful.texts[0]
+    score = guard.score([text])[0]
+    usual = {**guard.thresholds, "refusing": {"0.95": (1 + score.refuse) / 2}}
+    assert [each.score([text])[0].verdict for each in (guard, replace(guard, thresholds=usual))] == [
+        "refused", "jailbreak"
+    ]  # fmt: skip
 
 
 def test_thresholds_go_by_the_chosen_rate(made, guard: Guard) -> None:
@@ -51,6 +62,10 @@ def test_explanations_name_the_features_and_tokens(made, guard: Guard) -> None:
     loudest = max(found.tokens, key=lambda token: token.harm)
     assert loudest.text.strip() in text
     assert all(token.harm == token.refusal == 0 for token in found.tokens[:3]), "BOS and header"
+    loud = replace(guard, rows={n: replace(rows, b_enc=rows.b_enc + 1e6) for n, rows in guard.rows.items()})
+    shown = loud.explain(text).tokens
+    regions = made.model.chat.tokenize(text).regions
+    assert [token.harm > 0 for token in shown] == [region >= Region.INSTRUCTION for region in regions]
     best = found.features[0]
     assert best.feature in made.truth.truth.causal
     # What features add, with the bias, is the explaining probe's logit.
@@ -81,6 +96,25 @@ def test_a_saved_guard_scores_as_before(made, guard: Guard, tmp_path) -> None:
     assert "90% [60–98]" in (folder / "README.md").read_text()
     guard.save(folder)
     assert Guard.load(folder, made.model).score(texts) == guard.score(texts)
+
+
+def test_features_of_a_topk_dictionary_are_kept_with_what_they_need(made, guard: Guard, tmp_path) -> None:
+    """Whether one is active depends on the whole encoder."""
+    generator = torch.Generator().manual_seed(0)
+    w_enc, w_dec = torch.randn(64, 20, generator=generator), torch.randn(20, 64, generator=generator)
+    w_enc[0] = 0  # The constant.
+    sae = DenseSae(1, w_enc, torch.zeros(20), None, w_dec, 4, torch.zeros(64))
+    suite = Suite.from_dense({1: sae})
+    features = (FeatureId(1, 7), FeatureId(1, 3))
+    reading = Reading(kind="features", features=features, pooling="max")
+    probe = Probe(reading, np.array([0.01, -0.02], dtype=np.float32), 0.1)
+    other = replace(guard, harm=probe, sparse=None, rows={1: suite[1].rows([7, 3])})
+    texts = [*made.truth.harmful.texts[:3], *made.truth.harmless.texts[:3]]
+    (values,) = read_prompts(made.model, texts, [reading], suite)
+    expected = probe.probability(values)
+    assert len(set(expected.tolist())) > 1
+    for each in (other, Guard.load(other.save(tmp_path / "topk"), made.model)):
+        assert [score.harmful for score in each.score(texts)] == pytest.approx(expected.tolist())
 
 
 @pytest.mark.parametrize("name", ["guard.json", "guard.safetensors", "README.md"])

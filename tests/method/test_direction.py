@@ -306,3 +306,8 @@ def test_a_start_skips_the_layers_before_it(model: ChatModel) -> None:
     for hook in hooks:
         hook.remove()
     assert sorted(set(seen)) == list(range(2, model.n_layers))
+
+
+def test_residuals_that_differ_by_rounding_are_one_cluster() -> None:
+    points = torch.eye(3)[[0, 1, 2, 0, 1, 2]] + 1e-6 * torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    assert cluster_directions(points, torch.zeros(3), 5).shape == (3, 3)

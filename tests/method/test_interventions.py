@@ -21,12 +21,13 @@ from demur.method.interventions import (
     PerPrompt,
     ScaleFeatures,
     SetFeatures,
+    conditional,
     intervention_id,
 )
-from demur.model import Batch, ChatModel, count_hooks, hooked
+from demur.model import Batch, ChatModel, Region, count_hooks, hooked
 from demur.saes import Suite
 from demur.testing import FAMILIES, tiny_model, tiny_suite
-from demur.types import FeatureId
+from demur.types import FeatureId, Prompt
 
 TEXTS = ["Hi", "Tell me how to bake bread", "Explain the rules of chess to a child"]
 IDS = ["0", "1", "2"]
@@ -556,3 +557,71 @@ def test_holding_some_tokens_of_one_prompt_leaves_scaling_of_all_in_place() -> N
         with change.on(batch):
             found = model.last_logits(batch)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+# -- changes of some prompts only ----------------------------------------------------------------------------------
+
+
+def test_a_conditional_change_is_the_change_on_its_prompts_and_nothing_on_the_others() -> None:
+    """Of features and of the residual alike, in one batch of prompts of different lengths."""
+    model, suite = setup()
+    prompts = [Prompt(id=name, text=text) for name, text in zip(IDS, TEXTS, strict=True)]
+    batch = model.batch(model.tokenize(prompts))
+    push = AddDirection(torch.ones(model.d_model), 1, 3.0)
+    pull = AblateDirection(torch.ones(model.d_model))
+    scale = ScaleFeatures((FeatureId(1, 3), FeatureId(2, 5)), -3.0)
+    with torch.inference_mode():
+        clean = model.last_logits(batch)
+        for change in ((push,), (pull,), (scale,), (scale, push)):
+            with Compiled(model, suite, change).on(batch):
+                always = model.last_logits(batch)
+            own = conditional(change, prompts, [True, False, True])
+            with Compiled(model, suite, [own]).on(batch):
+                found = model.last_logits(batch)
+            assert not torch.equal(always[1], clean[1])
+            torch.testing.assert_close(found[1], clean[1], rtol=0, atol=0)
+            torch.testing.assert_close(found[[0, 2]], always[[0, 2]], rtol=1e-5, atol=1e-5)
+
+
+def test_a_conditional_change_goes_on_while_answers_are_written() -> None:
+    model, _ = setup()
+    prompts = [Prompt(id=name, text=text) for name, text in zip(IDS, TEXTS, strict=True)]
+    push = AddDirection(torch.linspace(-1, 1, model.d_model), 1, 30.0)
+    clean = model.generate(prompts, max_new_tokens=6).texts
+    with model.intervene(push):
+        always = model.generate(prompts, max_new_tokens=6).texts
+    with model.intervene(conditional(push, prompts, [False, True, True]).bind()):
+        found = model.generate(prompts, max_new_tokens=6).texts
+    assert found == (clean[0], *always[1:])
+    assert clean[1:] != always[1:]
+
+
+def test_a_conditional_change_needs_a_truth_value_for_each_prompt() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        conditional(ScaleFeatures((), 0.0), [Prompt(id="a", text="x"), Prompt(id="b", text="y")], [True])
+    nested = PerPrompt({"a": (PerPrompt({}),)})
+    with pytest.raises(InputError, match="inside another one"):
+        nested.of_residual()
+
+
+@pytest.mark.parametrize("change", ["features", "residual"])
+def test_a_change_of_the_prompt_leaves_given_answers_alone(change: str) -> None:
+    """The answer's tokens keep their residuals where only they could change: after the layer itself."""
+    model, suite = setup()
+    layer = 1
+    made: Any = {
+        "features": SetFeatures((FeatureId(layer, 3),), 40.0, "prompt"),
+        "residual": AddDirection(torch.ones(model.d_model), layer, 5.0, "prompt"),
+    }[change]
+    items = [model.chat.tokenize(Prompt(id=str(n), text=t), "An answer.") for n, t in enumerate(TEXTS[:2])]
+    batch = model.batch(items)
+    with torch.inference_mode(), model.capture([layer]) as before:
+        model.logits(batch, 1)
+        clean = before[layer].clone()
+    with torch.inference_mode(), Compiled(model, suite, [made]).on(batch), model.capture([layer]) as after:
+        model.logits(batch, 1)
+        changed = (after[layer] != clean).any(-1)
+    answer = batch.within((Region.RESPONSE,))
+    assert answer.any()
+    assert not changed[answer].any()
+    assert changed[batch.real & ~answer].all()

@@ -29,7 +29,7 @@ from demur.types import FeatureField, FeatureId, Prompt, Value, by_layer
 Verdicts = Literal["harmless", "refused", "jailbreak", "over-refusal"]
 Axis = Literal["harmful", "refuse"]
 REFUSING = 0.5
-"""The model is expected to refuse where the calibrated probability is above this."""
+"""The model is expected to refuse where the probability is above this, if the guard has no threshold of its own."""
 DEFAULT_FPR = 0.01
 _SAMPLED = 257
 """Values of each weight that go into a model's fingerprint."""
@@ -60,7 +60,7 @@ class ModelName(Value):
         commit = str(getattr(model.hf.config, "_commit_hash", None) or "")
         local = folder.is_dir()
         return cls(
-            name=folder.resolve().name if local else model.name,
+            name="/".join(folder.resolve().parts[-2:]) if local else model.name,
             revision="" if local else commit,
             fingerprint=state.hexdigest(),
         )
@@ -147,7 +147,8 @@ class Guard:
     """Scores prompts, and answers while they are written, for the one model that it was fitted on.
 
     `thresholds` are probabilities by axis and by false-positive rate on validation negatives: `thresholds["harmful"]`
-    is `{"0.01": t, …}`. `fpr` says which of them flags. `rows` are encoder rows of the features that are read.
+    is `{"0.01": t, …}`. `fpr` says which of them flags. `thresholds["refusing"]` is `{"0.95": t}`: 95 % of the
+    validation prompts that the model refused are above it. `rows` are encoder rows of the features that are read.
     """
 
     model: ChatModel
@@ -182,6 +183,11 @@ class Guard:
         """Probability of harm above which a prompt is flagged."""
         return self.thresholds["harmful"][f"{self.fpr:g}"]
 
+    @property
+    def refusing(self) -> float:
+        """Probability of refusal above which the model is expected to refuse as it does plain requests."""
+        return self.thresholds.get("refusing", {}).get("0.95", REFUSING)
+
     @cached_property
     def _scoring(self) -> Reader:
         return Reader(self.model, (self.harm.reading, self.refuse.reading), self.rows)
@@ -210,7 +216,7 @@ class Guard:
     def _score(self, harmful: float, refuse: float) -> GuardScore:
         flagged = harmful > self.threshold
         return GuardScore(
-            harmful=harmful, refuse=refuse, flagged=flagged, verdict=verdict_of(flagged, refuse > REFUSING)
+            harmful=harmful, refuse=refuse, flagged=flagged, verdict=verdict_of(flagged, refuse > self.refusing)
         )
 
     def explain(self, prompt: Prompt | str, top: int = 10) -> Explanation:

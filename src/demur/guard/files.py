@@ -77,10 +77,6 @@ class _Stored(Value):
 
 def save_guard(guard: Guard, folder: Path) -> Path:
     """Write a guard into a folder; see `Guard.save`."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder for the guard")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / JSON).is_file():
-        raise InputError(f"{folder} holds other files and no {JSON}; name an empty folder, or that of a guard")
     probes = _probes(guard)
     arrays = {f"{name}.weights": torch.from_numpy(probe.weights) for name, probe in probes.items()}
     arrays |= {f"rows.{rows.layer}.{name}": tensor for rows in guard.rows.values() for name, tensor in _tensors(rows)}
@@ -104,17 +100,24 @@ def save_guard(guard: Guard, folder: Path) -> Path:
         points=guard.points,
         files={ARRAYS: hashlib.sha256(packed).hexdigest(), CARD: hashlib.sha256(card.encode()).hexdigest()},
     )
+    _write(folder, stored.model_copy(update={"digest": stored.own_digest()}), packed, card.encode())
+    return folder
+
+
+def _write(folder: Path, stored: _Stored, packed: bytes, card: bytes) -> None:
+    """Write the three files. A folder that is left half-written is refused: the hashes come last."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for the guard")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / JSON).is_file():
+        raise InputError(f"{folder} holds other files and no {JSON}; name an empty folder, or that of a guard")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # A folder that is left half-written is refused: the hashes come last.
         (folder / JSON).unlink(missing_ok=True)
         (folder / ARRAYS).write_bytes(packed)
-        (folder / CARD).write_bytes(card.encode())
-        stored = stored.model_copy(update={"digest": stored.own_digest()})
+        (folder / CARD).write_bytes(card)
         write_text(folder / JSON, stored.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise InputError(f"cannot write the guard to {folder}: {error.strerror}") from error
-    return folder
 
 
 def _probes(guard: Guard) -> dict[str, Probe]:
@@ -166,6 +169,19 @@ def _read_by(probe: Probe) -> str:
     return f"{what}, pooled by {reading.pooling}"
 
 
+def copy_guard(source: Path, out: Path) -> ModelName:
+    """Copy a whole guard into another folder, every file compared with its hash, and say whose it is. Raises
+    InputError: as `Guard.load` and `Guard.save`."""
+    if not (source / JSON).is_file():
+        raise InputError(
+            f"there is no guard in {source.parent}; RUN is the folder of a finished `demur probes` (its --out)"
+        )
+    stored, packed = _checked(source)
+    card = _bytes(source / CARD)
+    _write(out, stored, packed, card)
+    return stored.model
+
+
 # -- reading -------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +199,11 @@ def load_guard(folder: Path, model: ChatModel, fpr: float) -> Guard:
         return _guard(stored, arrays, model, fpr)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder / ARRAYS} does not hold what {JSON} says ({error}); fit the guard again") from error
+
+
+def guard_model(folder: str | Path) -> ModelName:
+    """Whose guard a folder holds. Raises InputError: a file is missing, cut or changed."""
+    return _checked(Path(folder))[0].model
 
 
 def _checked(folder: Path) -> tuple[_Stored, bytes]:

@@ -17,7 +17,7 @@ from demur.guard.readings import Reading, Values
 
 Penalty = Literal["l1", "l2"]
 STRENGTHS: dict[Penalty, tuple[float, ...]] = {
-    "l2": tuple(10.0**power for power in range(-5, 3)),
+    "l2": tuple(10.0**power for power in range(-4, 2)),
     "l1": tuple(10.0**power for power in np.arange(-2, 2.5, 0.5)),
 }
 """Inverse strengths of regularisation (scikit-learn's C) to try, the strongest first."""
@@ -103,11 +103,16 @@ def fit_probe(
     mean, spread = x.mean(0), x.std(0)
     spread[spread < 1e-12] = np.inf  # What never changes says nothing.
     standard = (x - mean) / spread
+    turned = None
+    if penalty == "l2" and standard.shape[1] > len(standard):
+        # With more values than prompts the weights lie in the span of the prompts, and an l2 penalty knows no axes.
+        turned = np.linalg.svd(standard, full_matrices=False)[2]
+        standard = standard @ turned.T
     best: tuple[float, Probe] | None = None
     for strength in sorted(strengths or STRENGTHS[penalty]):
         model: Any = _logistic(strength, penalty)
         model.fit(standard, train.labels)
-        weights = model.coef_[0] / spread
+        weights = (model.coef_[0] if turned is None else model.coef_[0] @ turned) / spread
         bias = float(model.intercept_[0]) - float(weights @ mean)
         probe = Probe(reading, weights.astype(np.float32), bias, unit)
         loss = float(log_loss(validation.labels, probe.probability(validation.values), labels=[False, True]))
@@ -139,7 +144,7 @@ def _logistic(strength: float, penalty: Penalty = "l2") -> Any:
 
     if penalty == "l1":
         return LogisticRegression(C=strength, l1_ratio=1.0, solver="liblinear", max_iter=2000, random_state=0)
-    return LogisticRegression(C=strength, solver="lbfgs", tol=1e-8, max_iter=5000)
+    return LogisticRegression(C=strength, solver="lbfgs", tol=1e-6, max_iter=5000)
 
 
 def _check(reading: Reading, **sets: Labelled) -> None:

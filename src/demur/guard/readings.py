@@ -30,6 +30,9 @@ maximum over the user's words and the template's tokens after them."""
 Values = Float[np.ndarray, "prompt dim"]
 """What one reading gives, float32."""
 
+Several = list[Float[np.ndarray, "prompt _"]]
+"""What several readings give, one array each, whose widths differ."""
+
 _BLOCK = 8192
 """Features encoded at a time."""
 
@@ -111,7 +114,7 @@ class Reader:
         parts = (indices[start : start + size] for start in range(0, len(indices), size))
         return [source(layer, part).to(device) for part in parts]
 
-    def read(self, prompts: Iterable[Prompt | str], progress: Progress = None) -> list[Values]:
+    def read(self, prompts: Iterable[Prompt | str], progress: Progress = None) -> Several:
         """One float32 array `[prompt, dim]` for each reading, prompts in their order; interventions that are open act.
         Raises InputError: a prompt does not fit the model's context."""
         items = self.model.tokenize(prompts)
@@ -120,7 +123,7 @@ class Reader:
             return [np.zeros((0, self._width(reading)), dtype=np.float32) for reading in self.readings]
         return [np.stack(values) for values in zip(*rows, strict=True)]
 
-    def batch(self, batch: Batch) -> list[Values]:
+    def batch(self, batch: Batch) -> Several:
         """The same for one batch, rows in the batch's order."""
         residuals = self.model.residuals(batch, self.layers)
         with torch.no_grad():
@@ -187,6 +190,6 @@ def read_prompts(
     readings: Sequence[Reading],
     suite: Suite | Mapping[int, Rows] | None = None,
     progress: Progress = None,
-) -> list[Values]:
+) -> Several:
     """One float32 array `[prompt, dim]` for each reading, from one pass over the prompts; see `Reader`."""
     return Reader(model, readings, suite).read(prompts, progress)

@@ -58,6 +58,8 @@ class Watch:
     n_prompt: int
     """Slots of the prompts, padding among them."""
     rows: int
+    device: torch.device
+    """Where the answers' tokens are."""
     dots: list[Float[Tensor, " batch"]] = field(default_factory=list[Tensor])
     """`weights · x` of each answer token, on the CPU."""
     cut: list[int | None] = field(default_factory=list[int | None])
@@ -66,16 +68,13 @@ class Watch:
         self.cut = [None] * self.rows
 
     def stopped(self) -> Bool[Tensor, " batch"]:
-        return torch.tensor([place is not None for place in self.cut], device=self._device)
+        return torch.tensor([place is not None for place in self.cut], device=self.device)
 
     def released(self) -> Sequence[int | None]:
         return tuple(self.cut)
 
-    _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
     def see(self, weights: Float[Tensor, " d_model"], residual: Tensor, cursor: Cursor) -> Tensor:
         """Read the answer tokens of one pass; the residual stays as it is."""
-        self._device = residual.device
         first = max(self.n_prompt - cursor.start, 0)
         for slot in range(first, residual.shape[1]):
             self.dots.append((residual[:, slot].float() @ weights).cpu())
@@ -90,7 +89,7 @@ class Watch:
 @contextmanager
 def watched(model: ChatModel, stream: Stream, batch: Batch) -> Iterator[Watch]:
     """Watch the answers to a batch, with a hook on the probe's layer, while the context is open."""
-    watch = Watch(stream, batch.input_ids.shape[1], len(batch))
+    watch = Watch(stream, batch.input_ids.shape[1], len(batch), batch.input_ids.device)
     weights = torch.from_numpy(stream.probe.weights).to(model.layer_device(stream.layer))
     with model.edited({stream.layer: [partial(watch.see, weights)]}):
         yield watch

@@ -28,10 +28,11 @@ from torch import Tensor
 from demur.errors import InputError, SaeError
 from demur.model import Batch, ChatModel, Cursor, Edit, Region
 from demur.saes import Rows, Suite
-from demur.types import FeatureId
+from demur.types import FeatureId, Prompt
 
 Where = Literal["all", "prompt"]
-"""Tokens that are changed: all of them (the answer's too), or the prompt's only. Padding never is."""
+"""Tokens that are changed: all of them (the answer's too), or the prompt's only, even where an answer is given.
+Padding never is."""
 
 Change = Callable[[Tensor], Tensor]
 """`residual [batch, pos, d_model] -> residual` of one layer; padding and `where` are seen to by `Compiled`."""
@@ -209,14 +210,44 @@ class HoldFeatures(FeatureIntervention):
 
 @dataclass(frozen=True)
 class PerPrompt(Intervention):
-    """Feature interventions of its own for each prompt id; prompts that are not named are left alone."""
+    """Interventions of its own for each prompt id; prompts that are not named are left alone. Those on features act
+    first, then those on the residual."""
 
-    by_prompt: Mapping[str, tuple[FeatureIntervention, ...]]
+    by_prompt: Mapping[str, tuple[Intervention, ...]]
     name: str = "local"
 
     @property
     def label(self) -> str:
         return self.name
+
+    def features_of(self, prompt: str) -> list[FeatureIntervention]:
+        """What changes a prompt's features."""
+        return [each for each in self.by_prompt.get(prompt, ()) if isinstance(each, FeatureIntervention)]
+
+    def of_residual(self) -> list[tuple[Intervention, frozenset[str]]]:
+        """What changes the residual, each with the prompts on which it acts. Raises InputError: one of them differs by
+        prompt itself."""
+        found: dict[str, tuple[Intervention, set[str]]] = {}
+        for prompt, changes in self.by_prompt.items():
+            for change in changes:
+                if isinstance(change, PerPrompt):
+                    raise InputError(f"{self.name}: {change.id} is given for single prompts inside another one")
+                if not isinstance(change, FeatureIntervention):
+                    found.setdefault(change.id, (change, set()))[1].add(prompt)
+        return [(change, frozenset(prompts)) for change, prompts in found.values()]
+
+
+def conditional(
+    change: Intervention | Iterable[Intervention],
+    prompts: Iterable[Prompt],
+    fires: Iterable[bool],
+    *,
+    name: str = "conditional",
+) -> PerPrompt:
+    """A change that acts only on the prompts for which `fires` is true, such as those that a probe judges harmful; the
+    model does on the others what it does without it. Raises ValueError: not one truth value for each prompt."""
+    changes = (change,) if isinstance(change, Intervention) else tuple(change)
+    return PerPrompt({p.id: changes for p, acts in zip(prompts, fires, strict=True) if acts}, name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,6 +360,8 @@ class Compiled:
         for of_features, run in groupby(self.interventions, lambda e: isinstance(e, FeatureIntervention | PerPrompt)):
             group = list(run)
             self._parts += [_FeatureGroup(model, suite, group)] if of_features else [_Plain(model, e) for e in group]
+            own = (pair for each in group if isinstance(each, PerPrompt) for pair in each.of_residual())
+            self._parts += [_Plain(model, change, prompts) for change, prompts in own]
         self.layers = tuple(sorted({layer for part in self._parts for layer in part.layers}))
 
     def compile(self, model: ChatModel) -> Compiled:
@@ -384,6 +417,14 @@ def _prompt_width(batch: Batch | None) -> int:
     return 0 if batch is None else batch.input_ids.shape[1]
 
 
+def _of_prompt(batch: Batch | None) -> Callable[[Int[Tensor, " pos"]], Bool[Tensor, "row pos"]]:
+    """Tells which of some slots are the prompt's in each row: none that is generated, no token of a given answer."""
+    if batch is None:
+        return lambda slots: torch.zeros(1, len(slots), dtype=torch.bool, device=slots.device)
+    width, own = _prompt_width(batch), ~batch.within((Region.RESPONSE,))
+    return lambda slots: (slots < width) & own.to(slots.device)[:, slots.clamp(max=width - 1)]
+
+
 def _slots(cursor: Cursor, device: torch.device) -> Int[Tensor, " pos"]:
     return torch.arange(cursor.start, cursor.start + cursor.length, device=device)
 
@@ -394,25 +435,30 @@ def _replaced(old: Tensor, new: Tensor, keep: Tensor | None) -> Tensor:
 
 
 class _Plain:
-    """One intervention on the residual, kept off padding and, if it says so, off the answer."""
+    """One intervention on the residual, kept off padding, if it says so off the answer, and off the rows of all but
+    some `prompts` (None: it acts on all)."""
 
-    def __init__(self, model: ChatModel, intervention: Intervention) -> None:
+    def __init__(self, model: ChatModel, intervention: Intervention, prompts: frozenset[str] | None = None) -> None:
         self._where, self._regions = intervention.where, intervention.regions
+        self._prompts = prompts
         self.layers = tuple(intervention.acts_on(model))
         for layer in self.layers:
             _check_layer(intervention.label, layer, model)
         self._changes = {layer: intervention.change(model, layer) for layer in self.layers}
 
     def edit(self, layer: int, batch: Batch | None) -> Edit:
-        change, width = self._changes[layer], _prompt_width(batch)
+        change, width, prompts = self._changes[layer], _prompt_width(batch), _of_prompt(batch)
         regions = None if batch is None or self._regions is None else self._slots_within(self._regions, batch)
+        named = None if batch is None or self._prompts is None else [p in self._prompts for p in batch.prompt_ids]
 
         def edit(residual: Tensor, cursor: Cursor) -> Tensor:
             keep, slots = cursor.real, _slots(cursor, residual.device)
+            if named is not None:
+                keep = _both(keep, torch.tensor(named, device=slots.device)[:, None])
             if self._where == "prompt":
                 if cursor.start >= width:
                     return residual
-                keep = _both(keep, (slots < width)[None])
+                keep = _both(keep, prompts(slots))
             if regions is not None:
                 keep = _both(keep, regions.to(slots.device)[:, slots.clamp(max=width)])
             return _replaced(residual, change(residual).to(residual.dtype), keep)
@@ -462,16 +508,16 @@ class _FeatureGroup:
         return suite[layer].rows(indices).to(model.layer_device(layer))
 
     def _changes_of(self, prompt: str) -> list[FeatureIntervention]:
-        return [*self._shared, *(each for local in self._local for each in local.by_prompt.get(prompt, ()))]
+        return [*self._shared, *(each for local in self._local for each in local.features_of(prompt))]
 
     def edit(self, layer: int, batch: Batch | None) -> Edit:
-        rows, width = self._rows[layer], _prompt_width(batch)
+        rows, prompts = self._rows[layer], _of_prompt(batch)
         scales, shifts, lasting = self._affine(layer, batch)
 
         def edit(residual: Tensor, cursor: Cursor) -> Tensor:
             """`x ← x + ((s − 1)·f(x) + t) W_dec`."""
             slots = _slots(cursor, scales.device)
-            acts = (slots < width)[:, None] | lasting
+            acts = prompts(slots)[..., None] | lasting
             # What is given once, for all tokens, has one slot.
             scale, shift = (each[:, slots.clamp(max=each.shape[1] - 1)] * acts for each in (scales, shifts))
             if not (scale.any() or shift.any()):

@@ -1,7 +1,8 @@
 """What a model, intervened or not, says of given tokens: the measures of damage, in one pass each.
 
 Everything is teacher-forced: the tokens are the same whatever is done to the model, so that methods can be compared on
-them. Interventions act on every real token of a pass, the answer's included, as `where="all"` means.
+them. Interventions act on every real token of a pass, the answer's included, but for those with `where="prompt"`, which
+leave answers (and plain texts) alone.
 """
 
 from __future__ import annotations

@@ -390,7 +390,7 @@ def count_work(
         lengths: tokens of a prompt.
     """
     from demur.studies.context import open_context
-    from demur.studies.inputs import Inputs
+    from demur.studies.inputs import Inputs, other_names
 
     stages, logger = Stages(), logging.getLogger("demur")
     with ExitStack() as kept:
@@ -404,7 +404,8 @@ def count_work(
         hf: Any = _CountingModel(model.n_layers, tokenizer, stages)
         chat = ChatModel(hf, tokenizer, name="stand-in", max_batch_tokens=config.max_batch_tokens or 2048)
         splits = _splits(config, lengths.message)
-        inputs = Inputs("stand-in", "stand-ins", chat, _thin(suite), splits, _LabelJudge())
+        others = {name: _thin(suite) for name in other_names(config)}
+        inputs = Inputs("stand-in", "stand-ins", chat, _thin(suite), splits, _LabelJudge(), others=others)
         planned = _without_sources(config, folder, lengths.message)
         context = kept.enter_context(open_context(study, planned, folder / "run", inputs=inputs))
         context.seconds = stages

@@ -9,7 +9,10 @@ from demur.registry import Registry
 if TYPE_CHECKING:
     from demur.studies.base import Study
 
-_BUILTIN = ("study", "benchmark", "dictionaries", "features", "categories", "minimal", "circuit", "jailbreaks")
+_BUILTIN = (
+    "study", "benchmark", "dictionaries", "features", "categories", "minimal", "circuit", "jailbreaks", "probes",
+    "harden", "audit",
+)  # fmt: skip
 STUDIES: Registry[Study[Any, Any]] = Registry(
     "demur.studies", "study", {name: f"{__name__}.{name}:STUDY" for name in _BUILTIN}
 )

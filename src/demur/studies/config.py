@@ -251,7 +251,19 @@ class CompareOptions(Options):
         return tuple(dict.fromkeys((MAIN, *methods, *needed)))
 
 
-class SideEffectOptions(Options):
+class OverRefusalOptions(Options):
+    """Harmless prompts that look harmful."""
+
+    group: ClassVar[str] = "Side effects"
+
+    over_refusal: Sources = ()
+    """Harmless prompts that look harmful, such as xstest or or-bench-hard; repeatable (the bundled model has its
+    own)."""
+    n_over_refusal: int = Field(default=100, ge=1)
+    """Over-refusal prompts to use."""
+
+
+class CostOptions(OverRefusalOptions):
     """What is measured besides refusal."""
 
     group: ClassVar[str] = "Side effects"
@@ -262,19 +274,21 @@ class SideEffectOptions(Options):
     """Texts to use."""
     text_tokens: int = Field(default=128, ge=2)
     """Tokens of each text to use."""
-    over_refusal: Sources = ()
-    """Harmless prompts that look harmful, such as xstest or or-bench-hard; repeatable (the bundled model has its
-    own)."""
-    n_over_refusal: int = Field(default=100, ge=1)
-    """Over-refusal prompts to use."""
-    knowledge: bool = True
-    """Ask the model whether each test request is harmful."""
     tasks: tuple[str, ...] = ()
     """Tasks of lm-evaluation-harness, or YAML files of tasks, to run under each method; repeatable (extra `eval`)."""
     task_limit: int | None = Field(default=None, ge=1)
     """Questions of each task (default: all)."""
     resamples: int = Field(default=2000, ge=100)
     """Resamples of every bootstrap."""
+
+
+class SideEffectOptions(CostOptions):
+    """What is measured besides refusal, and what the model still knows."""
+
+    group: ClassVar[str] = "Side effects"
+
+    knowledge: bool = True
+    """Ask the model whether each test request is harmful."""
 
 
 class TuneOptions(Options):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from demur.method.fidelity import Replacement, Splice
     from demur.method.likelihood import TokenLoss
     from demur.model import Items, Region
-    from demur.saes import Sae, Suite
+    from demur.saes import Sae
     from demur.studies.context import Context
     from demur.studies.pipeline import Found
 
@@ -134,7 +134,8 @@ def run(context: Context[Any]) -> Result:
     found = find(context, context.splits.choosing)
     meter = _Meter(context, found)
     measured: dict[str, dict[int, _Layer]] = {}
-    for name, suite in _suites(context).items():
+    own_name = context.suite.source if context.config.model else "trained on the chat model"
+    for name, suite in {own_name: context.suite, **context.inputs.others}.items():
         with context.timed(name):
             measured[name] = {layer: meter.layer(name, suite[layer]) for layer in suite.layers}
     (first, own), *others = measured.items()
@@ -147,21 +148,6 @@ def run(context: Context[Any]) -> Result:
             if layer in layers
         ),
     )
-
-
-def _suites(context: Context[Config]) -> dict[str, Suite]:
-    """Name → suite, the studied one first. Raises SaeError: one cannot be read, or does not fit the model."""
-    from demur.saes import load_saes, load_suite
-
-    config = context.config
-    if config.model is None:
-        from demur.bundled import bundled_path
-
-        base = load_suite(bundled_path().base_saes, layers=config.layers)
-        named = {"trained on the chat model": context.suite, "trained before safety training": base}
-        return named | {source: load_saes(context.model, source, layers=config.layers) for source in config.against}
-    others = {source: load_saes(context.model, source, layers=config.layers) for source in config.against}
-    return {context.suite.source: context.suite} | others
 
 
 def _rows(name: str, layers: Mapping[int, _Layer]) -> SuiteRows:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from demur.model import Items
-    from demur.studies.context import Change
+    from demur.studies.context import Change, Workspace
     from demur.studies.pipeline import Finding, Found
 
 _Levels = list[tuple[float, ...]]
@@ -88,18 +88,8 @@ class Gauge:
         return np.array(rows, dtype=np.float64).reshape(-1, len(self.features))
 
     def p_refuse(self, prompts: PromptSet, change: Change = ()) -> np.ndarray:
-        """Probability that the answer to each prompt begins with a refusal token, shape (prompt,)."""
-        from demur.method.direction import first_token
-        from demur.method.interventions import Compiled
-
-        model = self.work.model
-
-        def compute() -> list[float]:
-            compiled = Compiled(model, self.work.suite, change)
-            return first_token(model, model.tokenize(prompts), self.refusal_ids, compiled).log_odds.sigmoid().tolist()
-
-        depends = self.work.under(change) | {"prompts": prompts.digest, "refusal_ids": self.refusal_ids}
-        return np.array(self.work.cached("p-refuse", depends, list[float], compute, "first tokens"))
+        """As `p_refuse`, of the model's refusals."""
+        return p_refuse(self.work, prompts, self.refusal_ids, change)
 
     def reduced(self, items: Items, values: Sequence[Tensor]) -> np.ndarray:
         """Levels on prompts, shape (prompt, feature), from the activations at their tokens."""
@@ -215,6 +205,21 @@ def word_effects(gauge: Gauge, texts: Mapping[str, Parts]) -> dict[str, WordEffe
     rows = np.split(tables[1], np.cumsum([len(each.words) for each in texts.values()])[:-1]) if texts else []
     gradient, ig = (gauge.token_effects(texts, method) for method in BY_GRADIENT)
     return {name: WordEffects(rows[n] - tables[0][n], gradient[n], ig[n]) for n, name in enumerate(texts)}
+
+
+def p_refuse(work: Workspace[Any], prompts: PromptSet, refusal_ids: Sequence[int], change: Change = ()) -> np.ndarray:
+    """Probability that the answer to each prompt begins with a refusal token, shape (prompt,)."""
+    from demur.method.direction import first_token
+    from demur.method.interventions import Compiled
+
+    model = work.model
+
+    def compute() -> list[float]:
+        compiled = Compiled(model, work.suite, change)
+        return first_token(model, model.tokenize(prompts), refusal_ids, compiled).log_odds.sigmoid().tolist()
+
+    depends = work.under(change) | {"prompts": prompts.digest, "refusal_ids": tuple(refusal_ids)}
+    return np.array(work.cached("p-refuse", depends, list[float], compute, "first tokens"))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ class Inputs:
     splits: Splits
     judge: Judge
     warnings: tuple[str, ...] = ()
+    others: Mapping[str, Suite] = field(default_factory=dict[str, Suite])
+    """Further suites of the same model by name, for a study that compares them (`against`)."""
 
 
 def _preset(config: StudyConfig) -> Preset | None:
@@ -63,6 +66,25 @@ def check_fit(config: StudyConfig, suite: Suite) -> None:
     the model's configuration cannot be read; SaeError: the SAEs' width or layers do not fit."""
     text = read_config(str(config.model), config.revision).get_text_config(decoder=True)
     suite.check(d_model=int(text.hidden_size), n_layers=int(text.num_hidden_layers))
+
+
+BASE_SAES = "trained before safety training"
+"""Name of the bundled SAEs that were trained on the model before it learned to refuse."""
+
+
+def other_names(config: StudyConfig) -> tuple[str, ...]:
+    """Names of the suites that a study compares with its own: what `against` names, and the bundled model's second."""
+    if not hasattr(config, "against"):
+        return ()
+    given: tuple[str, ...] = getattr(config, "against", ())
+    return given if config.model is not None else (BASE_SAES, *given)
+
+
+def _other_suites(config: StudyConfig, model: ChatModel) -> dict[str, Suite]:
+    from demur.bundled import bundled_path
+
+    sources = {name: bundled_path().base_saes if name == BASE_SAES else name for name in other_names(config)}
+    return {name: load_saes(model, source, layers=config.layers) for name, source in sources.items()}
 
 
 def outcome_judge(name: str) -> Judge:
@@ -104,10 +126,12 @@ def load_inputs(config: StudyConfig) -> Inputs:
         judge = BundledJudge() if config.judge is None else outcome_judge(config.judge)
         splits = read_splits(config)
         suite = load_suite(place.saes, layers=config.layers, average_l0=config.average_l0)
-        return Inputs("the bundled model", "the bundled SAEs", _model(config, place.model), suite, splits, judge)
+        model = _model(config, place.model)
+        others = _other_suites(config, model)
+        return Inputs("the bundled model", "the bundled SAEs", model, suite, splits, judge, others=others)
     judge = outcome_judge(config.judge or "patterns")
     splits = read_splits(config)
     suite = configured_suite(config)
     check_fit(config, suite)
     model = _model(config, str(config.model))
-    return Inputs(model.name, suite.source, model, suite, splits, judge)
+    return Inputs(model.name, suite.source, model, suite, splits, judge, others=_other_suites(config, model))

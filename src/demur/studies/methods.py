@@ -57,6 +57,19 @@ class Selection:
     def attributor(self) -> Attributor:
         return Attributor(self.work, self.found.clean, self.found.direction)
 
+    def maxima(self, features: FeatureSet) -> tuple[float, ...]:
+        """Mean maximum activation of each feature on harmful selection prompts, in the set's order."""
+        work = self.work
+
+        def compute() -> tuple[float, ...]:
+            if not len(features):
+                return ()
+            found = activations.mean_max_activations(work.model, work.suite, self.harmful, features.features)
+            return tuple(found.tolist())
+
+        depends = {"prompts": self.found.clean.used("selection").harmful.digest, "features": features.features}
+        return work.cached("maxima", depends, tuple[float, ...], compute)
+
 
 class Method:
     """A way to suppress and to induce refusal.
@@ -121,7 +134,7 @@ class FeatureMethod(Method):
 
         def values(each: FeatureSet) -> float | tuple[float, ...]:
             # Each feature, a random one too, is set to a multiple of its own maximum activation.
-            return strength if config.induce else tuple(strength * value for value in sets.maxima(each))
+            return strength if config.induce else tuple(strength * value for value in sets.given.maxima(each))
 
         return tuple((SetFeatures(each.features, values(each), config.induce_where),) for each in sets[self.name])
 
@@ -391,14 +404,3 @@ class Sets:
         work, found = self.given.work, self.given.found
         harmful = work.model.tokenize(found.clean.used("direction").harmful)
         return residuals_at(work.model, harmful, found.direction.layer, found.direction.position)
-
-    def maxima(self, features: FeatureSet) -> tuple[float, ...]:
-        """Mean maximum activation of each feature on harmful selection prompts, in the set's order."""
-        given, work = self.given, self.given.work
-
-        def compute() -> tuple[float, ...]:
-            found = activations.mean_max_activations(work.model, work.suite, given.harmful, features.features)
-            return tuple(found.tolist())
-
-        depends = {"prompts": given.found.clean.used("selection").harmful.digest, "features": features.features}
-        return work.cached("maxima", depends, tuple[float, ...], compute)

@@ -21,7 +21,7 @@ from demur.method.interventions import Compiled
 from demur.model import Items, TokenizedPrompt
 from demur.runs import KindOf
 from demur.stats import Estimate, auroc, bootstrap_mean, mean_of_runs, wilson
-from demur.studies.config import SideEffectOptions
+from demur.studies.config import CostOptions, OverRefusalOptions
 from demur.studies.context import Change, Context, JudgedAnswers, Workspace
 from demur.studies.results import Knowledge, SideEffects
 from demur.types import Answer, Outcome, PromptSet, text_key
@@ -39,7 +39,7 @@ class SideInputs:
     over_refusal: PromptSet | None
 
     @classmethod
-    def read(cls, options: SideEffectOptions, context: Context[Any]) -> Self:
+    def read(cls, options: CostOptions, context: Context[Any]) -> Self:
         """Everything that the configuration names. Raises InputError: a file cannot be read, holds nothing to measure,
         or a task cannot be found; DemurError: tasks are asked for without the extra that they need."""
         bundled = context.config.model is None
@@ -50,10 +50,10 @@ class SideInputs:
             from demur.capability import check_tasks
 
             check_tasks(options.tasks)
-        return cls(tuple(texts), _over_refusal(options, context))
+        return cls(tuple(texts), over_refusal_prompts(options, context))
 
 
-def _texts(config: SideEffectOptions, *, bundled: bool) -> tuple[str, ...]:
+def _texts(config: CostOptions, *, bundled: bool) -> tuple[str, ...]:
     """Plain text: of each configured source as many, or the bundled model's own."""
     if config.text:
         share = math.ceil(config.n_text / len(config.text))
@@ -66,7 +66,7 @@ def _texts(config: SideEffectOptions, *, bundled: bool) -> tuple[str, ...]:
     return ()
 
 
-def _over_refusal(config: SideEffectOptions, context: Context[Any]) -> PromptSet | None:
+def over_refusal_prompts(config: OverRefusalOptions, context: Context[Any]) -> PromptSet | None:
     """A sample of the harmless prompts that look harmful; those that chose anything are left out.
 
     A sample, since such sets are sorted by kind: the first rows of XSTest would be four of its ten kinds.
@@ -108,7 +108,7 @@ class SideEffectMeter:
     """
 
     work: Workspace[Any]
-    options: SideEffectOptions
+    options: CostOptions
     clean: JudgedAnswers
     texts: Items = ()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -19,7 +19,7 @@ from demur.studies.config import FindConfig, Options, Sources
 from demur.studies.jailbreaks.effects import adjusted, group_rows, test_rows
 from demur.studies.jailbreaks.results import AttackRow, Drop, JailbreaksResult, Outcomes, PairRow
 from demur.studies.jailbreaks.sections import jailbreak_sections
-from demur.types import Outcome, Prompt, PromptSet, Verdict, text_key
+from demur.types import ChoosingSplits, Outcome, Prompt, PromptSet, Verdict, text_key
 
 if TYPE_CHECKING:
     from demur.studies.context import Context, JudgedAnswers
@@ -30,7 +30,7 @@ FRAMINGS = "framings"
 
 
 class AttackOptions(Options):
-    """What is tried on the model."""
+    """Which adversarial prompts are tried on the model."""
 
     group: ClassVar[str] = "Attacks"
 
@@ -41,6 +41,13 @@ class AttackOptions(Options):
     """Adversarial prompts of each attack."""
     per_prompt: int = Field(default=4, ge=1)
     """Templates around each harmful test prompt."""
+
+
+class ExplainOptions(Options):
+    """Which attacks are looked at one by one."""
+
+    group: ClassVar[str] = "Succeeded attacks one by one"
+
     n_explain: int = Field(default=30, ge=0)
     """Succeeded attacks that are explained one by one; 0 leaves that out."""
     max_patches: int = Field(default=24, ge=1)
@@ -53,7 +60,7 @@ class AttackOptions(Options):
     """Steps of a walk; of longer texts several words are added at a time."""
 
 
-class Config(FindConfig, AttackOptions):
+class Config(FindConfig, AttackOptions, ExplainOptions):
     """F* on harmful prompts, and what becomes of it under attack."""
 
 
@@ -67,7 +74,8 @@ def run(context: Context[Any]) -> JailbreaksResult:
     context.watch_coherence([answer for each in found.clean.answers["tuning"] for answer in each.answers])
     gauge = Gauge.of(context, found)
     with context.timed("attacks"):
-        attacked = _Attacked.by(context)
+        attacks, splits = configured_attacks(context.config.attacks), context.splits
+        attacked = Attacked.by(context, attacks, splits.test.harmful, used_texts(splits.choosing))
         pairs, padded = _measured(context, gauge, attacked)
     succeeded = [pair for pair, row in zip(attacked.pairs, pairs, strict=True) if row.outcome == "succeeded"]
     with context.timed("local explanations"):
@@ -120,8 +128,47 @@ def configured_attacks(sources: Sequence[str]) -> tuple[Attack, ...]:
     return (*built_in, *read_attacks(files))
 
 
+class Offered(NamedTuple):
+    """What an attack gives to measure: how many of its rows do not fit the context, on how many something was chosen,
+    and the pairs that are left."""
+
+    attack: Attack
+    too_long: int
+    chosen_from: int
+    pairs: tuple[AttackPair, ...]
+
+
+def used_texts(splits: ChoosingSplits) -> set[str]:
+    """Keys of the texts of all prompts that choose."""
+    return {text_key(prompt.text) for _, split in splits for _, each in split for prompt in each.prompts}
+
+
+def offered_attacks(
+    context: Context[Any], attacks: Iterable[Attack], prompts: PromptSet, known: Set[str]
+) -> list[Offered]:
+    """Attacks with their own prompts, or around `prompts`; pairs with a text in `known` (keys of texts that chose
+    something) are left out. Raises InputError: nothing is left to measure of any of them."""
+    config = context.config
+    offered: list[Offered] = []
+    for attack in attacks:
+        fitting, too_long = _fitting(context, attack, prompts)
+        free = tuple(p for p in fitting.pairs if not known & {text_key(p.text), text_key(p.plain or p.text)})
+        if not (free or fitting.templates):
+            context.warn(
+                f"nothing was measured of the attack {attack.name}: {too_long} of its prompts do not fit the "
+                f"model's context, on {len(fitting.pairs)} the features were chosen"
+            )
+            continue
+        left = Attack(fitting.name, fitting.templates, free)
+        made = left.on(prompts, config.n_attacks, per_prompt=config.per_prompt, seed=config.seed)
+        offered.append(Offered(attack, too_long, len(fitting.pairs) - len(free), made))
+    if not any(each.pairs for each in offered):
+        raise InputError("none of the --attacks leaves anything to measure: " + "; ".join(context.warnings))
+    return offered
+
+
 @dataclass(frozen=True)
-class _Attacked:
+class Attacked:
     """The pairs whose plain prompt is refused, and the answers to their adversarial prompts."""
 
     pairs: tuple[AttackPair, ...]
@@ -131,25 +178,10 @@ class _Attacked:
     rows: tuple[AttackRow, ...]
 
     @classmethod
-    def by(cls, context: Context[Config]) -> _Attacked:
-        config, prompts = context.config, context.splits.test.harmful
-        known = {text_key(p.text) for _, split in context.splits.choosing for _, each in split for p in each.prompts}
-        offered: list[tuple[Attack, int, int, tuple[AttackPair, ...]]] = []
-        for attack in configured_attacks(config.attacks):
-            fitting, too_long = _fitting(context, attack, prompts)
-            free = tuple(p for p in fitting.pairs if not known & {text_key(p.text), text_key(p.plain or p.text)})
-            if not (free or fitting.templates):
-                context.warn(
-                    f"nothing was measured of the attack {attack.name}: {too_long} of its prompts do not fit the "
-                    f"model's context, on {len(fitting.pairs)} the features were chosen"
-                )
-                continue
-            left = Attack(fitting.name, fitting.templates, free)
-            made = left.on(prompts, config.n_attacks, per_prompt=config.per_prompt, seed=config.seed)
-            offered.append((attack, too_long, len(fitting.pairs) - len(free), made))
+    def by(cls, context: Context[Any], attacks: Iterable[Attack], prompts: PromptSet, known: Set[str]) -> Attacked:
+        """Attacks as `offered_attacks` leaves them."""
+        offered = offered_attacks(context, attacks, prompts, known)
         every = [pair for *_, made in offered for pair in made]
-        if not every:
-            raise InputError("none of the --attacks leaves anything to measure: " + "; ".join(context.warnings))
         requests = {text_key(p.plain): Prompt(id=f"plain:{p.id}", text=p.plain) for p in reversed(every) if p.plain}
         plain = {pair.id: requests[text_key(pair.plain)] for pair in every if pair.plain}
         answered = context.answer("plain requests", PromptSet(name="plain", prompts=tuple(requests.values())))
@@ -174,16 +206,17 @@ class _Attacked:
         return cls(pairs, plain, answers, rows)
 
 
-def _fitting(context: Context[Config], attack: Attack, prompts: PromptSet) -> tuple[Attack, int]:
+def _fitting(context: Context[Any], attack: Attack, prompts: PromptSet) -> tuple[Attack, int]:
     """The attack without what does not fit the model's context, and how much that was."""
     longest = max((prompt.text for prompt in prompts), key=len)
-    pairs = tuple(pair for pair in attack.pairs if _fits(context, pair.text) and _fits(context, pair.plain or ""))
-    templates = tuple(text for text in attack.templates if _fits(context, text.replace("{ask}", longest)))
+    pairs = tuple(pair for pair in attack.pairs if fits(context, pair.text) and fits(context, pair.plain or ""))
+    templates = tuple(text for text in attack.templates if fits(context, text.replace("{ask}", longest)))
     left_out = len(attack.pairs) + len(attack.templates) - len(pairs) - len(templates)
     return Attack(attack.name, templates, pairs), left_out
 
 
-def _fits(context: Context[Config], text: str) -> bool:
+def fits(context: Context[Any], text: str) -> bool:
+    """Whether a prompt and its answer fit the model's context."""
     limit = context.model.max_context
     return limit is None or len(context.model.chat.tokenize(text)) + context.config.max_new_tokens <= limit
 
@@ -211,7 +244,7 @@ def _spread(pairs: Sequence[AttackPair], count: int) -> list[AttackPair]:
 # -- drops ---------------------------------------------------------------------------------------------------------
 
 
-def _measured(context: Context[Config], gauge: Gauge, attacked: _Attacked) -> tuple[list[PairRow], Estimate]:
+def _measured(context: Context[Config], gauge: Gauge, attacked: Attacked) -> tuple[list[PairRow], Estimate]:
     """Drops of every pair and of its shams, and the refusal rate of the padded requests."""
     pairs = attacked.pairs
     plain = PromptSet(name="plain", prompts=tuple({p.id: p for p in attacked.plain.values()}.values()))
@@ -237,7 +270,7 @@ def _measured(context: Context[Config], gauge: Gauge, attacked: _Attacked) -> tu
                 id=pair.id,
                 attack=pair.attack,
                 request=pair.id if request is None else request.id,
-                outcome=_outcome(verdict, float(chance)),
+                outcome=outcome_of(verdict, float(chance)),
                 drop=_drop(start - level),
                 wrapped=None if sham is None else _drop(sham),
                 padded=_drop(start - levels[pair.id]) if pair.id in levels else None,
@@ -247,7 +280,7 @@ def _measured(context: Context[Config], gauge: Gauge, attacked: _Attacked) -> tu
     return rows, answers.refusal if padded else Estimate.unknown()
 
 
-def _outcome(verdict: Verdict, p_refuse: float) -> Outcomes:
+def outcome_of(verdict: Verdict, p_refuse: float) -> Outcomes:
     """What became of an attack. An answer that begins as a refusal and is nevertheless read as compliance has mostly
     lost its thread ("I am sor."): neither."""
     if verdict.outcome in (None, Outcome.INCOHERENT):
@@ -283,12 +316,12 @@ def _shams(
         free.remove(request)
         free = free or list(harmless)
         text = pair.with_request(request.text)
-        if _fits(context, text):
+        if fits(context, text):
             wrapped[pair.id] = request, Prompt(id=pair.id, text=text, label="harmless")
         next(islice(stream, random.randrange(7), None))
         before, after = (" ".join(islice(stream, len(part.split()))) for part in pair.around)
         text = " ".join(filter(None, (before, pair.plain, after)))
-        if _fits(context, text):
+        if fits(context, text):
             padded[pair.id] = Prompt(id=pair.id, text=text, label="harmful")
     return wrapped, padded
 

@@ -42,6 +42,15 @@ def test_standardisation_and_calibration_are_folded_in() -> None:
     np.testing.assert_allclose(probe.probability(other.values), expit(probe.logit(other.values)))
 
 
+def test_more_values_than_prompts_give_the_same_weights() -> None:
+    """The short way round for wide readings, against scikit-learn on all values."""
+    train, validation = drawn(40, 0, dim=80), drawn(40, 1, dim=80)
+    probe = fit_probe(READING, train, validation, strengths=[0.1])
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-8, max_iter=5000)).fit(*train)
+    raw = pipeline.decision_function(validation.values)
+    assert np.corrcoef(raw, probe.logit(validation.values))[0, 1] == pytest.approx(1, abs=1e-5)
+
+
 def test_the_strength_is_chosen_on_validation_prompts() -> None:
     train, validation = drawn(40, 0, dim=30, gap=1.5), drawn(400, 1, dim=30, gap=1.5)
     strong, weak, chosen = (
