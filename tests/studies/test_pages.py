@@ -37,13 +37,14 @@ def circuit(difference: float = 0.3, drop: float = 0.6) -> CircuitResult:
 
     draws = (0.1, 0.2, 0.3)
     one = OneMoreDraw(p=0.25, low=-0.2, high=0.5)
+    kinds: Any = (("kept", 1), ("stopped", -1))
     edges = [
         EdgeRow(paths=paths, source=source, target=target, from_harm=source == HARM, estimated=size + 0.5,
                 measured=about(size))
-        for paths, sign in (("kept", 1), ("stopped", -1))
+        for paths, sign in kinds
         for source, target, size in ((HARM, REFUSAL, 3.0 * sign), (REFUSAL, LATER, 1.0 * sign), (HARM, LATER, 0.0))
     ]  # fmt: skip
-    point = {"layer": 0, "position": 4, "token": " vault\n", "value": 1.0, "influence": 0.5}
+    point: dict[str, Any] = {"layer": 0, "position": 4, "token": " vault\n", "value": 1.0, "influence": 0.5}
     return CircuitResult(
         study="circuit",
         harm=(HARM,),
@@ -57,10 +58,10 @@ def circuit(difference: float = 0.3, drop: float = 0.6) -> CircuitResult:
         edges=tuple(edges),
         prompt="Steal the vault",
         points=(
-            GraphPoint(node="t", kind="token", label=" vault\n", **(point | {"layer": -1})),
+            GraphPoint(node="t", kind="token", label=" vault\n", **{**point, "layer": -1}),
             GraphPoint(node="h", kind="harm", label="0:3", **point),
-            GraphPoint(node="r", kind="refusal", label="2:5", **(point | {"layer": 2})),
-            GraphPoint(node="l", kind="logit", label="I", **(point | {"layer": 4})),
+            GraphPoint(node="r", kind="refusal", label="2:5", **{**point, "layer": 2}),
+            GraphPoint(node="l", kind="logit", label="I", **{**point, "layer": 4}),
         ),
         links=(
             GraphLink(source="t", target="h", weight=0.5),
@@ -120,7 +121,7 @@ def test_the_graph_s_edges_are_listed_by_weight_and_named() -> None:
 # -- categories --------------------------------------------------------------------------------------------------------
 
 
-PARTS = (
+PARTS: Any = (
     ("whole", "free"),
     *((part, other) for part in ("common", "specific") for other in ("free", "held", "held on")),
 )
@@ -128,7 +129,7 @@ PARTS = (
 
 def part_rows(measures: tuple[str, ...], controls: bool = True) -> tuple[PartRow, ...]:
     """Every rate is another one: the row's number in percent."""
-    kinds = [(measure, part, other, control, kind)
+    kinds: list[Any] = [(measure, part, other, control, kind)
              for measure in measures
              for part, other, control in (*((*each, False) for each in PARTS), ("common", "held", True),
                                           ("specific", "held", True))
@@ -160,6 +161,7 @@ def categories(measures: tuple[str, ...] = ("not refused", "compliance"), **chan
         cause(LATER, "redundant", 3.0, after=about(0.25), wakes=about(0.75), upstream=False),
         cause(FeatureId(3, 8), "redundant", 4.0, after=about(0.35), wakes=about(0.85), upstream=False),
     )
+    tried: Any = (("free", 0.9, 0.012), ("held", 0.3, 0.34))
     given: dict[str, Any] = {
         "k": 2,
         "factor": -3.0,
@@ -184,7 +186,7 @@ def categories(measures: tuple[str, ...] = ("not refused", "compliance"), **chan
             TransferTest(other=other, measure=measure, own=about(own), others=about(0.2), difference=about(own - 0.2),
                          p=p)
             for measure in measures
-            for other, own, p in (("free", 0.9, 0.012), ("held", 0.3, 0.34))
+            for other, own, p in tried
         ),
         "causes": Causes(features=causes, refusal=(REFUSAL,), whole=-9.0, n=12),
     }  # fmt: skip
@@ -308,7 +310,7 @@ def test_roles_are_counted_and_their_evidence_stands_in_its_columns() -> None:
 
 def minimal(**changes: Any) -> MinimalResult:
     def tested(test: Any, name: str, n: int, **given: Any) -> Certificate:
-        base = {"difference": None, "p": None, "size": n, "sets": 1}
+        base: dict[str, Any] = {"difference": None, "p": None, "size": n, "sets": 1}
         return Certificate(test=test, name=name, share=about(n / 10), rate=about(n / 20, n=n), **(base | given))
 
     several = {"sets": 2, "draws": (0.3, 0.1), "difference": about(0.4), "p": 0.03}

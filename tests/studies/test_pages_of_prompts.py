@@ -66,7 +66,7 @@ def local(restored: bool | None, size: int, *, random: bool | None = False, f_st
 
 
 def pair(outcome: Any, refusal: float, **shams: float) -> PairRow:
-    found = {name: Drop(harm=value + 1, refusal=value) for name, value in shams.items()}
+    found: dict[str, Any] = {name: Drop(harm=value + 1, refusal=value) for name, value in shams.items()}
     return PairRow(
         id="a", attack="A", request="r", outcome=outcome, drop=Drop(harm=refusal + 1, refusal=refusal), **found
     )
@@ -389,9 +389,9 @@ def test_longest_lists_are_cut_and_folded() -> None:
 
 
 def card(feature: FeatureId, role: Any, score: float | None, **changes: Any) -> Card:
+    classes: Any = (("harmful", "instruction", 0.1), ("harmless", "instruction", 0.2))
     spreads = tuple(
-        Spread(label=label, region=region, fires=about(share), counts=(1, 3))
-        for label, region, share in (("harmful", "instruction", 0.1), ("harmless", "instruction", 0.2))
+        Spread(label=label, region=region, fires=about(share), counts=(1, 3)) for label, region, share in classes
     )
     given: dict[str, Any] = {
         "role": FeatureRole(feature=feature, role=role, instruction=0.1, post_instruction=0.2, share=about(0.3)),
