@@ -143,25 +143,25 @@ def weak_search(
     return LocalSearch(model, weak, *pair, [truth.refusal_token], layers)
 
 
-@pytest.mark.parametrize(("alone", "kept"), [(0.5, 1), (0.49, 3)])
+@pytest.mark.parametrize("needed", [1, 2, 3])
 def test_patches_that_are_not_needed_go_unless_nothing_is_restored(
-    truth: Planted, model: ChatModel, pair: tuple[TokenizedPrompt, TokenizedPrompt], alone: float, kept: int
+    truth: Planted, model: ChatModel, pair: tuple[TokenizedPrompt, TokenizedPrompt], needed: int
 ) -> None:
-    """A model that refuses under three patches (exactly at the threshold), and under the last of them alone."""
+    """A model that refuses under three patches, exactly at the threshold, of which the last so many are needed."""
     asked = weak_search(truth, model, pair)
     real, under = asked.run, list[tuple[Any, ...]]()
 
     def run(patches: Any = ()) -> Any:
         under.append(tuple(patches))
         three = next((each for each in under if len(each) == 3), ())
-        last = bool(three) and three[2] in patches
-        return replace(real(patches), p_refuse=0.5 if len(patches) == 3 else alone if last else 0.1)
+        enough = bool(three) and set(three[3 - needed :]) <= set(patches)
+        return replace(real(patches), p_refuse=0.5 if enough else 0.1)
 
     asked.run = run  # pyright: ignore[reportAttributeAccessIssue]
     found = asked.explain(limit=5)
     three = next(each for each in under if len(each) == 3)
     assert (found.restored, found.p_restored, found.p_refuse) == (True, 0.5, (0.1, 0.1, 0.1, 0.5))
-    assert found.patches == three[3 - kept :]
+    assert found.patches == three[3 - needed :]
     under.clear()
     short = asked.explain(limit=2)
     assert (short.restored, short.p_restored, len(short.patches)) == (False, 0.1, 2)

@@ -44,7 +44,10 @@ def circuit(difference: float = 0.3, drop: float = 0.6) -> CircuitResult:
         for paths, sign in kinds
         for source, target, size in ((HARM, REFUSAL, 3.0 * sign), (REFUSAL, LATER, 1.0 * sign), (HARM, LATER, 0.0))
     ]  # fmt: skip
-    point: dict[str, Any] = {"layer": 0, "position": 4, "token": " vault\n", "value": 1.0, "influence": 0.5}
+
+    def at(layer: int) -> dict[str, Any]:
+        return {"layer": layer, "position": 4, "token": " vault\n", "value": 1.0, "influence": 0.5}
+
     return CircuitResult(
         study="circuit",
         harm=(HARM,),
@@ -58,10 +61,10 @@ def circuit(difference: float = 0.3, drop: float = 0.6) -> CircuitResult:
         edges=tuple(edges),
         prompt="Steal the vault",
         points=(
-            GraphPoint(node="t", kind="token", label=" vault\n", **{**point, "layer": -1}),
-            GraphPoint(node="h", kind="harm", label="0:3", **point),
-            GraphPoint(node="r", kind="refusal", label="2:5", **{**point, "layer": 2}),
-            GraphPoint(node="l", kind="logit", label="I", **{**point, "layer": 4}),
+            GraphPoint(node="t", kind="token", label=" vault\n", **at(-1)),
+            GraphPoint(node="h", kind="harm", label="0:3", **at(0)),
+            GraphPoint(node="r", kind="refusal", label="2:5", **at(2)),
+            GraphPoint(node="l", kind="logit", label="I", **at(4)),
         ),
         links=(
             GraphLink(source="t", target="h", weight=0.5),
