@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from shutil import which
 from typing import Any
 from urllib.parse import quote
@@ -301,6 +304,36 @@ def test_other_machines_need_a_key(guard: Guard) -> None:
 def test_a_port_in_use_is_one_line(guard: Guard) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InputError, match=r"is it in use\?"):
         run_server(guard, port=taken.getsockname()[1])
+
+
+def test_the_command_serves_until_it_is_told_to_end(guard: Guard, truth: Planted, tmp_path: Path) -> None:
+    truth.model.save_pretrained(tmp_path / "planted")
+    truth.tokenizer.save_pretrained(tmp_path / "planted")
+    guard.save(tmp_path / "guard")
+    (tmp_path / "key").write_text("sk-file\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "demur", "guard", "serve", str(tmp_path / "guard"), "--model"]
+    command += [str(tmp_path / "planted"), "--port", str(port), "--key-file", str(tmp_path / "key"), "--device", "cpu"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        deadline, url = time.monotonic() + 60, f"http://127.0.0.1:{port}"
+        while time.monotonic() < deadline and server.poll() is None:
+            try:
+                httpx.get(url + "/healthz")
+                break
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        text = truth.harmful.texts[60]
+        assert post(url, "/v1/score", {"prompts": [text]}).status_code == 401
+        found = post(url, "/v1/score", {"prompts": [text]}, headers={"x-api-key": "sk-file"}).json()
+        server.send_signal(signal.SIGTERM)
+        _, said = server.communicate(timeout=30)
+    assert found["results"][0]["flagged"]
+    assert server.returncode == 0
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [line["status"] for line in lines if line["path"] == "/v1/score"] == [401, 200]
+    assert "Traceback" not in said + text
+    assert "stopped" not in said
 
 
 @pytest.mark.skipif(which("chromium") is None, reason="chromium is not installed")

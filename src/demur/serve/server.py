@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -53,7 +53,8 @@ def serve(
         )
     )
     try:
-        with _log_lines():
+        # uvicorn ends in good order on a signal, and then raises it once more.
+        with _log_lines(), suppress(KeyboardInterrupt):
             server.run()
     except SystemExit as stop:
         if stop.code:
