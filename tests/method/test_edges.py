@@ -160,6 +160,9 @@ def test_suppression_begins_at_the_first_peak(known: Known) -> None:
     (change,) = suppression(known.model, known.made.suite, [item], [feature], 0.0).by_prompt[item.prompt_id]
     assert isinstance(change, ScaleFrom)
     assert change.starts == (int(values[:, 0].argmax()),)
+    (whole,) = suppression(known.model, known.made.suite, [item], [feature], 0.0, "start").by_prompt[item.prompt_id]
+    assert isinstance(whole, ScaleFrom)
+    assert whole.starts == (0,)
     before = ScaleFrom((feature,), 0.0, (change.starts[0] + 1,), len(item))
     for start, left in ((change, 0.0), (before, float(values.max()))):
         with known.model.intervene(bind(known.made.suite, PerPrompt({item.prompt_id: (start,)}))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from demur.method.interventions import Compiled, PerPrompt
 from demur.method.local import LocalExplanation, LocalSearch, counterparts, hold_patches, transplant
 from demur.model import ChatModel, Region, TokenizedPrompt
+from demur.saes import Suite
 from demur.testing import Planted, planted
 
 BESIDE = "Tell me how to bake the bread and clean the window and paint the fence. "
@@ -127,6 +129,73 @@ def test_every_patch_that_is_left_is_needed(
     assert found.restored
     for patch in found.patches:
         assert asked.run([each for each in found.patches if each is not patch]).p_refuse < 0.9
+
+
+def weak_search(
+    truth: Planted,
+    model: ChatModel,
+    pair: tuple[TokenizedPrompt, TokenizedPrompt],
+    layers: tuple[int, ...] | None = None,
+) -> LocalSearch:
+    """With decoder rows of .3 of their length it takes several patches."""
+    dense = {layer: truth.suite[layer].dense() for layer in truth.suite.layers}
+    weak = Suite.from_dense({layer: replace(sae, w_dec=0.3 * sae.w_dec) for layer, sae in dense.items()})
+    return LocalSearch(model, weak, *pair, [truth.refusal_token], layers)
+
+
+@pytest.mark.parametrize("needed", [1, 2, 3])
+def test_patches_that_are_not_needed_go_unless_nothing_is_restored(
+    truth: Planted, model: ChatModel, pair: tuple[TokenizedPrompt, TokenizedPrompt], needed: int
+) -> None:
+    """A model that refuses under three patches, exactly at the threshold, of which the last so many are needed."""
+    asked = weak_search(truth, model, pair)
+    real, under = asked.run, list[tuple[Any, ...]]()
+
+    def run(patches: Any = ()) -> Any:
+        under.append(tuple(patches))
+        three = next((each for each in under if len(each) == 3), ())
+        enough = bool(three) and set(three[3 - needed :]) <= set(patches)
+        return replace(real(patches), p_refuse=0.5 if enough else 0.1)
+
+    asked.run = run  # pyright: ignore[reportAttributeAccessIssue]
+    found = asked.explain(limit=5)
+    three = next(each for each in under if len(each) == 3)
+    assert (found.restored, found.p_restored, found.p_refuse) == (True, 0.5, (0.1, 0.1, 0.1, 0.5))
+    assert found.patches == three[3 - needed :]
+    under.clear()
+    short = asked.explain(limit=2)
+    assert (short.restored, short.p_restored, len(short.patches)) == (False, 0.1, 2)
+
+
+def test_random_patches_differ_by_seed_alone(
+    truth: Planted, model: ChatModel, pair: tuple[TokenizedPrompt, TokenizedPrompt]
+) -> None:
+    asked = weak_search(truth, model, pair, (3,))
+    drawn = [asked.explain(limit=3, threshold=1.1, seed=n // 2) for n in range(12)]
+    assert all(one.drawn == other.drawn for one, other in zip(drawn[::2], drawn[1::2], strict=True))
+    assert len({each.drawn for each in drawn}) > 1
+    for each in drawn:
+        # As many, no two alike, and none of its own patch's feature.
+        assert len(each.drawn) == len(each.patches)
+        assert all(other.feature != own.feature for other, own in zip(each.drawn, each.patches, strict=True))
+
+
+def test_no_patch_is_made_twice(
+    truth: Planted, model: ChatModel, pair: tuple[TokenizedPrompt, TokenizedPrompt]
+) -> None:
+    """A patch brings a part of refusal back, and its feature goes on promising."""
+    found = weak_search(truth, model, pair).explain(limit=6, threshold=1.1)
+    made = [(patch.feature, patch.token) for patch in found.patches]
+    assert {feature for feature, _ in made[:3]} == truth.truth.refusal
+    assert {token for _, token in made[:3]} == {len(pair[1]) - 1}
+    assert len(set(made)) == len(made) == len(found.kl) - 1
+    # Each of the first three brings back three tenths of what was still missing of `refuse`.
+    levels = [refuse(truth, item) for item in pair]
+    steps = [levels[0] - 0.7**n * (levels[0] - levels[1]) for n in range(4)]
+    assert found.p_refuse[:4] == pytest.approx([math.exp(log_p(truth, level)[0]) for level in steps], rel=0.01)
+    for patch in found.patches[:3]:
+        assert patch.value == pytest.approx(levels[0], abs=0.01)
+        assert patch.predicted < 0
 
 
 def test_random_patches_are_others_in_the_same_places(

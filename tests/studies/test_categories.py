@@ -12,7 +12,11 @@ from demur.method.interventions import PerPrompt, ScaleFeatures, bind
 from demur.model import ChatModel
 from demur.studies import STUDIES
 from demur.studies.categories import CategoriesResult
+from demur.studies.categories.causes import find_causes
 from demur.studies.categories.parts import split_sets
+from demur.studies.config import load_config
+from demur.studies.context import open_context
+from demur.studies.pipeline import find
 from demur.types import FeatureId, FeatureSet, PromptSet
 
 OPTIONS: dict[str, Any] = {"n": "16,16,8,20", "k": 5, "suppress": "-3", "min_prompts": 2, "n_exact": 0}
@@ -97,6 +101,34 @@ def test_every_feature_is_found_to_be_what_it_is(studied: Any, files: Any) -> No
     alone = {row.feature: row.alone.value for row in causes.features}
     assert all(alone[feature] == pytest.approx(6.0, rel=0.15) for feature in truth.harm)
     assert all(row.upstream == (row.feature in truth.harm) for row in causes.features if row.feature in truth.causal)
+
+
+def test_a_feature_of_some_prompts_only_is_unclear_where_the_interval_holds_nothing(studied: Any, files: Any) -> None:
+    """One prompt of eight is of the feature's category: the mean of its effect is 6/8 nats, and may be none."""
+    _, out, options = studied
+    study, truth = STUDIES["categories"], files.truth
+    asked = {k: v for k, v in files.options(**options).items() if k in study.config.model_fields}
+    with open_context(study, load_config(None, asked, study.config), out) as context:
+        found = find(context, context.splits.choosing)
+        choosing = found.clean.used("selection").harmful
+        by_kind = {kind: [p for p in truth.harmful if p.category == kind] for kind in truth.harm_of}
+        (one, other, *_) = truth.harm_of
+        some = PromptSet(name="some", prompts=(by_kind[one][0], *by_kind[other][:7]))
+        (feature, *_), (often, *_) = (sorted(truth.harm_of[kind]) for kind in (one, other))
+        (inert, *_) = sorted(truth.truth.aligned_inert)
+        (refusal, *_) = sorted(f for f in truth.truth.refusal if f.layer == 3)
+        rows = find_causes(context, found, choosing, some, (feature, often, inert, refusal), wakers=0).features
+    roles = {row.feature: row.role for row in rows}
+    assert roles == {feature: "unclear", often: "harm", inert: "inert", refusal: "refusal"}
+    (row,) = (row for row in rows if row.feature == feature)
+    assert row.alone.value == pytest.approx(6 / 8, rel=0.15)
+    assert row.alone.low == 0.0
+
+
+def test_uses_are_in_the_order_of_how_many_categories_they_serve(studied: Any) -> None:
+    places = [(-use.share, -max(use.scores.values())) for use in studied[0].uses]
+    assert places == sorted(places)
+    assert list(studied[0].common) == [use.feature for use in studied[0].uses if use.share == 1.0]
 
 
 def test_the_same_command_again_computes_nothing(studied: Any, files: Any) -> None:

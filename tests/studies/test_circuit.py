@@ -12,10 +12,13 @@ import pytest
 from graph_schema import GRAPH_SCHEMA
 
 from demur.errors import InputError, ModelError
-from demur.method.edges import GraphNode, PromptGraph
+from demur.method.edges import GraphNode, PromptGraph, estimate_edges, intervene_edges
 from demur.stats import spearman
+from demur.studies import STUDIES
 from demur.studies.circuit.graph import attribution_graph, cantor_pair
 from demur.studies.circuit.sections import Result
+from demur.studies.config import load_config
+from demur.studies.context import open_context
 from demur.types import FeatureId
 
 
@@ -50,7 +53,7 @@ def test_harm_features_drive_refusal_and_random_ones_do_not(circuit: Any) -> Non
         (factor, feature) for factor in (0.0, -3.0) for feature in (None, *result.refusal)
     ]
     for drawn in result.draws:
-        assert len(drawn.draws) == 3
+        assert drawn.draws == pytest.approx((0.0, 0.0, 0.0), abs=1e-3)
         assert drawn.one_more.p == 0.25
     assert result.page().verdicts[0].count("beyond the range of one more random set") == 2
 
@@ -89,6 +92,31 @@ def test_estimates_are_checked_against_interventions(circuit: Any) -> None:
         edges = [each for each in result.edges if each.paths == row.paths]
         agree = spearman([each.estimated for each in edges], [each.measured.value for each in edges])
         assert row.spearman.value == pytest.approx(agree)
+
+
+def test_estimates_and_measurements_are_those_of_the_method(circuit: Any, files: Any) -> None:
+    result, out = circuit
+    study = STUDIES["circuit"]
+    features = (*result.harm, *result.refusal)
+    with open_context(study, load_config(None, files.options(), study.config), out) as context:
+        items = context.model.tokenize(context.splits.test.harmful.prompts)
+        tables = {
+            (measure, paths): measure(context.model, context.suite, items, features, paths=paths).mean(0)
+            for measure in (estimate_edges, intervene_edges)
+            for paths in ("kept", "stopped")
+        }
+    apart = 0
+    for row in result.edges:
+        place = features.index(row.source), features.index(row.target)
+        estimated, measured = (
+            float(tables[measure, row.paths][place]) for measure in (estimate_edges, intervene_edges)
+        )
+        # Weights below a share of 1e-4 of the largest are rounding, prompt by prompt.
+        assert row.estimated == pytest.approx(estimated, abs=1e-6 if abs(estimated) > 0.01 else 1e-3)
+        assert row.measured.value == pytest.approx(measured, abs=1e-6 if abs(measured) > 0.01 else 1e-3)
+        assert row.measured.n == 20
+        apart += abs(estimated - measured) > 3e-6
+    assert apart > 3
 
 
 def test_the_drawn_graph_leads_from_harm_words_to_the_refusal_token(circuit: Any) -> None:
@@ -149,9 +177,37 @@ def test_layer_0_features_and_logits_never_share_an_id() -> None:
     assert [n["node_id"] for n in made["nodes"]] == ["E_3_0", "0_3_1", "1_3_1", "3_3_1"]
     assert [n["feature"] for n in made["nodes"]] == [0, 9, 13, 3]
     assert made["nodes"][1]["clerp"] == "harm feature 0:3"
+    assert made["nodes"][2]["clerp"] == "feature 1:3"
+    assert made["nodes"][0]["clerp"] == "<3>"
+    assert [n["layer"] for n in made["nodes"]] == ["E", "0", "1", "3"]
+    assert [n["feature_type"] for n in made["nodes"]] == [
+        "embedding", *["cross layer transcoder"] * 2, "logit",
+    ]  # fmt: skip
+    assert [n["jsNodeId"] for n in made["nodes"]] == ["E_3-0", "0_3-0", "1_3-0", "L_3-1"]
+    assert [(n["ctx_idx"], n["reverse_ctx_idx"]) for n in made["nodes"]] == [(0, 0), (1, 0), (1, 0), (1, 0)]
+    assert [n.get("activation") for n in made["nodes"]] == [None, 2.0, 2.0, None]
+    assert (made["nodes"][3]["token_prob"], made["nodes"][3]["is_target_logit"]) == (0.7, True)
+    assert made["qParams"] == {
+        "pinnedIds": ["0_3_1", "1_3_1", "3_3_1"],
+        "supernodes": [["harm feature", "0_3_1"]],
+        "linkType": "both",
+        "clickedId": "",
+        "sg_pos": "",
+    }
+    about = made["metadata"]
+    assert about.pop("info")["generator"]["name"] == "demur"
+    assert about == {
+        "slug": "refusal-a-prompt-with-marks",
+        "scan": "folder-my-model",
+        "transcoder_list": ["..-some-saes"],
+        "prompt_tokens": ["a", "b"],
+        "prompt": "a prompt / with marks?",
+        "node_threshold": 0.9,
+        "schema_version": 1,
+        "pruning_settings": {"node_threshold": 0.9, "edge_threshold": 0.98},
+    }
     assert made["nodes"][3]["clerp"] == 'Output "<3>" (p=0.700)'
     assert made["links"][1] == {"source": "0_3_1", "target": "1_3_1", "weight": -0.5}
-    assert made["qParams"]["supernodes"] == [["harm feature", "0_3_1"]]
     # The most influential feature first: it alone holds 1.0 of 1.4.
     assert [n["influence"] for n in made["nodes"]] == pytest.approx([1.0, 1.0, 1 / 1.4, 0.0])
 
@@ -177,7 +233,10 @@ def test_the_fall_of_what_harm_adds_leaves_out_what_harmless_prompts_have_too(fi
     """Over-refusal prompts have h/2 − ½ = ½ of `refuse` where harmful ones have 1.5, so the fall of all is 1.5 of 1."""
     over = tmp_path / "over.jsonl"
     over.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in files.truth.over_refusal.texts))
-    result = files.study(tmp_path / "run", "circuit", test_harmless=str(over), random_sets=2, n="20,16,8,8")
+    result = files.study(
+        tmp_path / "run", "circuit", test_harmless=str(over), random_sets=2, n="20,16,8,8", edge_prompts=3
+    )
+    assert {row.measured.n for row in result.edges} == {3}
     row = result.drops[0]
     assert row.drop.value == pytest.approx(1.0, abs=1e-3)
     assert row.of_excess.value == pytest.approx(1.5, abs=0.1)

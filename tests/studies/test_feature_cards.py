@@ -43,6 +43,7 @@ def test_the_lens_reads_what_a_refusal_feature_writes(files: Any, result: Result
     for card in result.cards:
         if card.feature in files.truth.truth.refusal:
             assert card.promotes[0].strip() == "I"
+        assert not set(card.promotes) & set(card.demotes)
 
 
 def test_tokens_and_spreads_by_hand(files: Any, result: Result) -> None:
@@ -79,6 +80,10 @@ def test_tokens_and_spreads_by_hand(files: Any, result: Result) -> None:
     assert 0 < fires["harmful", "instruction"] < 1
     for spread in card.spreads:
         assert sum(spread.counts) == spread.fires.n
+        # All that do not fire are in the first bin, and nothing lies between that and the feature's one strength.
+        if spread.region == "instruction":
+            assert spread.counts[0] == round(spread.fires.n * (1 - spread.fires.value))
+            assert spread.counts[-1] == spread.fires.n - spread.counts[0]
 
 
 class Pages(BaseHTTPRequestHandler):

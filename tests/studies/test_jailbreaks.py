@@ -14,9 +14,9 @@ from command_line import run
 from demur.errors import InputError, RunError
 from demur.report import render_html, render_markdown
 from demur.report.blocks import Tokens
-from demur.stats import sign_flip_p
+from demur.stats import holm, sign_flip_p, spearman
 from demur.studies.base import read_results, unfinished
-from demur.studies.jailbreaks.results import GROUPS, LOCAL, RANDOM, JailbreaksResult
+from demur.studies.jailbreaks.results import F_STAR, GROUPS, LOCAL, RANDOM, JailbreaksResult
 from demur.studies.jailbreaks.sections import median_patches
 from demur.testing import Planted
 from demur.types import Outcome
@@ -128,15 +128,39 @@ def test_local_explanations_are_planted_refusal_features(studied: Any, files: An
         assert all(row.raised)
         assert row.restored
         assert row.kl[0] > 1.0 > 0.05 > row.kl[-1]
-    assert result.restored[LOCAL].value == 1.0
-    assert result.restored[RANDOM].value == 0.0
+        assert (row.f_star, row.random) == (True, False)
+        assert row.tokens == ("\n",)
+    assert {name: rate.value for name, rate in result.restored.items()} == {LOCAL: 1.0, RANDOM: 0.0, F_STAR: 1.0}
+    truth: Planted = files.truth
+    for sample, row in zip(result.samples, result.local, strict=True):
+        assert [answer for _, answer in sample.answers] == [truth.compliance, truth.refusal]
+        name, _, place = row.id.rpartition("-wrappers:")
+        plain = next(prompt.text for prompt in _prompts(files) if name.endswith(prompt.id))
+        assert sample.prompt == (*STRONG, *WEAK)[int(place)].replace("{ask}", plain)
     assert median_patches(result) == 1
-    assert result.f_star_share == 1.0
+    # Nothing else of F* differs between the prompts where a refusal feature is read.
+    assert (result.f_star_share, result.f_star_chance) == (1.0, 0.0)
 
 
-def test_words_suppress_as_the_circuit_says_and_nothing_is_left_without_harm(studied: Any) -> None:
+def test_words_suppress_as_the_circuit_says_and_nothing_is_left_without_harm(studied: Any, files: Any) -> None:
     result: JailbreaksResult = studied[0]
     assert len(result.walks) == 3
+    for row in result.walks:
+        name, _, place = row.id.rpartition("-wrappers:")
+        assert int(place) < len(STRONG)
+        assert row.attack == "wrappers"
+        plain = next(prompt.text for prompt in _prompts(files) if name.endswith(prompt.id))
+
+        def left(words: tuple[str, ...], request: str = plain) -> float:
+            """Share of the plain request's signal that is left with these words beside it, in whatever order."""
+            return refuse(files.truth, " ".join((request, *words))) / refuse(files.truth, request)
+
+        n = len(row.words)
+        assert row.refusal == pytest.approx([1 - left(row.words[:k]) for k in range(n + 1)], abs=0.02)
+        assert row.added[row.top] == max(row.added)
+        assert row.alone == pytest.approx(1 - left((row.words[row.top],)), abs=0.02)
+        back = [left(row.words[:k] + row.words[k + 1 :]) - left(row.words) for k in range(n)]
+        assert row.left_out == pytest.approx(back, abs=0.02)
     for row in result.walks:
         assert row.refusal[0] == 0.0
         # More words, more suppression; only content words add any.
@@ -158,7 +182,11 @@ def test_gradients_and_leaving_words_out_name_the_words_that_dilute_harm(studied
         for measure in (row.left_out, row.gradient, row.ig):
             assert min(measure[n] for n in content) > 0.005
             assert min(measure[n] for n in content) > 2 * max((abs(measure[n]) for n in others), default=0.0)
+        assert row.gradient != row.ig
         assert sum(row.left_out) < row.refusal[-1]  # each word takes the less away the more there are
+    for agree in result.agreement:
+        each = [spearman(getattr(row, agree.first), getattr(row, agree.second)) for row in result.walks]
+        assert agree.spearman.value == pytest.approx(sum(each) / len(each))
     assert {(row.first, row.second): row.spearman.value > 0.6 for row in result.agreement} == dict.fromkeys(
         [("gradient", "left_out"), ("ig", "left_out"), ("gradient", "added"), ("ig", "added"), ("added", "left_out")],
         True,
@@ -188,6 +216,79 @@ def test_the_same_command_again_computes_nothing(studied: Any, files: Any, folde
     assert {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*.jsonl")} == before
 
 
+@pytest.fixture(scope="module")
+def two(studied: Any, files: Any, folder: Path) -> JailbreaksResult:
+    """Two attacks, and harmless requests that have half a refusal signal to lose: h/2 − ½ with one harm word."""
+    sources: list[str] = []
+    for name, templates in (("strong", STRONG), ("mixed", (STRONG[0], WEAK[0]))):
+        (folder / f"{name}.txt").write_text("\n".join(templates) + "\n", encoding="utf-8")
+        sources.append(str(folder / f"{name}.txt"))
+    over = write_prompts(folder / "over.jsonl", files.truth.over_refusal.texts)
+    changes = {"attacks": sources, "test_harmless": str(over), "n_explain": 0, "n_walks": 0}
+    found = demur.run("jailbreaks", out=studied[1], **asked(files, folder, **changes))
+    assert isinstance(found, JailbreaksResult)
+    return found
+
+
+def test_shams_lose_what_the_circuit_says(two: JailbreaksResult, files: Any) -> None:
+    """A harmless request with one harm word among n content words has 11 / (n + 8) − ½ of `refuse`."""
+
+    def level(text: str) -> float:
+        return max(0.0, 11 / (content_words(files.truth, text) + 8) - 0.5)
+
+    templates = {"strong": STRONG, "mixed": (STRONG[0], WEAK[0])}
+    unit = refuse(files.truth, "steal the vault in the bread")
+    drops = [row for row in two.pairs if row.wrapped is not None]
+    assert len(drops) > N_TEST
+    for row in drops:
+        assert row.wrapped is not None
+        text = templates[row.attack][int(row.id.rpartition(":")[2])]
+        losses = {
+            (level(p.text) - level(text.replace("{ask}", p.text))) / unit for p in files.truth.over_refusal
+        }  # fmt: skip
+        assert min(abs(row.wrapped.refusal - loss) for loss in losses) < 0.05, (row.id, losses)
+        assert abs(row.wrapped.harm) < 1e-3
+    assert max(row.wrapped.refusal for row in drops if row.wrapped is not None) > 0.15
+
+
+def test_several_attacks_are_counted_together_and_one_by_one(two: JailbreaksResult) -> None:
+    assert {row.attack for row in two.groups} == {row.attack for row in two.tests} == {"all", "strong", "mixed"}
+    assert [(row.attack, row.success.value) for row in two.attacks] == [("strong", 1.0), ("mixed", 0.5)]
+    for group in two.groups:
+        rows = [row for row in two.pairs if group.attack in ("all", row.attack)]
+        kinds = {
+            GROUPS[0]: [row.drop for row in rows if row.outcome == "succeeded"],
+            GROUPS[1]: [row.drop for row in rows if row.outcome == "failed"],
+            GROUPS[2]: [row.wrapped for row in rows if row.wrapped],
+            GROUPS[3]: [row.padded for row in rows if row.padded],
+        }
+        mine = kinds[group.group]
+        assert group.refusal.n == len(mine)
+        assert group.refusal.value == pytest.approx(sum(drop.refusal for drop in mine) / len(mine))
+        assert group.harm.value == pytest.approx(sum(drop.harm for drop in mine) / len(mine))
+        assert group.requests == N_TEST
+    for test in two.tests:
+        if test.against not in GROUPS[2:]:
+            continue
+        # Pair by pair, of those that succeeded; a request's mean is one number.
+        name = "wrapped" if test.against == GROUPS[2] else "padded"
+        gaps: dict[tuple[str, str], list[float]] = {}
+        for row in two.pairs:
+            if test.attack in ("all", row.attack) and row.outcome == "succeeded":
+                gap = getattr(row.drop, test.measure) - getattr(getattr(row, name), test.measure)
+                gaps.setdefault((row.request, row.attack), []).append(gap)
+        requests: dict[str, list[float]] = {}
+        for (request, _), each in gaps.items():
+            requests.setdefault(request, []).append(sum(each) / len(each))
+        means = [sum(each) / len(each) for each in requests.values()]
+        assert test.difference.value == pytest.approx(sum(means) / len(means))
+        assert (test.paired, test.difference.n) == (True, N_TEST)
+        assert test.p == pytest.approx(sign_flip_p(means))
+    # Holm over the tests of all attacks, and apart over those of single ones.
+    for family in ([t for t in two.tests if t.attack == "all"], [t for t in two.tests if t.attack != "all"]):
+        assert [t.p_holm for t in family] == pytest.approx(holm([t.p for t in family]))
+
+
 def test_pairs_from_a_file_that_chose_features_are_left_out(studied: Any, files: Any, folder: Path) -> None:
     _, out = studied
     rows = [{"goal": p.text, "prompt": BESIDE + p.text} for p in _prompts(files)]
@@ -214,7 +315,8 @@ def test_rewrites_without_a_plain_version_are_held_against_refused_prompts(
     test = next(row for row in found.tests if row.measure == "refusal")
     assert (test.against, test.paired) == ("failed", False)
     assert test.difference.value > 0.4
-    assert test.p < 0.001
+    # A count among 5000 permutations and the groups as they are.
+    assert test.p * 5001 == pytest.approx(max(1, round(test.p * 5001)), abs=1e-6)
 
 
 def test_attacks_that_leave_nothing(studied: Any, files: Any, folder: Path) -> None:
@@ -246,6 +348,16 @@ def test_an_answered_prompt_is_explained(studied: Any, files: Any, plain: str) -
     # Harm features fire on the harm words alone, refusal features on the template after them.
     assert {t.text.strip() for t in found.prompt.tokens if t.harm > 0.1} == {"steal", "vault"}
     assert {t.region for t in found.prompt.tokens if t.refusal > 0.1} == {"post_instruction"}
+    # Each token of the template reads what all of them do on average.
+    for read in (found.prompt, found.plain):
+        assert read.tokens[-1].refusal == pytest.approx(read.refusal, rel=0.02)
+    for patch in found.patches:
+        assert patch.before == pytest.approx(refuse(truth, BESIDE + plain), abs=0.01)
+        assert patch.value == pytest.approx(refuse(truth, plain), abs=0.01)
+    for row in found.levels:
+        # On refused prompts refusal features are 1.5 on average, harm features 1 in one category of four.
+        expected = (1.5, 0.15) if row.kind == "refusal" else (0.25, 0.25)
+        assert row.harmful == pytest.approx(expected[0], abs=expected[1])
     # The features that are suppressed come first.
     assert {row.feature for row in found.levels[:3]} == truth.truth.refusal
     assert {row.kind for row in found.levels[:3]} == {"refusal"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from demur.errors import InputError
+from demur.errors import InputError, ModelError
 from demur.studies.minimal.sections import Certificate, Result
 from demur.types import FeatureId
 
@@ -84,6 +84,34 @@ def test_the_certificate(minimal: Any) -> None:
     assert 8 < result.effect.low <= result.effect.value <= result.effect.high < 10
 
 
+def test_a_control_s_share_is_the_mean_of_its_draws_and_its_sets_have_the_size_of_the_minimal_one(
+    minimal: Any, shallow: Result
+) -> None:
+    for result in (minimal[0], shallow):
+        several = [row for row in result.certificate if row.draws]
+        assert len(several) == 4
+        for row in several:
+            assert row.share.value == pytest.approx(sum(row.draws) / len(row.draws), abs=1e-6)
+            assert (row.size, row.sets) == (len(result.features), len(row.draws))
+        assert any(max(row.draws) - min(row.draws) > 0.05 for row in several)
+        rest = certificate(result, "necessity", "the rest of F*")
+        assert rest.size == len(result.chosen) - len(result.features)
+
+
+def test_the_way_down_is_measured_against_all_of_f_star(minimal: Any, shallow: Result) -> None:
+    first, *_, last = shallow.sizes
+    assert (first.selection, first.test.value, first.tuning.value) == (1.0, 1.0, 1.0)
+    # One harm feature alone does nothing but on its own category, which is one of four.
+    assert last.size == 1
+    assert 0 < last.selection < 0.5
+    assert 0 < last.test.value < 0.5
+    assert last.tuning.value < 0.8
+    assert [row.selection for row in shallow.sizes] == sorted((r.selection for r in shallow.sizes), reverse=True)
+    # F* takes all that the direction takes, and the last refusal feature lies along it.
+    assert minimal[0].of_direction.value == pytest.approx(1.0, abs=0.15)
+    assert 0.2 < minimal[0].features[0].cosine < 0.7
+
+
 def test_harm_features_are_needed_but_do_not_restore_refusal(shallow: Result) -> None:
     assert certificate(shallow, "necessity").rate.value == 1.0
     assert certificate(shallow, "sufficiency").rate.value == 0.0
@@ -137,6 +165,11 @@ def test_sections_say_what_was_found_and_what_would_refute_it(minimal: Any) -> N
 def test_a_target_or_factor_that_makes_no_sense_is_named(files: Any, tmp_path: Path, option: str, value: float) -> None:
     with pytest.raises(InputError, match=option):
         files.study(tmp_path / "run", "minimal", **{option: value})
+
+
+def test_a_factor_that_changes_nothing_leaves_nothing_to_reduce(files: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not lower the refusal log-odds"):
+        files.study(tmp_path / "run", "minimal", factor=1 - 1e-12)
 
 
 @pytest.fixture(scope="module")

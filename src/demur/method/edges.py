@@ -168,7 +168,7 @@ def estimate_edges(
                 continue
             value = mean_within(found.read[layer], post)[:, column].sum()
             outs = [found.out[each] for each in below]
-            gradients = torch.autograd.grad(value, outs, retain_graph=True, allow_unused=True, materialize_grads=True)
+            gradients = torch.autograd.grad(value, outs, retain_graph=True, materialize_grads=True)
             for each, gradient in zip(below, gradients, strict=True):
                 along = (own[each] * (gradient.float() @ nodes.rows[each].w_dec.T)).sum(1).cpu()
                 for source in (n for n, feature in enumerate(features) if feature.layer == each):
@@ -301,7 +301,7 @@ def prompt_graph(
     weights = np.zeros((len(tokens) + len(values), len(tokens) + len(values)))
     for row, value in enumerate(values, start=len(tokens)):
         roots = [embedding[0], *(found.out[layer] for layer in layers)]
-        gradients = torch.autograd.grad(value, roots, retain_graph=True, allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(value, roots, retain_graph=True, materialize_grads=True)
         weights[row, : len(tokens)] = (gradients[0].float() * excess)[0].sum(-1).cpu().numpy()
         limit = inner[row - len(tokens)].layer if row - len(tokens) < len(inner) else top
         along = {

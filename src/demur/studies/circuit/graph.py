@@ -58,11 +58,7 @@ def attribution_graph(
     label = {feature: name for name, features in groups.items() for feature in features}
     ids = [node_id(node) for node in graph.nodes]
     before = _cumulative(graph)
-    nodes = [
-        _node(node, ids[n], label.get(node.feature, "feature") if node.feature else "", decode)
-        | {"influence": before[n]}
-        for n, node in enumerate(graph.nodes)
-    ]
+    nodes = [_node(node, ids[n], label, decode) | {"influence": before[n]} for n, node in enumerate(graph.nodes)]
     links = [
         {"source": ids[source], "target": ids[target], "weight": float(graph.weights[target, source])}
         for target, source in zip(*graph.weights.nonzero(), strict=True)
@@ -95,7 +91,7 @@ def attribution_graph(
     }
 
 
-def _node(node: GraphNode, name: str, label: str, decode: Callable[[int], str]) -> dict[str, Any]:
+def _node(node: GraphNode, name: str, label: Mapping[FeatureId, str], decode: Callable[[int], str]) -> dict[str, Any]:
     known = {"node_id": name, "ctx_idx": node.position, "reverse_ctx_idx": 0}
     if node.kind == "token":
         return known | {
@@ -111,7 +107,7 @@ def _node(node: GraphNode, name: str, label: str, decode: Callable[[int], str]) 
             "layer": str(node.layer),
             "feature_type": "cross layer transcoder",
             "jsNodeId": f"{node.layer}_{node.feature.index}-0",
-            "clerp": f"{label} {node.feature}",
+            "clerp": f"{label.get(node.feature, 'feature')} {node.feature}",
             "activation": node.value,
         }
     return known | {
