@@ -154,6 +154,15 @@ class CascadeRow(Value):
     fpr: Estimate
 
 
+class EqualAlarms(Value):
+    """Streaming with its threshold moved to where at most 1 % of the benign test answers, plain and wrapped, would be
+    stopped: the share of succeeded attacks stopped, of benign answers, and the tokens out before the stop (median)."""
+
+    stopped: Estimate
+    alarms: Estimate
+    tokens: float
+
+
 class StreamRow(Value):
     """Answers stopped while they were written. `tokens` are those that were out before the stop (median and 90th
     percentile, of the stopped answers to succeeded attacks)."""
@@ -168,6 +177,7 @@ class StreamRow(Value):
     over_refusal: Estimate
     tokens: float
     tokens_90: float
+    equal: EqualAlarms | None = None
 
 
 class Reliability(Value):

@@ -254,7 +254,14 @@ def _streaming(result: ProbesResult) -> Section:
         caption="The threshold stops no benign validation answer. Wrapped prompts are benign "
         "requests in the attacks' texts. Scores come from the pass that writes the token.",
     )  # fmt: skip
-    return Section("Streaming", (table,))
+    if row.equal is None:
+        return Section("Streaming", (table,))
+    text = (
+        f"With the threshold moved to where {fmt.rate_text(row.equal.alarms)} of these benign answers, plain and "
+        f"wrapped, would be stopped, {fmt.rate_text(row.equal.stopped)} of the succeeded attacks are, after "
+        f"{fmt.short_number(row.equal.tokens)} tokens (median)."
+    )
+    return Section("Streaming", (table, Text(text)))
 
 
 def _cascade(result: ProbesResult) -> Section:
