@@ -180,7 +180,7 @@ def test_streaming_leaves_benign_answers_alone(studied: Any) -> None:
     assert row.equal is not None
     assert row.equal.alarms.value <= 0.01
     assert (row.equal.alarms.n, row.equal.stopped.n) == (5 * N_TEST, 2 * N_TEST)
-    # Answers that comply begin with a word that no benign answer of this model holds, so the first token tells them.
+    # This model complies in one word, and only attacks make it do so where harm was read: nothing benign comes near.
     assert (row.equal.stopped.value, row.equal.tokens) == (1.0, 0.0)
 
 
