@@ -411,9 +411,9 @@ def _verdict(result: Result) -> str:
 
 def _table(suite: SuiteRows) -> Table:
     columns = (
-        "layer | > FVU: instruction, post-instruction, answer | > L0: active features a token, all regions | > dead: "
-        "features that fire on no counted token | > loss recovered: share of what mean ablation loses | > of zero "
-        "ablation | > ΔCE: nats per answer token | > KL: nats per answer token | > direction: cosine of the "
+        "layer | > FVU: instruction, post-instruction, answer | > L0: active features a token, in the same regions | "
+        "> dead: features that fire on no counted token | > loss recovered: share of what mean ablation loses | "
+        "> of zero ablation | > ΔCE: nats per answer token | > KL: nats per answer token | > direction: cosine of the "
         "reconstructed refusal direction | > F* survives: share of F*'s effect on refusal"
     )
     rows: list[tuple[Any, ...]] = []
