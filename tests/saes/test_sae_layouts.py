@@ -175,8 +175,8 @@ def test_gemma_scope_2_without_configuration_goes_by_the_name(tmp_path: Path):
 
 
 def test_gemma_scope_2_of_other_sites_is_refused(tmp_path: Path):
-    gemma_scope_2(tmp_path, "transcoder_all/layer_0_width_16_l0_big")
-    with pytest.raises(HookError, match="transcoder_all; demur needs the SAEs under resid_post"):
+    gemma_scope_2(tmp_path, "mlp_out_all/layer_0_width_16_l0_big")
+    with pytest.raises(HookError, match="mlp_out_all; demur takes the SAEs under resid_post"):
         load_suite(tmp_path)
 
 
