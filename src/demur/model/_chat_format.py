@@ -91,6 +91,10 @@ class Batch:
         """The whole batch, copy after copy."""
         return self._each(lambda tensor: tensor.repeat(times, 1), self.prompt_ids * times)
 
+    def rows(self, indices: Sequence[int]) -> Batch:
+        """Some of its rows, padded as they are."""
+        return self._each(lambda tensor: tensor[list(indices)], tuple(self.prompt_ids[n] for n in indices))
+
     def row(self, index: int) -> Batch:
         """One row as a batch of its own, its padding removed."""
         keep = self.real[index]
