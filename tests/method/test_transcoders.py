@@ -199,9 +199,29 @@ def test_interventions_change_what_the_mlp_adds(family: Any) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert (found - clean).abs().max() > 0.05
     assert count_hooks(model.hf) == 0
-    # As it writes an answer, token by token, so as in one pass over prompt and answer.
-    with model.intervene(bind(suite, SetFeatures(features, 4.0))):
-        assert model.generate(["Hi"], max_new_tokens=4)[0].text != model.generate(["Ho"], max_new_tokens=4)[0].text
+
+
+def test_answers_are_written_under_them_token_by_token() -> None:
+    """Against passes over the whole sequence, which keep no cache."""
+    here = case()
+    units, suite = here.made.units, here.made.transcoders
+    change = SetFeatures((units["refuse"],), 3.0)
+    prompts = here.made.harmless.prompts[:3]
+    with here.model.intervene(bind(suite, change)):
+        answers = here.model.generate(prompts, max_new_tokens=6)
+        for prompt, answer in zip(prompts, answers, strict=True):
+            (item,) = here.model.tokenize([prompt])
+            ids = list(item.ids)
+            for _ in range(6):
+                with torch.no_grad():
+                    ids.append(int(here.model.hf(torch.tensor([ids])).logits[0, -1].argmax()))
+            assert here.model.decode(ids[len(item) :]).startswith(answer.text)
+            assert answer.text.strip().startswith("I")
+    # Harm words' units off: the answer is what is said to everything else.
+    off = ScaleFeatures(tuple(units[name] for name in CAUSAL[:8]), 0.0)
+    with here.model.intervene(bind(suite, off)):
+        found = here.model.generate(here.made.harmful.prompts[:4], max_new_tokens=12)
+    assert {answer.text for answer in found} == {here.made.compliance}
 
 
 @pytest.mark.parametrize("family", ["gemma3", "qwen3", "llama3"])
