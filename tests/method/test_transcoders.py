@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,16 +12,25 @@ import torch
 
 from demur.errors import InputError, ModelError
 from demur.guard import Reading, read_prompts
-from demur.method.activations import feature_activations, mean_max_activations
-from demur.method.attribution import attribute
+from demur.method.activations import feature_activations, mean_activations, mean_max_activations
+from demur.method.attribution import SCORED, attribute
 from demur.method.direction import Direction, find_direction
 from demur.method.edges import estimate_edges, intervene_edges, prompt_graph
 from demur.method.fidelity import reconstruction
-from demur.method.interventions import Compiled, HoldFeatures, PerPrompt, ScaleFeatures, SetFeatures, bind
+from demur.method.interventions import (
+    AblateDirection,
+    Compiled,
+    HoldFeatures,
+    PerPrompt,
+    ScaleFeatures,
+    SetFeatures,
+    bind,
+)
+from demur.method.local import LocalSearch, counterparts
 from demur.method.path import Method, Metric
 from demur.method.selection import attribute_dictionary, cosine_pool, global_set
 from demur.method.tokens import token_effects
-from demur.model import ChatModel, count_hooks
+from demur.model import ChatModel, Region, count_hooks
 from demur.saes import DenseSae, Suite
 from demur.stats import spearman
 from demur.testing import FAMILIES, Planted, planted, tiny_model
@@ -292,3 +301,76 @@ def test_what_needs_the_residual_says_so() -> None:
     odd.layers = (layer,)
     with pytest.raises(ModelError, match=r"not known in a Linear; models of these types are supported: llama, mistral"):
         odd.points({0: "mlp_in"})
+
+
+def random_case(size: float = 0.02) -> tuple[ChatModel, Suite, Any]:
+    """A model whose norms and MLPs are not the identity, unlike the planted one's: it matters what is read."""
+    model = ChatModel(*tiny_model("qwen3", n_layers=3), name="random")
+    return model, random_transcoders(model, size), model.tokenize(["How do I bake bread?", "Tell me of the sea."])
+
+
+@pytest.mark.parametrize("method", ["gradient", "paper", "ig"])
+def test_attribution_ranks_as_taking_features_out(method: Method) -> None:
+    model, suite, items = random_case(0.002)
+    draw = torch.Generator().manual_seed(1)
+    patch = Compiled(model, None, [AblateDirection(torch.randn(model.d_model, generator=draw), layers=(2,))])
+    metric = Metric((7,))
+    asked: dict[str, Any] = {"patch": patch, "metric": metric}
+    pool = {layer: range(5) for layer in range(3)}
+    guess = attribute(model, suite, items, pool, method=method, **asked)
+    exact = attribute(model, suite, items, pool, method="exact", **asked)
+    for mine, truth in zip(guess.totals.numpy(), exact.totals.numpy(), strict=True):
+        assert spearman(mine.round(5), truth.round(5)) >= 0.9
+    for n, feature in enumerate(exact.features[:6]):
+        change = PerPrompt({item.prompt_id: (zeroed(model, item, feature),) for item in items})
+        with model.intervene(bind(suite, change)), torch.no_grad():
+            after = metric(model.last_logits(model.batch(items)), [row.target for row in exact.rows])
+        moved = after - torch.tensor([row.clean for row in exact.rows])
+        torch.testing.assert_close(exact.totals[:, n].float(), moved, atol=1e-4, rtol=1e-3)
+
+
+def zeroed(model: ChatModel, item: Any, feature: FeatureId) -> HoldFeatures:
+    """A feature held at 0 on the scored tokens of a prompt."""
+    inside = SCORED.mask(model.batch([item]))[0]
+    return HoldFeatures((feature,), torch.where(inside, 0.0, torch.nan)[:, None])
+
+
+def test_words_are_credited_by_the_gradient_of_what_the_mlp_reads() -> None:
+    model, suite, items = random_case()
+    feature, item = FeatureId(1, 4), items[0]
+    (found,) = token_effects(model, suite, [item], [feature], method="gradient")
+    batch, kept = model.batch([item]), list[torch.Tensor]()
+    embed, layer = model.hf.get_input_embeddings(), cast("Any", model.layers[1])
+    with torch.enable_grad():
+        table: Any = embed.weight
+        inputs = table[batch.input_ids].detach().requires_grad_()
+        handle = layer.mlp.register_forward_pre_hook(lambda _module, given: kept.append(given[0]))
+        model.hf(inputs_embeds=inputs, attention_mask=batch.attention_mask)
+        handle.remove()
+        after = batch.within([Region.POST_INSTRUCTION])[0]
+        value = suite[1].rows([4]).encode(kept[0])[0, after, 0].mean()
+        (slope,) = torch.autograd.grad(value, inputs)
+    expected = (slope[0] * (inputs[0] - table.mean(0))).sum(-1).detach()
+    words = torch.tensor(item.regions) == Region.INSTRUCTION
+    torch.testing.assert_close(found[words], expected[words], atol=1e-5, rtol=1e-3)
+
+
+def test_patches_of_one_prompt_hold_what_the_mlp_reads_there() -> None:
+    model, suite, _ = random_case()
+    plain, other = model.tokenize(["Tell me of the sea.", "Please tell me of the sea."])
+    search = LocalSearch(model, suite, plain, other, [7])
+    patch = search.explain(limit=1, threshold=1.1).patches[0]
+    place = counterparts(model, plain, other)[patch.token]
+    there, here = (feature_activations(model, suite, [item], [patch.feature])[0] for item in (plain, other))
+    assert patch.value == pytest.approx(float(there[place, 0]), abs=1e-5)
+    assert patch.before == pytest.approx(float(here[patch.token, 0]), abs=1e-5)
+
+
+def test_means_over_prompts_are_of_what_the_mlp_reads() -> None:
+    model, suite, items = random_case()
+    found = mean_activations(model, suite, items, reduce="last")[1]
+    values = feature_activations(model, suite, items, [FeatureId(1, n) for n in range(24)])
+    torch.testing.assert_close(found, torch.stack([each[-1] for each in values]).mean(0), atol=1e-5, rtol=1e-4)
+    with torch.no_grad(), model.capture([1], sites={1: "mlp_in"}) as read:
+        model.last_logits(model.batch(items[:1]))
+    torch.testing.assert_close(values[0], suite[1].dense().encode(read[1][0]), atol=1e-5, rtol=1e-4)

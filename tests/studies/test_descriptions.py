@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,13 +20,16 @@ from planted_study import PlantedFiles
 from word_counter import answer
 
 from demur.errors import DemurError, InputError
+from demur.method.activations import feature_activations
+from demur.model import ChatModel
 from demur.report.blocks import Table, Text
 from demur.studies import STUDIES
 from demur.studies.config import load_config
 from demur.studies.context import run_study
-from demur.studies.descriptions import Trial, bulk_labels, detection, read_words
+from demur.studies.descriptions import Trial, bulk_labels, detection, held_out, read_words
 from demur.studies.features import Result
-from demur.types import FeatureId
+from demur.testing import planted as planted_model
+from demur.types import FeatureId, PromptSet, Split
 
 A, B, C = (FeatureId(0, n) for n in range(3))
 
@@ -70,6 +74,32 @@ def test_bulk_files_of_neuronpedia(tmp_path: Path) -> None:
     (tmp_path / "batch-2.jsonl").write_text('{"index": 3}\n')
     with pytest.raises(InputError, match=r"batch-2\.jsonl is no file of Neuronpedia's explanations .*layer"):
         bulk_labels(str(tmp_path), wanted)
+
+
+def test_held_out_prompts_are_strong_or_not_by_the_limit() -> None:
+    made = planted_model()
+    model = ChatModel(made.model, made.tokenizer, name="planted")
+    split = Split(harmful=made.harmful, harmless=made.harmless)
+    few = Split(harmful=made.over_refusal, harmless=PromptSet(name="none", prompts=()))
+    context: Any = SimpleNamespace(model=model, suite=made.suite, config=SimpleNamespace(seed=0))
+    context.splits = SimpleNamespace(tuning=split, test=few)
+    prompts = [*made.harmful.prompts, *made.harmless.prompts, *made.over_refusal.prompts]
+    refuse, harm = sorted(made.truth.refusal)[0], sorted(made.truth.harm)[0]
+    items = model.tokenize(prompts)
+    highest = {
+        p.text: float(v.max())
+        for p, v in zip(prompts, feature_activations(model, made.suite, items, [refuse]), strict=True)
+    }
+    # One harm word leaves a third of it: the feature fires, but is not strong.
+    weak = [text for text, value in highest.items() if 0.2 < value < 1.0]
+    assert len(weak) > 20
+    found = held_out(context, {refuse: 1.0, harm: 1e9})
+    assert set(found) == {refuse}
+    trial = found[refuse]
+    assert trial.strong == tuple(highest[text] > 1.0 for text in trial.texts)
+    assert (sum(trial.strong), len(trial.strong)) == (20, 40)
+    assert trial.strong[:20].count(True) not in (0, 20)
+    assert len(set(trial.texts)) == 40
 
 
 @pytest.fixture(scope="module")
