@@ -328,7 +328,7 @@ def sections(result: Result) -> list[Section]:
                 card.role.share,
                 " ".join(fmt.token_text(token) for token, *_ in card.tokens),
                 " ".join(map(fmt.token_text, card.promotes)),
-                *((card.description, *scores.get(card.feature, ())) if described else ()),
+                *((card.description, *map(fmt.estimate_text, scores.get(card.feature, ()))) if described else ()),
             )
             for card in result.cards
         ],
