@@ -2,6 +2,7 @@
 
 from demur.model._chat_format import PINNED_DATE, SCORED_REGIONS, Batch, ChatFormat, Items, Region, TokenizedPrompt, pad
 from demur.model._chat_model import ChatModel, answer_batches, load_model
+from demur.model._decoding import decode_greedily
 from demur.model._hooks import (
     NO_SITES,
     AnswerGuard,
@@ -46,7 +47,8 @@ __all__ = [
     "MLP_MODELS", "MODEL_FILES", "NO_SITES", "PINNED_DATE", "SCORED_REGIONS", "SMALL_MODEL", "AnswerGuard",
     "AnswerWatch", "Batch", "BoundIntervention", "Budgets",
     "ChatFormat", "ChatModel", "CompiledIntervention", "Cursor", "Edit", "Items", "Progress", "Region", "Residuals",
-    "Sites", "TokenizedPrompt", "answer_batches", "by_length", "capture", "chosen_dtype", "count_hooks", "end_tokens",
+    "Sites", "TokenizedPrompt", "answer_batches", "by_length", "capture", "chosen_dtype", "count_hooks",
+    "decode_greedily", "end_tokens",
     "find_device", "find_layers", "fitting_threads", "folder_digest", "halving", "hooked", "is_out_of_memory",
     "load_model", "model_class", "model_identity", "next_batch", "pad", "peak_memory", "read_config", "resumed",
     "track",
