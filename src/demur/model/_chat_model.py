@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
+ReadBatch = Callable[[int, Tensor, Batch], Float[Tensor, "batch *_"]]
+"""`(layer, what is read there, batch)` → one row for each conversation."""
 
 _CPU_ANSWER_SHARE = 0.25
 """What a new token counts for in the budget of a pass on a CPU."""
@@ -137,7 +139,7 @@ class ChatModel:
                 parameter.data = parameter.data.to(dtype)
 
     def points(self, sites: Sites = NO_SITES) -> tuple[Point, ...]:
-        """Where to hook each layer: what leaves it, or its place in `sites`. ModelError: it has no such place."""
+        """Where to hook each layer: what leaves it, or its place in `sites`; raises as `find_point` does."""
         return tuple(find_point(layer, sites.get(n, "resid_post")) for n, layer in enumerate(self.layers))
 
     @property
@@ -236,14 +238,9 @@ class ChatModel:
         return self.budgets.plain < before.plain or self.budgets.gradients < before.gradients
 
     def mean_over(
-        self,
-        items: Items,
-        layers: Iterable[int],
-        read: Callable[[int, Tensor, Batch], Float[Tensor, "batch *_"]],
-        sites: Sites = NO_SITES,
+        self, items: Items, layers: Iterable[int], read: ReadBatch, sites: Sites = NO_SITES
     ) -> dict[int, Tensor]:
-        """Layer → mean over items of `read(layer, residual, batch)`, or of what is read elsewhere (`sites`); sums are
-        float64, on the CPU, means float32."""
+        """Layer → mean over items of `read(layer, residual or what is at its site, batch)`; float32, summed in float64."""
         totals: dict[int, Tensor] = {}
         points = self.points(sites)
 
@@ -279,9 +276,8 @@ class ChatModel:
         return output.logits[:, -keep:]
 
     def residuals(self, batch: Batch, layers: Sequence[int], sites: Sites = NO_SITES) -> Residuals:
-        """Residuals `x[l]` of some layers on a batch (`[batch, pos, d_model]`, the model's dtype), or what is at other
-        places of them, from one pass that ends after the deepest of them. Interventions that are open act; padding is
-        left in."""
+        """Residuals `x[l]` of some layers (`[batch, pos, d_model]`, the model's dtype), or what is at other places of
+        them, from one pass that ends after the deepest. Interventions that are open act; padding is left in."""
         return residuals_of(self.points(sites), layers, partial(self.last_logits, batch))
 
     def capture(
@@ -290,8 +286,7 @@ class ChatModel:
         transform: Callable[[Tensor], Tensor] | None = None,
         sites: Sites = NO_SITES,
     ) -> AbstractContextManager[Residuals]:
-        """Record residuals, or what is at other places of layers, while the context is open; see
-        `demur.model.capture`."""
+        """Record residuals, or what is at other places, while the context is open; see `demur.model.capture`."""
         return capture(self.points(sites), which, transform)
 
     def reading(self, sites: Sites) -> AbstractContextManager[Residuals]:
@@ -300,8 +295,7 @@ class ChatModel:
 
     @contextmanager
     def edited(self, edits: Mapping[int, Sequence[Edit]], reads: Sites = NO_SITES) -> Iterator[None]:
-        """Apply `edits[l]`, in order, to the residual that leaves layer `l`; their cursor holds what is at the places
-        `reads` of a layer. With no edits, no hook is installed."""
+        """Apply `edits[l]`, in order, to the residual that leaves layer `l`; their cursor holds what is at `reads`."""
         chains = {layer: chain for layer, chain in edits.items() if chain}
         with ExitStack() as stack:
             if chains:
