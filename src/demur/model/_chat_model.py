@@ -240,7 +240,7 @@ class ChatModel:
     def mean_over(
         self, items: Items, layers: Iterable[int], read: ReadBatch, sites: Sites = NO_SITES
     ) -> dict[int, Tensor]:
-        """Layer → mean over items of `read(layer, residual or what is at its site, batch)`; float32, summed in float64."""
+        """Layer → mean over items of `read(layer, residual or what is at its site, batch)`; sums are float64."""
         totals: dict[int, Tensor] = {}
         points = self.points(sites)
 
