@@ -283,7 +283,17 @@ class _CountingModel(nn.Module):
     def get_output_embeddings(self) -> None:
         return None
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int = 0, **_: Any) -> SimpleNamespace:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int = 0,
+        *,
+        use_cache: bool = False,
+        **more: Any,
+    ) -> SimpleNamespace:
+        if use_cache:
+            return self._decode(input_ids, begins=more.get("past_key_values") is None)
         hidden = self.embedding(input_ids) * attention_mask[..., None]
         for layer in self.layers:
             hidden = layer(hidden)
@@ -299,14 +309,17 @@ class _CountingModel(nn.Module):
     def _backward(self, slots: int) -> None:
         self.stages.now += Work(backward_passes=1, backward_tokens=slots)
 
-    def generate(self, input_ids: Tensor, generation_config: Any, **_: Any) -> Tensor:
-        rows, new = len(input_ids), int(generation_config.max_new_tokens)
-        self.stages.now += Work(passes=1, tokens=input_ids.numel(), logits=rows)
-        self.stages.now += Work(steps=new - 1, written=rows * (new - 1))
-        refuses = (input_ids == self.harmful).any(1, keepdim=True)
-        answers = torch.full((rows, new), self.filler)
-        answers[:, :1] = torch.where(refuses, self.refusing, self.complying)
-        return torch.cat([input_ids, answers], 1)
+    def _decode(self, input_ids: Tensor, *, begins: bool) -> SimpleNamespace:
+        """A pass of decoding: the prompts', or a step of all rows. Drafts may save steps, which is not counted."""
+        rows = len(input_ids)
+        work = Work(passes=1, tokens=input_ids.numel(), logits=rows) if begins else Work(steps=1, written=rows)
+        self.stages.now += work
+        refuses = (input_ids == self.harmful).any(1)
+        first = torch.where(refuses, self.refusing, self.complying)
+        tokens = first if begins else torch.full((rows,), self.filler)
+        logits = torch.nn.functional.one_hot(tokens, self.config.vocab_size)[:, None]
+        # A cache that takes no drafts, and lets no row go.
+        return SimpleNamespace(logits=logits, past_key_values=SimpleNamespace(layers=()))
 
 
 class _DictionaryProducts(TorchFunctionMode):

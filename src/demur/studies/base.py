@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 from pydantic import Field, ValidationError
 
 from demur.errors import DemurError, InputError, RunError
-from demur.report.blocks import Chart, Page, Section
+from demur.report.blocks import Chart, Page, Section, Text
 from demur.report.format import model_title
 from demur.runs import Session, as_toml, read_run
 from demur.stats import Estimate
@@ -201,16 +201,17 @@ def _read(path: Path, study: Study[Any, ResultT]) -> ResultT:
 
 
 def page_of(study: Study[Any, ResultT], result: ResultT, session: Session | None = None) -> Page:
-    """A result as a page: its sections, its facts, and what it takes to run it again."""
+    """A result as a page: its sections, its warnings, its facts, and what it takes to run it again."""
     facts = dict(result.facts)
     if session is not None:
         versions = ", ".join(f"{name} {version}" for name, version in session.versions.items())
         facts |= {"started": session.started, "versions": versions, "platform": session.platform}
     if result.seconds:
         facts["seconds"] = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
+    doubts = Section("Doubts", tuple(Text(warning, "warning") for warning in result.warnings), brief=True)
     return Page(
         title=f"demur {study.name}: {model_title(result.model)}",
-        sections=tuple(study.sections(result)),
+        sections=(*study.sections(result), doubts),
         command=f"demur {study.name} --config {study.name}.toml",
         config="" if session is None else as_toml(session.config),
         facts=tuple(facts.items()),

@@ -365,8 +365,7 @@ _SUMS = ("tokens", "error", "spread", "active")
 def sections(result: Result) -> list[Section]:
     """The verdict and one table by layer first; then regions, comparisons of suites, and pictures."""
     own, *others = result.suites
-    doubts = tuple(Text(warning, "warning") for warning in result.warnings)
-    found = [Section("Are the SAEs fit?", (Text(_verdict(result), "verdict"), *doubts, _table(own)), brief=True)]
+    found = [Section("Are the SAEs fit?", (Text(_verdict(result), "verdict"), _table(own)), brief=True)]
     if others:
         found.append(_compared(result))
     found.append(Section("By region", tuple(_regions(result)), intro=_REGIONS_TOLD))

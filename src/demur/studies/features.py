@@ -303,7 +303,6 @@ def sections(result: Result) -> list[Section]:
         f"Of the {len(roles)} features of F*, {roles.count('refusal')} fire where the answer begins (refusal), "
         f"{roles.count('harm')} on the user's words (harm) and {roles.count('mixed')} on both or neither."
     )
-    doubts = tuple(Text(warning, "warning") for warning in result.warnings)
     described = any(card.description for card in result.cards)
     scores = {row.feature: (row.own, row.shuffled) for row in result.described.rows} if result.described else {}
     tried = (
@@ -342,7 +341,7 @@ def sections(result: Result) -> list[Section]:
         note = Text(f"All refusal features as a Neuronpedia list: {result.list_url}", "note")
         links = (note, Table.of("Pages on Neuronpedia", "feature | page", rows, folded=True))
     return [
-        Section("Feature cards", (Text(verdict, "verdict"), *_labels(result), *doubts, table, *links), brief=True),
+        Section("Feature cards", (Text(verdict, "verdict"), *_labels(result), table, *links), brief=True),
         Section(
             "Where they fire",
             (*map(_histogram, result.cards[:_CHARTS]), _firing(result)),

@@ -26,9 +26,8 @@ Finding = Literal["more", "fewer", "unclear", "missing"]
 
 def compare_sections(result: CompareResult) -> tuple[Section, ...]:
     """The sections of a study that compares methods."""
-    doubts = tuple(Text(warning, "warning") for warning in result.warnings)
     sections = (
-        Section("Verdict", (Text(headline(result), "verdict"), *_compared(result), *doubts), brief=True),
+        Section("Verdict", (Text(headline(result), "verdict"), *_compared(result)), brief=True),
         Section("Summary", (_summary(result),), brief=True),
         _effects(result, "harmful", "suppress", "Suppression, harmful test prompts"),
         _effects(result, "harmless", "suppress", "Suppression, harmless test prompts"),

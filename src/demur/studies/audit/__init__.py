@@ -210,11 +210,10 @@ def _share(values: np.ndarray) -> Estimate:
 
 def sections(result: AuditResult) -> tuple[Section, ...]:
     """The sections of the study `audit`."""
-    doubts = tuple(Text(warning, "warning") for warning in result.warnings)
     alarms = ", ".join(f"{name} {fmt.rate_text(rate)}" for name, rate in result.false_alarms.items())
     about = f"{result.change}, where {result.probe}, says P(harmful) ≥ {fmt.measure(result.threshold, 4)}. It fires on "
     found = [
-        Section("Verdict", (Text(_headline(result), "verdict"), *doubts), brief=True),
+        Section("Verdict", (Text(_headline(result), "verdict"),), brief=True),
         Section(
             "Wordings",
             (

@@ -166,9 +166,8 @@ def run(context: Context[Config]) -> CategoriesResult:
 def sections(result: CategoriesResult) -> tuple[Section, ...]:
     """The verdict, the features by category, the parts, the transfer, the roles."""
     verdict = tuple(Text(text, "verdict") for text in (_sharing(result), _acting(result), _moving(result)) if text)
-    doubts = tuple(Text(warning, "warning") for warning in result.warnings)
     found = (
-        Section("Verdict", (*verdict, *doubts), brief=True),
+        Section("Verdict", verdict, brief=True),
         Section("Features by category", tuple(_features(result))),
         Section("Parts", tuple(_parts(result)), brief=True),
         Section("Transfer", tuple(_transfer(result))),

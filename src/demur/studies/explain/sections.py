@@ -17,9 +17,8 @@ _ROWS = 12
 
 def explain_sections(result: Explanation) -> tuple[Section, ...]:
     """The sections of an explanation."""
-    doubts = tuple(Text(warning, "warning") for warning in result.warnings)
     sections = (
-        Section("Verdict", (Text(_verdict(result), "verdict"), *doubts), brief=True),
+        Section("Verdict", (Text(_verdict(result), "verdict"),), brief=True),
         Section("Token by token", (_tokens(result),), brief=True),
         Section("Prompt" if result.plain is None else "Prompt and plain version", (_readings(result),), brief=True),
         Section("What changes the answer", tuple(_changes(result)), brief=True),

@@ -31,9 +31,8 @@ ALLOWED = 0.01
 
 def harden_sections(result: HardenResult) -> tuple[Section, ...]:
     """The sections of the study `harden`."""
-    doubts = tuple(Text(warning, "warning") for warning in result.warnings)
     sections = (
-        Section("Verdict", (Text(_headline(result), "verdict"), *_doubts(result), *doubts), brief=True),
+        Section("Verdict", (Text(_headline(result), "verdict"), *_doubts(result)), brief=True),
         Section("Hardening", tuple(_hardening(result)), brief=True, intro=_HOW),
         Section("Conditional against always", tuple(_gaps(result))),
         Section("The probe", tuple(_probe(result))),

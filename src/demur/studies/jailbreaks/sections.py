@@ -37,9 +37,8 @@ _CURVE = 8
 
 def jailbreak_sections(result: JailbreaksResult) -> tuple[Section, ...]:
     """The sections of the study `jailbreaks`."""
-    doubts = tuple(Text(warning, "warning") for warning in result.warnings)
     sections = (
-        Section("Verdict", (Text(_headline(result), "verdict"), *_doubts(result), *doubts), brief=True),
+        Section("Verdict", (Text(_headline(result), "verdict"), *_doubts(result)), brief=True),
         _drops(result),
         Section("Attacks", (_attacks(result),)),
         _local(result),

@@ -22,9 +22,8 @@ ALPHA = 0.05
 
 def probe_sections(result: ProbesResult) -> tuple[Section, ...]:
     """The sections of the study `probes`."""
-    doubts = tuple(Text(warning, "warning") for warning in result.warnings)
     sections = (
-        Section("Verdict", (*_verdict(result), *_doubts(result), *doubts), brief=True),
+        Section("Verdict", (*_verdict(result), *_doubts(result)), brief=True),
         *_caught(result),
         _benign(result),
         _held_out(result),
