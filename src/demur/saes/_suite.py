@@ -40,7 +40,8 @@ class Preset(Value):
     model: str
     saes: str
     """Source for `load_suite`."""
-    width: str | None
+    width: str | None = None
+    """None: there is one."""
     average_l0: float = 100.0
     layers: tuple[int, ...] | None = None
     """None: every layer of the suite."""
@@ -66,10 +67,10 @@ _TABLES = tomllib.loads(files("demur.saes").joinpath("presets.toml").read_text("
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {model: Preset.model_validate({"model": model} | table) for model, table in _TABLES.items()}
 )
-"""Model id → preset."""
+"""Model id → preset; a second suite of a model has a name of its own."""
 
-_NAMES = {form.casefold(): name for name in PRESETS for form in (name, name.split("/")[1])}
-"""Model ids without case, with and without owner → model id."""
+_NAMES = {form.casefold(): name for name in PRESETS for form in (name, name.rpartition("/")[2])}
+"""Names of presets without case, with and without owner → name."""
 
 
 def find_preset(saes: str) -> Preset | None:
