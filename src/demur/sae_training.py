@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from demur.runs import Run
     from demur.saes.training import Figures, TrainedSae
 
-Kind = Literal["harmful", "harmless", "prompts", "text"]
-KINDS: Final[tuple[Kind, ...]] = ("harmful", "harmless", "prompts", "text")
-CHATS: Final[tuple[Kind, ...]] = KINDS[:3]
+KINDS: Final = ("harmful", "harmless", "prompts", "text")
+CHATS: Final = KINDS[:3]
 Progress = Callable[[str, int, int, str], None]
 """`(what is done, done, total, figures)`."""
 
@@ -33,9 +32,9 @@ _MOST_HELD_OUT: Final = 200
 _RESULT: Final = "training.json"
 
 
-def _shares(mix: str) -> dict[Kind, float]:
+def _shares(mix: str) -> dict[str, float]:
     """`harmful=1,text=2` as shares."""
-    found: dict[Kind, float] = {}
+    found: dict[str, float] = {}
     for part in mix.replace(" ", "").split(","):
         name, _, number = part.partition("=")
         try:
@@ -212,14 +211,14 @@ def _source(config: SaeTraining) -> str | Path:
     return bundled_path().model if config.model is None else config.model
 
 
-def _read(config: SaeTraining) -> tuple[dict[Kind, tuple[Prompt, ...]], tuple[str, ...]]:
+def _read(config: SaeTraining) -> tuple[dict[str, tuple[Prompt, ...]], tuple[str, ...]]:
     """Prompts by kind, those to be left out dropped, and texts; only of kinds in the mix. Raises InputError."""
     wanted = _shares(config.mix) if config.mix else KINDS
     if config.model is None:
         from demur.bundled import bundled_prompts, bundled_texts
 
         own = bundled_prompts()
-        found: dict[Kind, Sequence[Prompt]] = {"harmful": own.harmful.prompts, "harmless": own.harmless.prompts}
+        found: dict[str, Sequence[Prompt]] = {"harmful": own.harmful.prompts, "harmless": own.harmless.prompts}
         away = chain(own.test_harmful, own.test_harmless, own.over_refusal)
         # Studies measure side effects on the first hundred.
         texts = bundled_texts(1000)[100:]
@@ -250,15 +249,15 @@ def _items(
     run: Run,
     model: ChatModel,
     identity: Mapping[str, Any],
-    prompts: Mapping[Kind, Sequence[Prompt]],
+    prompts: Mapping[str, Sequence[Prompt]],
     texts: Sequence[str],
     progress: Progress,
-) -> dict[Kind, Items]:
+) -> dict[str, Items]:
     """Conversations with the model's own answers, and texts, tokenized."""
     from demur.method.likelihood import texts_to_score
     from demur.model import answer_batches
 
-    found: dict[Kind, Items] = {}
+    found: dict[str, Items] = {}
     for kind, each in prompts.items():
 
         def compute(done: frozenset[str], each: Sequence[Prompt] = each) -> Any:
@@ -285,7 +284,7 @@ def _train(
     model: ChatModel,
     identity: Mapping[str, Any],
     layers: Sequence[int],
-    items: Mapping[Kind, Items],
+    items: Mapping[str, Items],
     progress: Progress,
 ) -> Trained:
     from demur.runs import hash_of, write_whole
@@ -360,7 +359,7 @@ def figures_text(figures: Mapping[int, Figures]) -> str:
     return f"FVU {min(fvu):.3f}–{max(fvu):.3f}, L0 {min(l0):.1f}–{max(l0):.1f}, dead {max(dead):.1%} at most"
 
 
-def _measured(model: ChatModel, trained: TrainedSae, held: Mapping[Kind, Items]) -> TrainedLayer:
+def _measured(model: ChatModel, trained: TrainedSae, held: Mapping[str, Items]) -> TrainedLayer:
     """As the study `dictionaries` measures it, on what was kept apart."""
     from demur.method.fidelity import REGIONS, reconstruction
 

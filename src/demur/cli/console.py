@@ -74,9 +74,9 @@ def logging_to(handler: logging.Handler) -> Iterator[None]:
 
 
 class StageProgress:
-    """Bars with remaining time on a terminal, one line a stage elsewhere. Called with (stage, done, total) and, of a stage
-    that has figures to tell, these; elsewhere than on a terminal they get a line at each tenth. Use as a context
-    manager. Warnings are printed above the bar."""
+    """Bars with remaining time on a terminal, one line a stage elsewhere. Called with (stage, done, total) and the
+    figures that a stage has to tell, which elsewhere get a line at each tenth. Use as a context manager. Warnings are
+    printed above the bar."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -37,6 +37,8 @@ class PaperSettings(Value):
 class Preset(Value):
     """A chat model, and the SAEs to read it with. A study of the model takes them from here unless told otherwise."""
 
+    name: str
+    """The model's, or that of a second suite of a model, which `--saes` takes."""
     model: str
     saes: str
     """Source for `load_suite`."""
@@ -65,9 +67,9 @@ class Preset(Value):
 
 _TABLES = tomllib.loads(files("demur.saes").joinpath("presets.toml").read_text("utf-8"))
 PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {model: Preset.model_validate({"model": model} | table) for model, table in _TABLES.items()}
+    {name: Preset.model_validate({"name": name, "model": name} | table) for name, table in _TABLES.items()}
 )
-"""Model id → preset; a second suite of a model has a name of its own."""
+"""Name → preset."""
 
 _NAMES = {form.casefold(): name for name in PRESETS for form in (name, name.rpartition("/")[2])}
 """Names of presets without case, with and without owner → name."""
@@ -91,7 +93,7 @@ def get_preset(model: str) -> Preset:
     )
 
 
-def _spans(numbers: Sequence[int]) -> str:
+def spans(numbers: Sequence[int]) -> str:
     """`0–25`, or `0–3, 7, 9–11`."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
@@ -109,7 +111,7 @@ class MissingLayerError(SaeError, KeyError):
 
 def missing_layer(source: str, layer: int, there: Sequence[int]) -> MissingLayerError:
     near = min(there, key=lambda other: abs(other - layer))
-    return MissingLayerError(f"{source} has no SAE for layer {layer}; it has layers {_spans(there)} (nearest: {near})")
+    return MissingLayerError(f"{source} has no SAE for layer {layer}; it has layers {spans(there)} (nearest: {near})")
 
 
 class Suite(Mapping[int, Sae]):
@@ -162,7 +164,7 @@ class Suite(Mapping[int, Sae]):
         l0s = [spec.average_l0 for spec in self.specs if spec.average_l0 is not None]
         sparsity = f", average L0 {min(l0s):g} to {max(l0s):g}" if l0s else ""
         return (
-            f"{len(self)} SAEs on layers {_spans(self.layers)}, {widths} features, d_model {self.specs[0].d_model}, "
+            f"{len(self)} SAEs on layers {spans(self.layers)}, {widths} features, d_model {self.specs[0].d_model}, "
             f"{kinds}{sparsity}, from {self.source}"
         )
 

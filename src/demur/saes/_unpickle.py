@@ -18,8 +18,9 @@ def main(file: str, out: str, size: int, seconds: int) -> None:
     with contextlib.suppress(ImportError, ValueError):  # Windows has none, and a system may allow less already.
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (_mapped() + size,) * 2)
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds,) * 2)
+        most = _mapped() + size
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     try:
         loaded: Any = torch.load(file, map_location="cpu", weights_only=True)
         found = {name: torch.as_tensor(value).float().contiguous().clone() for name, value in _numbers(loaded)}

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, NamedTuple, get_args
+from typing import Final, NamedTuple
 
 from demur.errors import InputError, SaeError
 from demur.saes._canonical import ActivationName, Convention, SaeSpec, SaeWeights
@@ -61,15 +61,15 @@ def convert(
     out: Path | str,
     *,
     layer: int | None = None,
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     k: int | None = None,
     centred: bool | None = None,
     model_name: str = "",
     seconds: int = 600,
     gigabytes: float | None = None,
 ) -> Converted:
-    """Write `out/layer_L` in SAELens' layout from a pickled state dict. Raises InputError: there is no such file, or its
-    layer is not known; SaeError: it cannot be read safely, or its arrays are not those of an SAE.
+    """Write `out/layer_L` in SAELens' layout from a pickled state dict. Raises InputError: there is no such file, or
+    its layer is not known; SaeError: it cannot be read safely, or its arrays are not those of an SAE.
 
     Args:
         file: the checkpoint.
@@ -105,7 +105,7 @@ def _unpickled(file: Path, out: Path, size: int, seconds: int) -> Path:
     except subprocess.TimeoutExpired:
         raise SaeError(f"{file} was not read within {2 * seconds} seconds; give it more with --seconds") from None
     if done.returncode:
-        why = (done.stdout.strip().splitlines() or [f"the process that read it ended with status {done.returncode}"])[-1]
+        why = (done.stdout.strip().splitlines() or [f"its reader ended with status {done.returncode}"])[-1]
         raise SaeError(
             f"{file} cannot be read as a checkpoint of tensors alone ({why}). Nothing in it was run. Save the state "
             "dict again with torch.save, or as safetensors"
@@ -114,21 +114,21 @@ def _unpickled(file: Path, out: Path, size: int, seconds: int) -> Path:
 
 
 def _sae(
-    file: Path, arrays: Arrays, layer: int, activation: str | None, k: int | None, centred: bool | None
+    file: Path, arrays: Arrays, layer: int, activation: ActivationName | None, k: int | None, centred: bool | None
 ) -> tuple[DenseSae, str, bool]:
     named = Arrays(str(file), _innermost(arrays))
     layout = next((each for each in _LAYOUTS if each.encoder in named and each.decoder in named), None)
     if layout is None:
         expected = "; or ".join(f"{each.encoder}, {each.b_enc}, {each.decoder}, {each.b_dec[0]}" for each in _LAYOUTS)
         raise SaeError(f"{file} holds {', '.join(sorted(arrays)) or 'no tensors'}; expected {expected}")
+    used = layout.centred if centred is None else centred
     kind = next((name for name in _THRESHOLDS if name in named), None)
     k = k or (int(named["k"].whole()) if "k" in named else None)
     activation = activation or ("jumprelu" if kind else "topk" if k else "relu")
-    if activation not in get_args(ActivationName):
-        raise InputError(f"activation {activation!r} is none of {', '.join(get_args(ActivationName))}")
+    convention = Convention(activation, k if activation == "topk" else None, centred=used)
     if activation == "jumprelu" and kind is None:
-        raise SaeError(f"{file} holds {', '.join(sorted(arrays))}; a jumprelu SAE needs one of {', '.join(_THRESHOLDS)}")
-    used = layout.centred if centred is None else centred
+        needed = f"a jumprelu SAE needs one of {', '.join(_THRESHOLDS)}"
+        raise SaeError(f"{file} holds {', '.join(sorted(arrays))}; {needed}")
     encoder, decoder = named[layout.encoder], named[layout.decoder]
     b_dec = next((named[name] for name in layout.b_dec if name in named), None)
     weights = SaeWeights(
@@ -137,14 +137,13 @@ def _sae(
         decoder.T if layout.features_first else decoder,
         named.get(layout.b_enc),
         b_dec,
-        Convention("topk" if activation == "topk" else "jumprelu" if activation == "jumprelu" else "relu",
-                   k if activation == "topk" else None, centred=used),  # fmt: skip
+        convention,
         threshold=named[kind] if kind and activation == "jumprelu" else None,
         threshold_is_log=kind == "log_threshold",
     )
     spec = SaeSpec(
-        layer=layer, d_model=weights.d_model, d_sae=weights.d_sae, activation=weights.convention.activation,
-        k=weights.convention.k, source=str(file), identity="",
+        layer=layer, d_model=weights.d_model, d_sae=weights.d_sae, activation=activation,
+        k=convention.k, source=str(file), identity="",
     )  # fmt: skip
     return Sae(spec, lambda: weights).dense(), layout.title, used
 

@@ -4,7 +4,7 @@ and SAELens is not imported)."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,8 @@ _LAYER: Final = re.compile(r"(?:layer[_.]?|blocks\.|^l|^)(\d+)")
 _WIDTH: Final = re.compile(r"width[_-](2pow\d+|\d+[km]?)|-w(\d+k)\b|hook_resid_(?:pre|post)_(\d+)$")
 _SITES: Final = {
     "transcoder": r"transcoder|clt", "crosscoder": r"crosscoder", "attention": r"att|hook_z|(?:^| )l\d+a[_ ]",
-    "MLP": r"mlp|(?:^| )l\d+m[_ ]", "resid_mid": r"resid[-_]mid", "embedding": r"embedding|blocks\.0\.hook_resid_pre|e-res",
+    "MLP": r"mlp|(?:^| )l\d+m[_ ]", "resid_mid": r"resid[-_]mid",
+    "embedding": r"embedding|blocks\.0\.hook_resid_pre|(?:^| )e-res",
     "residual": r"res|layer|blocks|(?:^| )l\d+r[_ ]",
 }  # fmt: skip
 """Where an SAE sits → what its names hold, the first that fits."""
@@ -68,9 +69,8 @@ def list_presets(model: str | None = None) -> list[Preset]:
 
 
 def list_releases(model: str | None = None) -> list[Release] | None:
-    """What the registry of SAELens has for a model's family, or all of it: SAEs of the model itself first, then
-    chat-trained ones, those that demur can read first of them. None: SAELens is not installed. Raises InputError: there
-    is nothing for that model."""
+    """What the registry of SAELens has for a model's family, or all of it: those that demur can read first, of them the
+    chat-trained ones. None: SAELens is not installed. Raises InputError: there is nothing for that model."""
     registry = _registry()
     if registry is None:
         return None
@@ -81,8 +81,7 @@ def list_releases(model: str | None = None) -> list[Release] | None:
             near = nearest(_own_name(model), {_own_name(release.model) for release in found})
             raise InputError(f"nobody's SAEs for {model!r} are known here{near}; `demur saes train` trains some")
         found = kept
-    own = None if model is None else _own_name(model)
-    return sorted(found, key=lambda each: (each.unreadable is not None, _own_name(each.model) != own, not each.chat_trained))
+    return sorted(found, key=lambda each: (each.unreadable is not None, not each.chat_trained))
 
 
 def _registry() -> Mapping[str, Any] | None:

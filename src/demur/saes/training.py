@@ -2,7 +2,7 @@
 shuffled blocks; a run that was killed goes on from its last checkpoint to the weights of one that was not.
 
 SAELens gives the architectures, their losses (the auxiliary one included), the optimiser step and the schedules: one
-`SAETrainer` a layer, driven through its public `step`. The loop is demur's own, because that of SAELens' `MultiSAETrainer`
+`SAETrainer` a layer, driven through its public `step`. The loop is demur's own, because that of `MultiSAETrainer`
 neither says how it fares between steps nor finds its place in the data again; so are the normalisation by mean and
 spread, and the revival of features that have stopped firing.
 """
@@ -41,8 +41,8 @@ _REVIVED: Final = (2, 3, 4, 5, 6)
 _CALIBRATED: Final = 20_000
 """Tokens on which the threshold of a BatchTopK dictionary is set."""
 _FIRST_THRESHOLD: Final = 0.01
-_BETWEEN: Final = (5.0, 20.0)
-"""A checkpoint is written at most every so many seconds, and every so many times what writing one takes."""
+_RARELY: Final = 20.0
+"""Checkpoints are at least so many times as far apart as writing one takes."""
 
 
 class SaeRecipe(Value):
@@ -357,7 +357,7 @@ class _Layer:
             layer=self.layer,
             w_enc=w_enc,
             b_enc=size * b_enc - mean @ w_enc,
-            threshold=size * sae.threshold.cpu().clamp(min=0) * norms if self.recipe.architecture == "jumprelu" else None,
+            threshold=size * sae.threshold.cpu().clamp(min=0) * norms if hasattr(sae, "threshold") else None,
             k=self.recipe.k if self.recipe.architecture == "topk" else None,
             w_dec=w_dec / norms[:, None],
             b_dec=mean + size * b_dec,
@@ -388,6 +388,7 @@ def train_saes(
     save: Callable[[Mapping[str, Any]], object] | None = None,
     saved: Path | None = None,
     report: Report | None = None,
+    between: float = 5.0,
 ) -> dict[int, TrainedSae]:
     """Train one SAE for each layer. With the same seed, data and number of threads, the same weights; and, on one
     machine, the same ones after a kill. Raises SaeError: SAELens is missing; InputError: a block holds less than a
@@ -401,6 +402,7 @@ def train_saes(
         save: stores a checkpoint, of tensors and plain values, whole or not at all.
         saved: the checkpoint to go on from, where there is such a file, as `torch.save` wrote it.
         report: told of progress about a hundred times.
+        between: seconds between two checkpoints, at least.
     """
     require_saelens()
     state: Any = torch.load(saved, map_location="cpu", weights_only=True) if saved and saved.is_file() else None
@@ -408,8 +410,9 @@ def train_saes(
     acts = blocks(number)
     scales = {n: _Scale.of(acts[n][:]) if state is None else _Scale(*state["layers"][n]["scale"]) for n in layers}
     trained = {layer: _Layer(recipe, layer, scales[layer], device(layer)) for layer in layers}
-    for layer, each in trained.items() if state is not None else ():
-        each.load(state["layers"][layer])
+    if state is not None:
+        for layer, each in trained.items():
+            each.load(state["layers"][layer])
     revivals = {recipe.steps * share // 8 for share in _REVIVED}
     every = max(1, recipe.steps // 100)
     last, took = time.monotonic(), 0.0
@@ -425,7 +428,7 @@ def train_saes(
                 if report and (step % every == 0 or step == recipe.steps):
                     report(step, {layer: each.figures() for layer, each in trained.items()})
                 now = time.monotonic()
-                if save and (step == recipe.steps or now - last > max(_BETWEEN[0], _BETWEEN[1] * took)):
+                if save and (step == recipe.steps or now - last > max(between, _RARELY * took)):
                     save({"at": (step, number, start + 1), "layers": {n: each.state for n, each in trained.items()}})
                     last, took = time.monotonic(), time.monotonic() - now
             if step < recipe.steps:
@@ -443,7 +446,9 @@ def _one_step(
 
 
 @contextmanager
-def _side_by_side(layers: Sequence[int], devices: Collection[str]) -> Iterator[Callable[[Callable[[int], None]], object]]:
+def _side_by_side(
+    layers: Sequence[int], devices: Collection[str]
+) -> Iterator[Callable[[Callable[[int], None]], object]]:
     """Do something for every layer; on a CPU for as many at once as torch has threads, as small products gain nothing
     from several."""
     threads = torch.get_num_threads()
