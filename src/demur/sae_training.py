@@ -112,7 +112,7 @@ class _Training(Options):
     batch: int = Field(default=1024, ge=2)
     """Tokens of an optimiser step."""
     lr: float | None = Field(default=None, gt=0)
-    """Peak learning rate (default: 2e-4 at 16,384 features, and as 1/√width elsewhere)."""
+    """Peak learning rate (default: 2e-4 at 16,384 features, double for jumprelu, and as 1/√width elsewhere)."""
     buffer: int = Field(default=100_000, ge=2)
     """Tokens whose activations are held in memory and shuffled, for every layer."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)

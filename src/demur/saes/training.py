@@ -56,12 +56,14 @@ class SaeRecipe(Value):
     """Tokens of a step."""
     architecture: Architecture = "batchtopk"
     lr: float | None = None
-    """Peak of the learning rate; None: 2e-4 at 16,384 features, and as 1/√width elsewhere."""
+    """Peak of the learning rate; None: 2e-4 at 16,384 features (4e-4 for `jumprelu`), and as 1/√width elsewhere."""
     seed: int = 0
 
     @property
     def peak(self) -> float:
-        return self.lr or 2e-4 * (2**14 / self.width) ** 0.5
+        # A threshold moves by little more than the rate in a step, and has far to go.
+        usual = 4e-4 if self.architecture == "jumprelu" else 2e-4
+        return self.lr or usual * (2**14 / self.width) ** 0.5
 
     @property
     def dead_after(self) -> int:
@@ -94,12 +96,12 @@ class Shuffled:
     """Rows of a tensor in another order, a slice at a time."""
 
     values: Float[Tensor, "tokens d_model"]
-    order: Int[Tensor, " tokens"]
+    order: Int[Tensor, " rows"]
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, rows: slice) -> Float[Tensor, "rows d_model"]:
+    def __getitem__(self, rows: slice) -> Float[Tensor, "_ d_model"]:
         return self.values[self.order[rows]]
 
 
@@ -251,7 +253,7 @@ class _Layer:
         if recipe.architecture == "jumprelu":
             # Gemma Scope 2's penalty around a target; a share of the loss at any width of the residual.
             options |= {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": float(recipe.k)}
-            options |= {"l0_coefficient": 0.01 * d_in, "l0_warm_up_steps": recipe.steps // 5}
+            options |= {"l0_coefficient": 0.03 * d_in, "l0_warm_up_steps": recipe.steps // 5}
             options |= {"jumprelu_init_threshold": _FIRST_THRESHOLD}
             kinds = lens.JumpReLUTrainingSAE, lens.JumpReLUTrainingSAEConfig
         elif recipe.architecture == "topk":
