@@ -27,6 +27,7 @@ from demur.saes import load_suite
 from demur.saes.training import TRAINED, ChatActivations, SaeRecipe, calibrated, train_saes
 
 D, FEATURES, ACTIVE = 32, 48, 3.0
+EXACTLY = "donot_use_mm_for_euclid_dist"
 
 
 def planted(layer: int) -> Tensor:
@@ -49,7 +50,7 @@ def activations(number: int) -> Mapping[int, Tensor]:
 
 
 def recipe(**changes: Any) -> SaeRecipe:
-    return SaeRecipe(**{"width": 64, "k": 3, "steps": 800, "batch": 256, "lr": 3e-3} | changes)
+    return SaeRecipe.model_validate({"width": 64, "k": 3, "steps": 800, "batch": 256, "lr": 3e-3} | changes)
 
 
 def fvu(x: Tensor, made: Tensor) -> float:
@@ -61,7 +62,7 @@ def fvu(x: Tensor, made: Tensor) -> float:
 def test_planted_features_are_found_at_every_layer(architecture: str) -> None:
     told: dict[int, Any] = {}
     trained = train_saes(
-        recipe(architecture=architecture, lr=6e-3 if architecture == "jumprelu" else 3e-3),
+        recipe(architecture=architecture, **({"lr": 6e-3, "steps": 1600} if architecture == "jumprelu" else {})),
         activations,
         [0, 3],
         report=lambda _, each: told.update(each),
@@ -156,12 +157,12 @@ def test_blocks_hold_the_activations_of_the_mix_and_no_template_head(model: Chat
         return torch.cat(found)
 
     chat, text = rows(chats, 5), rows(texts, 5)
-    nearest = torch.cdist(first[5][:], torch.cat([chat, text])).min(1)
+    nearest = torch.cdist(first[5][:], torch.cat([chat, text]), compute_mode=EXACTLY).min(1)
     assert float(nearest.values.max()) < 1e-3
     share = float((nearest.indices >= len(chat)).float().mean())
     assert share == pytest.approx(0.75, abs=0.03)
     # The same token at both layers.
-    at = torch.cdist(first[5][:20], torch.cat([chat, text])).argmin(1)
+    at = torch.cdist(first[5][:20], torch.cat([chat, text]), compute_mode=EXACTLY).argmin(1)
     torch.testing.assert_close(first[2][:20], torch.cat([rows(chats, 2), rows(texts, 2)])[at], rtol=1e-3, atol=1e-3)
 
 
@@ -260,7 +261,7 @@ def test_prompts_to_be_left_out_are_not_trained_on(
     with pytest.raises(Seen):
         train(given(files, leave_out=str(tmp_path / "test.txt"), mix="harmful=1"), tmp_path / "run")
     model = ChatModel.load(bundled_path().model, device="cpu")
-    texts = {model.tokenizer.decode(list(item.ids)) for item in seen["harmful"]}
+    texts = {str(model.tokenizer.decode(list(item.ids))) for item in seen["harmful"]}
     assert list(seen) == ["harmful"]
     assert len(texts) == 19  # 20 are left, and one in twenty is kept apart
     assert not any(line in text for line in lines[:40] for text in texts)

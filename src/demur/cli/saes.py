@@ -13,12 +13,10 @@ from demur.cli.console import PATH, StageProgress, console, note, say
 from demur.cli.options import ConfigCommand, read_config
 from demur.cli.studies import CONFIG_FILE, check_model, resumable, run_folder
 from demur.sae_training import SaeTraining, train
-from demur.saes import Preset, spans
-from demur.saes.convert import convert
-from demur.saes.listing import Release, list_presets, list_releases
 
 if TYPE_CHECKING:
     from demur.sae_training import Trained
+    from demur.saes.listing import Release
 
 _TRAIN: Final = """Train an SAE for each layer of a chat model, on its own conversations and on plain text.
 
@@ -46,7 +44,7 @@ def _print_trained(made: Trained) -> None:
     shares = ", ".join(f"{kind} {share:.0%} of {made.tokens[kind]} tokens" for kind, share in made.mix.items())
     say(f"mix: {shares}; measured on {sum(made.held_out.values())} conversations and texts that were not trained on")
     names = list(made.layers[0].fvu)
-    fvu = {row.layer: (f"{row.fvu.get(name, math.nan):.3f}" for name in names) for row in made.layers}
+    fvu = {row.layer: [f"{row.fvu.get(name, math.nan):.3f}" for name in names] for row in made.layers}
     rows = [(str(row.layer), *fvu[row.layer], f"{row.l0:.1f}", f"{row.dead:.1%}") for row in made.layers]
     _table(("layer", *(f"FVU {name}" for name in names), "L0", "dead"), rows)
 
@@ -61,6 +59,8 @@ command.add_command(ConfigCommand("train", SaeTraining, help=_TRAIN, run=_train,
 def list_saes(model: str | None, every: bool) -> None:
     """List SAEs that others have trained, chat-trained ones first: demur's presets, and the registry of SAELens (extra
     `saelens`; its file is read, nothing is downloaded). What SAEs are is read from the names of releases."""
+    from demur.saes.listing import list_presets, list_releases
+
     releases = list_releases(model)
     presets = list_presets(model)
     if presets:
@@ -76,11 +76,14 @@ def list_saes(model: str | None, every: bool) -> None:
         left = len(releases) - len(shown)
         if left:
             say(f"{left} more are of other activations or forms; --all lists them.")
-    found = [*presets, *(each for each in releases or () if each.unreadable is None)]
-    if model and found:
-        first = next((each for each in found if each.chat_trained), found[0])
-        source = first.name if isinstance(first, Preset) else first.source
-        width = f" --sae-width {first.widths[0]}" if isinstance(first, Release) and len(first.widths) > 1 else ""
+    # Chat-trained first; presets before releases.
+    known = [(not each.chat_trained, each.name, "") for each in presets]
+    for each in releases or ():
+        if each.unreadable is None:
+            width = f" --sae-width {each.widths[0]}" if len(each.widths) > 1 else ""
+            known.append((not each.chat_trained, each.source, width))
+    if model and known:
+        _, source, width = min(known, key=lambda each: each[0])
         say(f"demur study {model} --saes {source}{width} --harmful HARMFUL --harmless HARMLESS")
 
 
@@ -89,6 +92,8 @@ def _trained(chat: bool) -> str:
 
 
 def _release(each: Release, every: bool) -> tuple[str, ...]:
+    from demur.saes import spans
+
     l0 = f"{min(each.l0):g}" + (f" to {max(each.l0):g}" if len(each.l0) > 1 else "") if each.l0 else "-"
     told = (f"no: {each.unreadable}" if each.unreadable else "yes",) if every else ()
     widths = ", ".join(each.widths) or "-"
@@ -120,6 +125,8 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def convert_file(file: Path, out: Path, **options: Any) -> None:
     """Turn an old pickled checkpoint (.pt, .pth, .pkl) into safetensors in SAELens' layout. It is read weights-only, in
     a process of its own, so that nothing in it is run."""
+    from demur.saes.convert import convert
+
     made = convert(file, out, **options)
     d_model, d_sae = made.sae.w_enc.shape
     centred = "centred on the decoder's bias" if made.centred else "not centred"

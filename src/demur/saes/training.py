@@ -12,11 +12,9 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -269,7 +267,7 @@ class _Layer:
             lr=recipe.peak,
             lr_end=recipe.peak / 10,
             lr_scheduler_name="cosineannealing",
-            lr_warm_up_steps=max(2, recipe.steps // 16),
+            lr_warm_up_steps=recipe.steps // 16 if recipe.steps >= 32 else 0,
             dead_feature_window=recipe.dead_after,
             device=str(device),
         )
@@ -418,49 +416,23 @@ def train_saes(
     revivals = {recipe.steps * share // 8 for share in _REVIVED}
     every = max(1, recipe.steps // 100)
     last, took = time.monotonic(), 0.0
-    with _side_by_side(layers, {device(layer).type for layer in layers}) as for_each:
-        while step < recipe.steps:
-            size = len(acts[layers[0]]) // recipe.batch
-            if not size:
-                raise InputError(f"a block has {len(acts[layers[0]])} tokens, less than a batch of {recipe.batch}")
-            for start in range(start, min(size, start + recipe.steps - step)):  # noqa: B020
-                rows, revived = slice(start * recipe.batch, (start + 1) * recipe.batch), step in revivals
-                for_each(partial(_one_step, trained, acts, rows, recipe.seed + step if revived else None))
-                step += 1
-                if report and (step % every == 0 or step == recipe.steps):
-                    report(step, {layer: each.figures() for layer, each in trained.items()})
-                now = time.monotonic()
-                if save and (step == recipe.steps or now - last > max(between, _RARELY * took)):
-                    save({"at": (step, number, start + 1), "layers": {n: each.state for n, each in trained.items()}})
-                    last, took = time.monotonic(), time.monotonic() - now
-            if step < recipe.steps:
-                number, start = number + 1, 0
-                acts = blocks(number)
+    while step < recipe.steps:
+        size = len(acts[layers[0]]) // recipe.batch
+        if not size:
+            raise InputError(f"a block has {len(acts[layers[0]])} tokens, less than a batch of {recipe.batch}")
+        for start in range(start, min(size, start + recipe.steps - step)):  # noqa: B020
+            for layer, each in trained.items():
+                if step in revivals:
+                    each.revive(acts[layer][: 8 * recipe.batch], recipe.seed + step)
+                each.step(acts[layer][start * recipe.batch : (start + 1) * recipe.batch])
+            step += 1
+            if report and (step % every == 0 or step == recipe.steps):
+                report(step, {layer: each.figures() for layer, each in trained.items()})
+            now = time.monotonic()
+            if save and (step == recipe.steps or now - last > max(between, _RARELY * took)):
+                save({"at": (step, number, start + 1), "layers": {n: each.state for n, each in trained.items()}})
+                last, took = time.monotonic(), time.monotonic() - now
+        if step < recipe.steps:
+            number, start = number + 1, 0
+            acts = blocks(number)
     return {n: TrainedSae(each.dense(acts[n][:]), float(each.dead.float().mean())) for n, each in trained.items()}
-
-
-def _one_step(
-    trained: Mapping[int, _Layer], acts: Mapping[int, Any], rows: slice, revive: int | None, layer: int
-) -> None:
-    if revive is not None:
-        trained[layer].revive(acts[layer][: 8 * (rows.stop - rows.start)], revive)
-    trained[layer].step(acts[layer][rows])
-
-
-@contextmanager
-def _side_by_side(
-    layers: Sequence[int], devices: Collection[str]
-) -> Iterator[Callable[[Callable[[int], None]], object]]:
-    """Do something for every layer; on a CPU for as many at once as torch has threads, as small products gain nothing
-    from several."""
-    threads = torch.get_num_threads()
-    workers = min(threads, len(layers)) if set(devices) == {"cpu"} else 1
-    if workers == 1:
-        yield lambda do: [do(layer) for layer in layers]
-        return
-    share = (max(1, threads // workers),)
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=share) as pool:
-        try:
-            yield lambda do: list(pool.map(do, layers))
-        finally:
-            torch.set_num_threads(threads)
