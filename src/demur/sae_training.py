@@ -4,7 +4,6 @@ stated mix. What is needed of SAELens is in `demur.saes.training`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
@@ -184,6 +183,7 @@ def train(config: SaeTraining, out: Path | str, progress: Progress = lambda *_: 
     """Train SAEs into the run folder `out`; the same configuration goes on there after an interruption. Raises
     InputError, ModelError, SaeError: what is wrong with the inputs, or SAELens is missing; RunError: the folder holds
     SAEs of another configuration."""
+    from demur.bundled import bundled_path
     from demur.model import Budgets, ChatModel, model_identity
     from demur.runs import Run
     from demur.saes.training import require_saelens
@@ -192,7 +192,8 @@ def train(config: SaeTraining, out: Path | str, progress: Progress = lambda *_: 
     prompts, texts = _read(config)
     options = ("revision", "dtype", "device", "system_prompt", "max_batch_tokens")
     with Run.open(out, config=config, command="saes train", seeds={"seed": config.seed}) as run:
-        model = ChatModel.load(_source(config), **{name: getattr(config, name) for name in options})
+        source = config.model or bundled_path().model
+        model = ChatModel.load(source, **{name: getattr(config, name) for name in options})
         layers = tuple(range(model.n_layers)) if config.layers is None else config.layers
         if max(layers) >= model.n_layers:
             raise InputError(f"--layers names layer {max(layers)}; the model has 0 to {model.n_layers - 1}")
@@ -203,12 +204,6 @@ def train(config: SaeTraining, out: Path | str, progress: Progress = lambda *_: 
         model.budgets = Budgets(*kept)
         items = _items(config, run, model, identity, prompts, texts, progress)
         return _train(config, run, model, identity, layers, items, progress)
-
-
-def _source(config: SaeTraining) -> str | Path:
-    from demur.bundled import bundled_path
-
-    return bundled_path().model if config.model is None else config.model
 
 
 def _read(config: SaeTraining) -> tuple[dict[str, tuple[Prompt, ...]], tuple[str, ...]]:
@@ -266,16 +261,15 @@ def _items(
 
         asked = {"model": identity, "prompts": [(prompt.id, prompt.text) for prompt in each]}
         depends = asked | {"max_new_tokens": config.max_new_tokens, "system_prompt": config.system_prompt}
-        told = partial(_told, progress, f"answers: {kind}")
+
+        def told(done: int, total: int, stage: str = f"answers: {kind}") -> None:
+            progress(stage, done, total, "")
+
         rows = run.mapped("answers", depends, _AnswerRow, [p.id for p in each], compute, progress=told)
         found[kind] = [model.chat.tokenize(prompt, row.text) for prompt, row in zip(each, rows, strict=True)]
     if texts:
         found["text"] = texts_to_score(model, texts, max_tokens=config.text_tokens)
     return found
-
-
-def _told(progress: Progress, stage: str, done: int, total: int) -> None:
-    progress(stage, done, total, "")
 
 
 def _train(
@@ -292,8 +286,10 @@ def _train(
 
     given = _shares(config.mix) if config.mix else dict.fromkeys(items, 1.0)
     mix = {kind: share / sum(given.values()) for kind, share in given.items()}
-    held = {kind: each[: min(_MOST_HELD_OUT, len(each) // _HELD_OUT)] for kind, each in items.items()}
-    used = {kind: each[len(held[kind]) :] for kind, each in items.items()}
+    many = {kind: min(len(each) // _HELD_OUT, _MOST_HELD_OUT) for kind, each in items.items()}
+    apart = {kind: range(0, number * _HELD_OUT, _HELD_OUT) for kind, number in many.items()}
+    held = {kind: [each[n] for n in apart[kind]] for kind, each in items.items()}
+    used = {kind: [item for n, item in enumerate(each) if n not in apart[kind]] for kind, each in items.items()}
     recipe = SaeRecipe(
         width=config.width or 8 * model.d_model,
         steps=config.tokens // config.batch,
@@ -310,7 +306,7 @@ def _train(
         blocks = ChatActivations(model, layers, used, mix, config.buffer, config.seed)
 
         def report(step: int, figures: Mapping[int, Figures]) -> None:
-            progress("training", step * config.batch, recipe.steps * config.batch, figures_text(figures))
+            progress("training", step * config.batch, recipe.steps * config.batch, _line(figures))
 
         def save(state: object) -> None:
             write_whole(checkpoint, lambda path: torch.save(state, path))
@@ -353,7 +349,7 @@ def _earlier(path: Path, key: str) -> Trained | None:
     return found
 
 
-def figures_text(figures: Mapping[int, Figures]) -> str:
+def _line(figures: Mapping[int, Figures]) -> str:
     """One line on all layers."""
     fvu, l0, dead = zip(*figures.values(), strict=True)
     return f"FVU {min(fvu):.3f}–{max(fvu):.3f}, L0 {min(l0):.1f}–{max(l0):.1f}, dead {max(dead):.1%} at most"

@@ -75,7 +75,7 @@ def test_planted_features_are_found_at_every_layer(architecture: str) -> None:
         error = fvu(x, sae.decode(f))
         assert error < (0.2 if architecture == "topk" else 0.12)
         assert told[layer].fvu == pytest.approx(error, abs=0.03)
-        assert float((f > 0).sum(1).float().mean()) == pytest.approx(3, abs=0.8)
+        assert float((f > 0).sum(1).float().mean()) == pytest.approx(3, abs=1.5 if architecture == "jumprelu" else 0.5)
         assert told[layer].dead == dead <= 0.5
         torch.testing.assert_close(sae.w_dec.norm(dim=1), torch.ones(64))
         assert (sae.activation, sae.k) == (("topk", 3) if architecture == "topk" else ("jumprelu", None))
@@ -207,7 +207,7 @@ def test_figures_are_those_of_the_conversations_that_were_kept_apart(
     folder, result = made
     assert result.held_out == {"harmful": 3, "harmless": 3, "text": 3}
     assert result.mix == {"harmful": 1 / 3, "harmless": 1 / 3, "text": 1 / 3}
-    asked = [p for name in ("bad", "good") for p in (files / f"{name}.txt").read_text().splitlines()[:3]]
+    asked = [p for name in ("bad", "good") for p in (files / f"{name}.txt").read_text().splitlines()[::20]]
     suite = load_suite(folder / result.saes)
     for row in result.layers:
         sae, real = suite[row.layer].dense(), list[Tensor]()
@@ -308,7 +308,7 @@ def test_a_block_smaller_than_a_batch_is_an_error() -> None:
 def test_killed_and_run_again_it_goes_on_and_ends_with_the_same_saes(files: Path, tmp_path: Path) -> None:
     def command(out: Path) -> list[str]:
         sources = ("--harmful", files / "bad.txt", "--harmless", files / "good.txt", "--text", files / "text.txt")
-        options = (*SMALL, "--tokens", "700000", *sources, "--max-batch-tokens", "2000", "--device", "cpu")
+        options = (*SMALL, "--tokens", "300000", *sources, "--max-batch-tokens", "2000", "--device", "cpu")
         return [
             sys.executable,
             "-m",
@@ -330,7 +330,7 @@ def test_killed_and_run_again_it_goes_on_and_ends_with_the_same_saes(files: Path
     process.wait()
     assert not (out / "training.json").exists()
     at = torch.load(next(out.glob("stages/sae-training-*/checkpoint.pt")), weights_only=True)["at"][0]
-    assert 0 < at < 700_000 // 256
+    assert 0 < at < 300_000 // 256
     again = subprocess.run(command(out), env=environment, check=True, capture_output=True, text=True)
     # It did not begin anew: the first tenth that it tells of is behind the checkpoint.
     first = next(line for line in again.stderr.splitlines() if line.startswith("training: ") and " of " in line)
