@@ -94,14 +94,14 @@ class StageProgress:
     def __call__(self, stage: str, done: int, total: int, figures: str = "") -> None:
         if self._stage is None or self._stage[0] != stage:
             self._end()
-            self._stage, self._first = (stage, self._bars.add_task(stage, total=total)), done
+            self._stage, self._first = (stage, self._bars.add_task(stage, total=total, completed=done)), done
         before = self._bars.tasks[-1].completed
         self._bars.update(self._stage[1], completed=done, total=total, description=f"{stage}  {figures}".rstrip())
         self._total = total
         if figures and not self._console.is_terminal and 10 * done // total > 10 * before // total:
             spent, here = time.perf_counter() - self._started, done - self._first
-            left = f", {spent * (total - done) / here:.0f} s left" if here else ""
-            self._console.print(f"{stage}: {done} of {total}{left}; {figures}", soft_wrap=True)
+            left = f"{spent * (total - done) / here:.0f} s left"
+            self._console.print(f"{stage}: {done} of {total}, {left}; {figures}", soft_wrap=True)
         if done >= total:
             self._end()
 
