@@ -20,6 +20,8 @@ _LOGITS_BYTES: Final = 2**29
 """What the logits of one pass may hold beyond one token a row."""
 _WORTHWHILE: Final = 0.5
 """Share of a pass's slots that must hold a token or a guess: a slot of padding costs as much as a token."""
+_FIRST_GUESSES: Final = 4
+"""Guesses that a row's draft may make at once; twice as many each time that all of them were right."""
 _COMPACT: Final = 0.75
 """Share of a batch's rows at which those that have ended are taken out."""
 
@@ -51,6 +53,7 @@ class _Decoding:
         self.drafts = drafts
         self.written: list[list[int]] = [[] for _ in range(len(batch))]
         self.places = list(range(len(batch)))
+        self.trust = [_FIRST_GUESSES] * len(batch)
         self.mask = batch.attention_mask
         self.lengths = batch.attention_mask.sum(1).tolist()
         self.ends = frozenset(model.eos_ids)
@@ -85,6 +88,7 @@ class _Decoding:
             if not self._ended(place):
                 kept = self._accept(place, guesses[row], tokens)
                 self.mask[row, before + 1 + kept :] = 0
+                self.trust[place] = 2 * self.trust[place] if kept == len(guesses[row]) > 0 else _FIRST_GUESSES
 
     def _accept(self, place: int, guess: Tokens, tokens: Tokens) -> int:
         """Write the model's tokens as far as the guess that led to them is its own; how many guesses were."""
@@ -113,7 +117,8 @@ class _Decoding:
         if self._ended(place):
             return ()
         fitting = (draft for draft in reversed(self.drafts[place]) if list(draft[: len(written)]) == written)
-        return next((d[len(written) : self.limit - 1] for d in fitting if len(d) > len(written)), ())
+        stop = min(self.limit - 1, len(written) + self.trust[place])
+        return next((draft[len(written) : stop] for draft in fitting if len(draft) > len(written)), ())
 
     def _within_window(self, width: int) -> bool:
         """Whether slots, those of dropped guesses among them, stay within the window of layers that have one: it counts
