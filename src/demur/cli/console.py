@@ -85,7 +85,7 @@ class StageProgress:
         self._stage: tuple[str, TaskID] | None = None
         self._started = time.perf_counter()
         self._total = 0
-        self._first = 0
+        self._first = self._done = 0
         self._open = ExitStack()
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         hidden = not console.is_terminal
@@ -94,10 +94,9 @@ class StageProgress:
     def __call__(self, stage: str, done: int, total: int, figures: str = "") -> None:
         if self._stage is None or self._stage[0] != stage:
             self._end()
-            self._stage, self._first = (stage, self._bars.add_task(stage, total=total, completed=done)), done
-        before = self._bars.tasks[-1].completed
+            self._stage, self._first, self._done = (stage, self._bars.add_task(stage, total=total)), done, done
         self._bars.update(self._stage[1], completed=done, total=total, description=f"{stage}  {figures}".rstrip())
-        self._total = total
+        self._total, before, self._done = total, self._done, done
         if figures and not self._console.is_terminal and 10 * done // total > 10 * before // total:
             spent, here = time.perf_counter() - self._started, done - self._first
             left = f"{spent * (total - done) / here:.0f} s left"
