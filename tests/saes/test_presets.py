@@ -56,11 +56,22 @@ def test_a_model_named_in_place_of_saes_stands_for_its_preset(tmp_path: Path, mo
     assert find_preset("gemma-2-2b-it") is None
 
 
+def test_a_second_suite_of_a_model_goes_by_its_own_name():
+    for name in ("goodfire-llama-3.1-8b-instruct", "llama-3.1-8b-instruct-andyrdt"):
+        preset = find_preset(name)
+        assert preset is not None
+        assert (preset.model, preset.chat_trained) == ("meta-llama/Llama-3.1-8B-Instruct", True)
+        assert preset.saes == f"saelens:{name}"
+    # The model itself keeps the suite that the paper used.
+    assert get_preset("meta-llama/Llama-3.1-8B-Instruct").paper
+
+
 def test_every_preset_is_a_hub_pair():
     assert len(PRESETS) >= 5
     for name, preset in PRESETS.items():
-        assert preset.model == name
-        assert preset.saes.count("/") == 1
+        assert preset.name == name
+        assert preset.model.count("/") == 1
+        assert preset.saes.startswith("saelens:") or preset.saes.count("/") == 1
         assert type(preset).model_validate_json(preset.model_dump_json()) == preset
 
 

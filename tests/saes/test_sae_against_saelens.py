@@ -239,7 +239,7 @@ def test_registry_of_the_presets(lens: Any):  # noqa: ARG001
     releases = list(get_pretrained_saes_directory().values())
     layers = {"google/gemma-2-2b-it": 26, "google/gemma-2-9b-it": 42, "meta-llama/Llama-3.1-8B-Instruct": 32}
     layers |= {"google/gemma-3-1b-it": 26, "google/gemma-3-4b-it": 34, "google/gemma-3-12b-it": 48}
-    for preset in PRESETS.values():
+    for preset in (each for each in PRESETS.values() if not each.saes.startswith("saelens:")):
         here = [release for release in releases if release.repo_id == preset.saes]
         listed = {path for release in here for path in release.saes_map.values()}
         assert width_number(preset.width or "") is not None

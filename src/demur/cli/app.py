@@ -26,7 +26,7 @@ FAILED: Final = 2
 INTERRUPTED: Final = 130
 TERMINATED: Final = 143
 
-_COMMANDS: Final = ("explain", "guard", "show", "report", "judge", "data", "plan", "doctor")
+_COMMANDS: Final = ("explain", "guard", "show", "report", "judge", "data", "saes", "plan", "doctor")
 """Commands besides studies: each is a module here, and its docstring its help."""
 
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

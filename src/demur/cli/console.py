@@ -74,8 +74,9 @@ def logging_to(handler: logging.Handler) -> Iterator[None]:
 
 
 class StageProgress:
-    """Bars with remaining time on a terminal, one line a stage elsewhere. Called with (stage, done, total); use as a
-    context manager. Warnings are printed above the bar."""
+    """Bars with remaining time on a terminal, one line a stage elsewhere. Called with (stage, done, total) and the
+    figures that a stage has to tell, which elsewhere get a line at each tenth. Use as a context manager. Warnings are
+    printed above the bar."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -84,17 +85,22 @@ class StageProgress:
         self._stage: tuple[str, TaskID] | None = None
         self._started = time.perf_counter()
         self._total = 0
+        self._first = self._done = 0
         self._open = ExitStack()
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         hidden = not console.is_terminal
         self._bars = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, figures: str = "") -> None:
         if self._stage is None or self._stage[0] != stage:
             self._end()
-            self._stage = stage, self._bars.add_task(stage, total=total)
-        self._bars.update(self._stage[1], completed=done, total=total)
-        self._total = total
+            self._stage, self._first, self._done = (stage, self._bars.add_task(stage, total=total)), done, done
+        self._bars.update(self._stage[1], completed=done, total=total, description=f"{stage}  {figures}".rstrip())
+        self._total, before, self._done = total, self._done, done
+        if figures and not self._console.is_terminal and 10 * done // total > 10 * before // total:
+            spent, here = time.perf_counter() - self._started, done - self._first
+            left = f"{spent * (total - done) / here:.0f} s left"
+            self._console.print(f"{stage}: {done} of {total}, {left}; {figures}", soft_wrap=True)
         if done >= total:
             self._end()
 

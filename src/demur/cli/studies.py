@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,7 @@ from demur.errors import InputError
 from demur.studies import STUDIES
 
 if TYPE_CHECKING:
+    from demur.sae_training import SaeTraining
     from demur.studies.config import StudyConfig
 
 _SETTINGS: Final = "TOML file with settings, under the names of the options; options win over it."
@@ -53,13 +55,8 @@ def _run(name: str, config: StudyConfig, out: Path | None, full: bool) -> None:
     note(f"run folder: {folder}")
     from demur.studies.context import run_study
 
-    arguments: list[str] = click.get_current_context().find_root().obj
-    try:
-        with StageProgress(console(stderr=True)) as progress:
-            run_study(STUDIES[name], config, folder, progress=progress)
-    except KeyboardInterrupt as stop:
-        again = shlex.join(["demur", *arguments])
-        raise type(stop)(f"what is done is kept in {folder}; to resume run again: {again}") from None
+    with resumable(folder), StageProgress(console(stderr=True)) as progress:
+        run_study(STUDIES[name], config, folder, progress=progress)
     print_pages([page for page in pages(folder) if page.title.startswith(f"demur {name}:")], full=full)
     try:
         say(f"report: {write_pages(folder)}")
@@ -67,7 +64,18 @@ def _run(name: str, config: StudyConfig, out: Path | None, full: bool) -> None:
         complain(f"memory ran out while the report was drawn; `demur report {folder}` draws it again", "warning")
 
 
-def run_folder(name: str, config: StudyConfig) -> Path:
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Say of an interruption that what is done is kept in `folder`, and how to go on."""
+    arguments: list[str] = click.get_current_context().find_root().obj
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        again = shlex.join(["demur", *arguments])
+        raise type(stop)(f"what is done is kept in {folder}; to resume run again: {again}") from None
+
+
+def run_folder(name: str, config: StudyConfig | SaeTraining) -> Path:
     """`runs/MODEL-STUDY-HASH`: the same configuration finds the same folder, so that the same command resumes."""
     parts = [part for part in Path(config.model or "bundled").parts if part not in {"/", ".", "..", "model"}]
     model = re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else "model"

@@ -13,9 +13,10 @@ from demur.runs._stage import (
     stage_key,
     to_json,
     write_text,
+    write_whole,
 )
 
 __all__ = [
     "JSON", "Codec", "KindOf", "Manifest", "Run", "RunView", "Session", "Stage", "StageCount", "StageFolder",
-    "StageRef", "as_toml", "hash_of", "key_versions", "read_run", "stage_key", "to_json", "write_text",
+    "StageRef", "as_toml", "hash_of", "key_versions", "read_run", "stage_key", "to_json", "write_text", "write_whole",
 ]  # fmt: skip

@@ -3,11 +3,21 @@ layout of files is written with is in `demur.saes.layouts`."""
 
 from demur.saes._canonical import ActivationName, FeatureRows, Rows, SaeSpec, TopKRows, width_name, width_number
 from demur.saes._sae import DenseSae, Sae
-from demur.saes._suite import PRESETS, MissingLayerError, Preset, Suite, find_preset, get_preset, load_saes, load_suite
+from demur.saes._suite import (
+    PRESETS,
+    MissingLayerError,
+    Preset,
+    Suite,
+    find_preset,
+    get_preset,
+    load_saes,
+    load_suite,
+    spans,
+)
 from demur.saes.layouts import LAYOUTS, HookError
 
 __all__ = [
     "LAYOUTS", "PRESETS", "ActivationName", "DenseSae", "FeatureRows", "HookError", "MissingLayerError", "Preset",
     "Rows", "Sae", "SaeSpec", "Suite", "TopKRows", "find_preset", "get_preset", "load_saes", "load_suite",
-    "width_name", "width_number",
+    "spans", "width_name", "width_number",
 ]  # fmt: skip

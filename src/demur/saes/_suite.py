@@ -37,10 +37,13 @@ class PaperSettings(Value):
 class Preset(Value):
     """A chat model, and the SAEs to read it with. A study of the model takes them from here unless told otherwise."""
 
+    name: str
+    """The model's, or that of a second suite of a model, which `--saes` takes."""
     model: str
     saes: str
     """Source for `load_suite`."""
-    width: str | None
+    width: str | None = None
+    """None: there is one."""
     average_l0: float = 100.0
     layers: tuple[int, ...] | None = None
     """None: every layer of the suite."""
@@ -64,12 +67,12 @@ class Preset(Value):
 
 _TABLES = tomllib.loads(files("demur.saes").joinpath("presets.toml").read_text("utf-8"))
 PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {model: Preset.model_validate({"model": model} | table) for model, table in _TABLES.items()}
+    {name: Preset.model_validate({"name": name, "model": name} | table) for name, table in _TABLES.items()}
 )
-"""Model id → preset."""
+"""Name → preset."""
 
-_NAMES = {form.casefold(): name for name in PRESETS for form in (name, name.split("/")[1])}
-"""Model ids without case, with and without owner → model id."""
+_NAMES = {form.casefold(): name for name in PRESETS for form in (name, name.rpartition("/")[2])}
+"""Names of presets without case, with and without owner → name."""
 
 
 def find_preset(saes: str) -> Preset | None:
@@ -90,7 +93,7 @@ def get_preset(model: str) -> Preset:
     )
 
 
-def _spans(numbers: Sequence[int]) -> str:
+def spans(numbers: Sequence[int]) -> str:
     """`0–25`, or `0–3, 7, 9–11`."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
@@ -108,7 +111,7 @@ class MissingLayerError(SaeError, KeyError):
 
 def missing_layer(source: str, layer: int, there: Sequence[int]) -> MissingLayerError:
     near = min(there, key=lambda other: abs(other - layer))
-    return MissingLayerError(f"{source} has no SAE for layer {layer}; it has layers {_spans(there)} (nearest: {near})")
+    return MissingLayerError(f"{source} has no SAE for layer {layer}; it has layers {spans(there)} (nearest: {near})")
 
 
 class Suite(Mapping[int, Sae]):
@@ -171,7 +174,7 @@ class Suite(Mapping[int, Sae]):
         l0s = [spec.average_l0 for spec in self.specs if spec.average_l0 is not None]
         sparsity = f", average L0 {min(l0s):g} to {max(l0s):g}" if l0s else ""
         size = f"{widths} features, d_model {self.specs[0].d_model}"
-        return f"{len(self)} {self.noun} on layers {_spans(self.layers)}, {size}, {kinds}{sparsity}, from {self.source}"
+        return f"{len(self)} {self.noun} on layers {spans(self.layers)}, {size}, {kinds}{sparsity}, from {self.source}"
 
     def check(self, *, d_model: int, n_layers: int, model_type: str | None = None) -> None:
         """SaeError where an SAE's configuration does not fit a model; no weight is read or downloaded."""
