@@ -25,17 +25,24 @@ MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt"
 
 
 def load_checkpoint(
-    name: str, *, revision: str | None, dtype: str, device: str, system_prompt: str | None
+    name: str,
+    *,
+    revision: str | None,
+    dtype: str,
+    device: str,
+    system_prompt: str | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer, checked as far as their files allow; see `ChatModel.load` for the arguments and errors."""
     from transformers import AutoConfig, AutoTokenizer
 
+    _refuse_adapter(name)
     # Code that a repository brings along is never run.
     options: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
     placed = find_device(device)
     try:
         config = AutoConfig.from_pretrained(name, **options)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"cannot load the model {name!r}: {error}\nExpected a folder with config.json and tokenizer files, or "
@@ -54,10 +61,21 @@ def load_checkpoint(
     return hf, tokenizer
 
 
+def _refuse_adapter(name: str) -> None:
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{name} is a LoRA adapter, not a whole model; merge it and give the merged folder: "
+            f"`AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained(FOLDER)` (package "
+            "peft), with the tokenizer's files beside it"
+        )
+
+
 def read_config(name: str, revision: str | None) -> Any:
     """A model's Hugging Face configuration, without its weights. Raises ModelError: it cannot be read."""
     from transformers import AutoConfig
 
+    _refuse_adapter(name)
     try:
         return AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {}))
     except (OSError, ValueError, KeyError) as error:
