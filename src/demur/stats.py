@@ -320,7 +320,7 @@ def _resampled(n: int, resamples: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
 
 
-def _percentiles(value: float, resampled: np.ndarray, n: int, unscored: int = 0) -> Estimate:
+def bootstrap_interval(value: float, resampled: np.ndarray, n: int, unscored: int = 0) -> Estimate:
     """An estimate with its percentile-bootstrap interval; samples that are nan are left out."""
     known = resampled[~np.isnan(resampled)]
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (math.nan, math.nan)
@@ -344,7 +344,14 @@ def bootstrap_mean(
     numbers, given = numbers[known], given[known]
     counts = _resampled(n, resamples, seed)
     means = counts @ (numbers * given) / (counts @ given)
-    return _percentiles(float(np.average(numbers, weights=given)), means, n, unscored)
+    return bootstrap_interval(float(np.average(numbers, weights=given)), means, n, unscored)
+
+
+def bootstrap_p(gaps: np.ndarray) -> float:
+    """Two-sided p of a difference from its bootstrap samples: twice the share on the other side of 0, the observed one
+    among them."""
+    tail = min((gaps <= 0).sum(), (gaps >= 0).sum())
+    return min(1.0, 2 * (1 + float(tail)) / (1 + len(gaps)))
 
 
 def bootstrap_of(
@@ -359,7 +366,7 @@ def bootstrap_of(
     value = statistic(*(table.mean(0, keepdims=True) for table in tables))
     draws = (_resampled(len(table), resamples, seed + k) / len(table) for k, table in enumerate(tables))
     means = [np.tensordot(counts, table, 1) for counts, table in zip(draws, tables, strict=True)]
-    return _percentiles(float(value[0]), statistic(*means), n)
+    return bootstrap_interval(float(value[0]), statistic(*means), n)
 
 
 def mean_of_runs(values: Sequence[float], *, n: int) -> Estimate:
@@ -399,7 +406,7 @@ def spearman_over_prompts(a: np.ndarray, b: np.ndarray, *, resamples: int = 1000
     if n == 0:
         return Estimate.unknown()
     counts = _resampled(n, resamples) / n
-    return _percentiles(spearman(a.mean(0), b.mean(0)), _rank_correlation(counts @ a, counts @ b), n)
+    return bootstrap_interval(spearman(a.mean(0), b.mean(0)), _rank_correlation(counts @ a, counts @ b), n)
 
 
 def auroc(positive: Numbers, negative: Numbers, *, resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -418,7 +425,7 @@ def auroc(positive: Numbers, negative: Numbers, *, resamples: int = 2000, seed: 
         return Estimate.unknown(unscored).model_copy(update={"n": n})
     wins = (high[:, None] > low) + 0.5 * (high[:, None] == low)
     counts = _resampled(len(high), resamples, seed) @ wins, _resampled(len(low), resamples, seed + 1)
-    found = _percentiles(float(wins.mean()), (counts[0] * counts[1]).sum(1) / wins.size, n, unscored)
+    found = bootstrap_interval(float(wins.mean()), (counts[0] * counts[1]).sum(1) / wins.size, n, unscored)
     floor, ceiling = _auroc_limits(found.value, len(high), len(low))
     return found.model_copy(update={"low": min(found.low, floor), "high": max(found.high, ceiling)})
 
@@ -487,9 +494,8 @@ def compare_curves(first: TradeOff, second: TradeOff, cost: float, *, resamples:
     counts = np.vstack([np.ones(n), _resampled(n, resamples)])
     a, b = (value_at(each.cost, _shares(each.outcomes, counts), cost) for each in (first, second))
     gaps = (a - b)[1:]
-    tail = min((gaps <= 0).sum(), (gaps >= 0).sum())
-    p = math.nan if np.isnan(a[0] - b[0]) else min(1.0, 2 * (1 + float(tail)) / (1 + resamples))
-    one, two, apart = (_percentiles(float(each[0]), each[1:], n) for each in (a, b, a - b))
+    p = math.nan if np.isnan(a[0] - b[0]) else bootstrap_p(gaps)
+    one, two, apart = (bootstrap_interval(float(each[0]), each[1:], n) for each in (a, b, a - b))
     return CurveGap(first=one, second=two, difference=apart, p=p)
 
 

@@ -311,20 +311,21 @@ class _Meter:
         from demur.method.interventions import Compiled
         from demur.method.likelihood import TokenLoss, token_losses
 
-        model = self.context.model
-        change = None if splice is None else Compiled(model, None, [splice])
-        depends = {"splice": None if splice is None else splice.id}
-        return self._once("spliced-losses", depends, list[TokenLoss], lambda: token_losses(model, self.items, change))
+        def compute() -> list[TokenLoss]:
+            model = self.context.model
+            return token_losses(model, self.items, splice and Compiled(model, None, [splice]))
+
+        return self._once("spliced-losses", {"splice": splice and splice.id}, list[TokenLoss], compute)
 
     def _kl(self, splice: Splice) -> Sequence[TokenLoss]:
         from demur.method.interventions import Compiled
         from demur.method.likelihood import TokenLoss, response_kl
 
-        model = self.context.model
-        change = Compiled(model, None, [splice])
-        return self._once(
-            "spliced-kl", {"splice": splice.id}, list[TokenLoss], lambda: response_kl(model, self.items, change)
-        )
+        def compute() -> list[TokenLoss]:
+            model = self.context.model
+            return response_kl(model, self.items, Compiled(model, None, [splice]))
+
+        return self._once("spliced-kl", {"splice": splice.id}, list[TokenLoss], compute)
 
     def _cosine(self, key: str, dense: Any) -> float:
         from demur.method.fidelity import direction_cosine
@@ -346,21 +347,12 @@ class _Meter:
 
     def _survives(self, splice: Splice) -> Estimate:
         """Mean fall of the refusal log-odds by taking F* out, on the reconstruction over that on the residual."""
-        from demur.method.direction import first_token
-        from demur.method.interventions import Compiled, Intervention, ScaleFeatures
+        from demur.method.interventions import ScaleFeatures
+        from demur.studies.gauge import log_odds
 
-        model, ids = self.context.model, self.found.clean.refusal_ids
-        out = ScaleFeatures(self.found.chosen.features, 0.0)
-        items = model.tokenize(self.refused)
-
-        def log_odds(changes: tuple[Intervention, ...]) -> list[float]:
-            depends = self.context.under(changes) | {"prompts": self.refused.digest, "tokens": ids}
-            change = Compiled(model, self.context.suite, changes)
-            return self.context.run.cached(
-                "log-odds", depends, list[float], lambda: first_token(model, items, ids, change).log_odds.tolist()
-            )
-
-        table = np.array([log_odds(each) for each in ((), (out,), (splice,), (splice, out))]).T
+        ids, out = self.found.clean.refusal_ids, ScaleFeatures(self.found.chosen.features, 0.0)
+        changes = ((), (out,), (splice,), (splice, out))
+        table = np.array([log_odds(self.context, self.refused, ids, each) for each in changes]).T
         return bootstrap_of(lambda m: (m[..., 2] - m[..., 3]) / (m[..., 0] - m[..., 1]), table)
 
 

@@ -209,6 +209,13 @@ def word_effects(gauge: Gauge, texts: Mapping[str, Parts]) -> dict[str, WordEffe
 
 def p_refuse(work: Workspace[Any], prompts: PromptSet, refusal_ids: Sequence[int], change: Change = ()) -> np.ndarray:
     """Probability that the answer to each prompt begins with a refusal token, shape (prompt,)."""
+    import torch
+
+    return np.array(torch.tensor(log_odds(work, prompts, refusal_ids, change)).sigmoid().tolist())
+
+
+def log_odds(work: Workspace[Any], prompts: PromptSet, refusal_ids: Sequence[int], change: Change = ()) -> list[float]:
+    """Log-odds (nats) that the answer to each prompt begins with a refusal token; once per run folder."""
     from demur.method.direction import first_token
     from demur.method.interventions import Compiled
 
@@ -216,10 +223,10 @@ def p_refuse(work: Workspace[Any], prompts: PromptSet, refusal_ids: Sequence[int
 
     def compute() -> list[float]:
         compiled = Compiled(model, work.suite, change)
-        return first_token(model, model.tokenize(prompts), refusal_ids, compiled).log_odds.sigmoid().tolist()
+        return first_token(model, model.tokenize(prompts), refusal_ids, compiled).log_odds.tolist()
 
     depends = work.under(change) | {"prompts": prompts.digest, "refusal_ids": tuple(refusal_ids)}
-    return np.array(work.cached("p-refuse", depends, list[float], compute, "first tokens"))
+    return work.cached("log-odds", depends, list[float], compute, "first tokens")
 
 
 @dataclass(frozen=True)

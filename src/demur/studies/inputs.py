@@ -76,9 +76,9 @@ BASE_SAES = "trained before safety training"
 
 def other_names(config: StudyConfig) -> tuple[str, ...]:
     """Names of the suites that a study compares with its own: what `against` names, and the bundled model's second."""
-    if not hasattr(config, "against"):
+    given: tuple[str, ...] | None = getattr(config, "against", None)
+    if given is None:
         return ()
-    given: tuple[str, ...] = getattr(config, "against", ())
     return given if config.model is not None else (BASE_SAES, *given)
 
 

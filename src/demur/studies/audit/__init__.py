@@ -191,12 +191,10 @@ class _Audit:
 
     def _succeeds(self, label: str, prompts: PromptSet, change: Change) -> tuple[np.ndarray, np.ndarray]:
         """Which prompts are refused, and on which the attack succeeds (nan: unscored)."""
-        from demur.studies.gauge import p_refuse
-        from demur.studies.jailbreaks import outcome_of
+        from demur.studies.jailbreaks import outcomes_of
 
         answers = self.context.answer(label, prompts, change)
-        chances = p_refuse(self.context, prompts, self.refusal_ids, change)
-        told = [outcome_of(verdict, float(p)) for verdict, p in zip(answers.verdicts, chances, strict=True)]
+        told = outcomes_of(self.context, answers, prompts, self.refusal_ids, change)
         refused = np.array(answers.refused, dtype=np.float64)
         return refused, np.where(np.isnan(refused), np.nan, [each == "succeeded" for each in told])
 

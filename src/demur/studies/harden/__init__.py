@@ -177,11 +177,11 @@ class Hardening:
 
     def _over_refusal(self) -> tuple[PromptSet, PromptSet]:
         """Over-refusal prompts that choose, as many as a class of tuning prompts, and those that are measured."""
-        from demur.studies.side_effects import SideInputs
+        from demur.studies.side_effects import over_refusal_prompts
 
         test = self.inputs.over_refusal or PromptSet(name=OVER_REFUSAL, prompts=())
-        options = self.config.model_copy(update={"n_over_refusal": 10**9, "tasks": ()})
-        every = SideInputs.read(options, self.context).over_refusal or test
+        options = self.config.model_copy(update={"n_over_refusal": 10**9})
+        every = over_refusal_prompts(options, self.context) or test
         known = {prompt.id for prompt in test}
         rest = [prompt for prompt in every if prompt.id not in known]
         places = np.random.default_rng(self.config.seed).permutation(len(rest))

@@ -14,7 +14,6 @@ import numpy as np
 
 from demur.data import Attack, AttackPair, adversarial_prompts
 from demur.stats import Estimate, bootstrap_of, clustered_rate, crossed_difference, wilson
-from demur.studies.gauge import p_refuse
 from demur.studies.harden.results import ATTACKS, BENIGN, HARMFUL, SUCCEEDED, WRAPPED, Gating
 from demur.types import Prompt, PromptSet
 
@@ -128,7 +127,7 @@ class Bench:
         return self.known[key]
 
     def _answered(self, label: str, name: str, change: Change) -> Told:
-        from demur.studies.jailbreaks import outcome_of
+        from demur.studies.jailbreaks import outcomes_of
 
         prompts = self.sets[name]
         if not len(prompts):
@@ -136,8 +135,7 @@ class Bench:
         answers = self.context.answer(label, prompts, change)
         refused, complied = (np.array([each], dtype=np.float64) for each in (answers.refused, answers.complied))
         if name in (ATTACKS, SUCCEEDED):
-            chances = p_refuse(self.context, prompts, self.refusal_ids, change)
-            told = [outcome_of(verdict, float(p)) for verdict, p in zip(answers.verdicts, chances, strict=True)]
+            told = outcomes_of(self.context, answers, prompts, self.refusal_ids, change)
             complied = np.where(np.isnan(complied), np.nan, np.array([[each == "succeeded" for each in told]]))
         return Told(refused, complied)
 

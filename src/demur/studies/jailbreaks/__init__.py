@@ -22,7 +22,7 @@ from demur.studies.jailbreaks.sections import jailbreak_sections
 from demur.types import ChoosingSplits, Outcome, Prompt, PromptSet, Verdict, text_key
 
 if TYPE_CHECKING:
-    from demur.studies.context import Context, JudgedAnswers
+    from demur.studies.context import Change, Context, JudgedAnswers, Workspace
     from demur.studies.gauge import Gauge
 
 FRAMINGS = "framings"
@@ -250,7 +250,8 @@ def _measured(context: Context[Config], gauge: Gauge, attacked: Attacked) -> tup
     plain = PromptSet(name="plain", prompts=tuple({p.id: p for p in attacked.plain.values()}.values()))
     signals = dict(zip(plain.ids, gauge.read(plain), strict=True))
     attacks = adversarial_prompts(pairs, "adversarial")
-    adversarial, chances = gauge.read(attacks), gauge.p_refuse(attacks)
+    adversarial = gauge.read(attacks)
+    became = outcomes_of(context, attacked.answers, attacks, gauge.refusal_ids)
     wrapped, padded = _shams(context, pairs)
     bare = PromptSet(name="harmless", prompts=tuple({p.id: p for p, _ in wrapped.values()}.values()))
     before = dict(zip(bare.ids, gauge.read(bare), strict=True))
@@ -261,7 +262,7 @@ def _measured(context: Context[Config], gauge: Gauge, attacked: Attacked) -> tup
     refused = dict(zip(padded, answers.refused, strict=True))
     levels = dict(zip(padded, gauge.read(padding), strict=True))
     rows: list[PairRow] = []
-    for pair, verdict, level, chance in zip(pairs, attacked.answers.verdicts, adversarial, chances, strict=True):
+    for pair, outcome, level in zip(pairs, became, adversarial, strict=True):
         request = attacked.plain.get(pair.id)
         start = np.ones(2) if request is None else signals[request.id]
         sham = drops.get(pair.id)
@@ -270,7 +271,7 @@ def _measured(context: Context[Config], gauge: Gauge, attacked: Attacked) -> tup
                 id=pair.id,
                 attack=pair.attack,
                 request=pair.id if request is None else request.id,
-                outcome=outcome_of(verdict, float(chance)),
+                outcome=outcome,
                 drop=_drop(start - level),
                 wrapped=None if sham is None else _drop(sham),
                 padded=_drop(start - levels[pair.id]) if pair.id in levels else None,
@@ -278,6 +279,16 @@ def _measured(context: Context[Config], gauge: Gauge, attacked: Attacked) -> tup
             )
         )
     return rows, answers.refusal if padded else Estimate.unknown()
+
+
+def outcomes_of(
+    work: Workspace[Any], answers: JudgedAnswers, prompts: PromptSet, refusal_ids: Sequence[int], change: Change = ()
+) -> list[Outcomes]:
+    """What became of each attack, from its judged answer and the first token under a change."""
+    from demur.studies.gauge import p_refuse
+
+    chances = p_refuse(work, prompts, refusal_ids, change)
+    return [outcome_of(verdict, float(p)) for verdict, p in zip(answers.verdicts, chances, strict=True)]
 
 
 def outcome_of(verdict: Verdict, p_refuse: float) -> Outcomes:

@@ -11,7 +11,7 @@ from demur.errors import InputError
 from demur.stats import Estimate, wilson
 from demur.studies.base import Study
 from demur.studies.config import FindConfig, Options, OverRefusalOptions, Sizes, Sources
-from demur.studies.jailbreaks import AttackOptions, outcome_of
+from demur.studies.jailbreaks import AttackOptions, outcomes_of
 from demur.studies.probes.results import (
     BOTH,
     CENTROIDS,
@@ -120,7 +120,7 @@ def run(context: Context[Any]) -> ProbesResult:
         refusal=gauge.refusal,
         negatives=negatives,
     )
-    return _with_guard(context, found, scores, result, winner, refuser)
+    return _with_guard(context, found, scores, result, refuser)
 
 
 def _answers(
@@ -137,8 +137,7 @@ def _answers(
             refused[group.name] = np.array([np.nan if r is None else float(r) for r in judged.refused])
             refusal = judged.refusal
             if group.kind == "attack":
-                chances = gauge.p_refuse(group.prompts)
-                became = [outcome_of(v, float(p)) for v, p in zip(judged.verdicts, chances, strict=True)]
+                became = outcomes_of(context, judged, group.prompts, gauge.refusal_ids)
                 outcomes[group.name] = np.array(became)
                 neither = became.count("neither")
                 success = Estimate.of(wilson(became.count("succeeded"), len(became) - neither, neither))
@@ -169,10 +168,10 @@ def _cascade(context: Context[Any], scores: Scores, second: str) -> Any:
 
 
 def _with_guard(
-    context: Context[Any], found: Found, scores: Scores, result: ProbesResult, winner: str, refuser: str
+    context: Context[Any], found: Found, scores: Scores, result: ProbesResult, refuser: str
 ) -> ProbesResult:
     """Put the guard together, measure its streaming, and write it into the run folder."""
-    from demur.studies.probes.fold import make_guard
+    from demur.studies.probes.fold import make_guard, measured
     from demur.studies.probes.streaming import fit_stream, stream_row
 
     stream, trained = None, 0
@@ -182,7 +181,7 @@ def _with_guard(
                 stream, trained = fit_stream(context, found, context.config.window)
         except InputError as error:
             context.warn(f"streaming was not measured: {error}")
-    guard = make_guard(context, scores, result, winner, refuser, stream)
+    guard = make_guard(context, scores, result.winner, refuser, stream)
     if stream is not None:
         prompts = tuple(
             prompt
@@ -194,8 +193,7 @@ def _with_guard(
         with context.timed("streaming"):
             row = stream_row(context, guard, scores.sets, succeeded, trained)
         result = result.model_copy(update={"stream": row})
-        guard = make_guard(context, scores, result, winner, refuser, stream)
-    guard.save(context.run.folder / GUARD)
+    measured(guard, result).save(context.run.folder / GUARD)
     return result
 
 

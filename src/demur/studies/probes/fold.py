@@ -17,10 +17,8 @@ from demur.studies.probes.results import FPRS, HARM, REFUSAL, ProbesResult
 from demur.types import by_layer
 
 
-def make_guard(
-    context: Context[Any], scores: Scores, result: ProbesResult, winner: str, refuser: str, stream: Stream | None
-) -> Guard:
-    """Put the guard together."""
+def make_guard(context: Context[Any], scores: Scores, winner: str, refuser: str, stream: Stream | None) -> Guard:
+    """Put the guard together; what was measured of it is added by `measured`."""
     harm, refuse = scores.fitted["harmful"][winner], scores.fitted["refuse"][refuser]
     explaining = scores.fitted["harmful"].get(HARM), scores.fitted["refuse"].get(REFUSAL)
     gauge, sparse = scores.bench.gauge, None
@@ -47,9 +45,13 @@ def make_guard(
             identity=context.suite.identity,
             revision=str(context.config.saes_revision or ""),
         ),
-        points=tuple(_points(result, winner)),
         version=__version__,
     )
+
+
+def measured(guard: Guard, result: ProbesResult) -> Guard:
+    """The guard with what the study measured of it."""
+    return replace(guard, points=tuple(_points(result, result.winner)))
 
 
 def _without_zeros(probe: Probe) -> Probe:

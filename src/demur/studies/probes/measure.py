@@ -19,7 +19,7 @@ from demur.guard.stats import (
     share_above,
     threshold_at,
 )
-from demur.stats import Estimate, auroc, holm, paired_difference, wilson
+from demur.stats import Estimate, auroc, bootstrap_interval, bootstrap_p, holm, paired_difference, wilson
 from demur.studies.probes import results
 from demur.studies.probes.fitting import Bench, Fitted
 from demur.studies.probes.inputs import Group, Sets
@@ -207,22 +207,15 @@ def matched_rows(scores: Scores) -> tuple[str, tuple[MatchedRow, ...]]:
     rows: list[MatchedRow] = []
     for k, name in enumerate(names):
         alarms = share_above(negatives[k], scores.fitted["harmful"][name].threshold(FPRS[0]))
-        tpr = _resampled(value[k], draws[:, k], positives.shape[1])
+        tpr = bootstrap_interval(float(value[k]), draws[:, k], positives.shape[1])
         gaps = draws[:, k] - draws[:, best]
-        tail = min((gaps <= 0).sum(), (gaps >= 0).sum())
         if k == best:
             rows.append(MatchedRow(representation=name, tpr=tpr, alarms=alarms))
         else:
-            gap = _resampled(value[k] - value[best], gaps, positives.shape[1])
-            p = min(1.0, 2 * (1 + float(tail)) / (1 + _RESAMPLES))
-            rows.append(MatchedRow(representation=name, tpr=tpr, alarms=alarms, difference=gap, p=p))
+            gap = bootstrap_interval(float(value[k] - value[best]), gaps, positives.shape[1])
+            rows.append(MatchedRow(representation=name, tpr=tpr, alarms=alarms, difference=gap, p=bootstrap_p(gaps)))
     adjusted = holm([row.p for row in rows])
     return names[best], tuple(r.model_copy(update={"p_holm": p}) for r, p in zip(rows, adjusted, strict=True))
-
-
-def _resampled(value: float, draws: np.ndarray, n: int) -> Estimate:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(value=float(value), low=float(low), high=float(high), n=n)
 
 
 # -- a family held out ---------------------------------------------------------------------------------------------
