@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -104,8 +103,9 @@ class ChatModel:
             max_batch_tokens: upper bound on tokens in one pass (default: from free memory).
             tokenizer: in place of the checkpoint's own, with its chat template (a base model has none).
         """
-        name, options = str(source), {"revision": revision, "dtype": dtype, "device": device}
-        loaded = load_checkpoint(name, **options, system_prompt=system_prompt, tokenizer=tokenizer)
+        name = str(source)
+        asked: dict[str, Any] = {"revision": revision, "dtype": dtype, "device": device, "tokenizer": tokenizer}
+        loaded = load_checkpoint(name, **asked, system_prompt=system_prompt)
         return cls(*loaded, name=name, system_prompt=system_prompt, max_batch_tokens=max_batch_tokens)
 
     @property

@@ -245,7 +245,10 @@ def model_identity(model: ChatModel) -> dict[str, str]:
         "attention": str(model.hf.config._attn_implementation),  # pyright: ignore[reportPrivateUsage]
         "system_prompt": model.chat.system_prompt or "",
     }
-    folder = Path(model.name)
+    folder, tokens = Path(model.name), model.tokenizer
+    if folder.is_dir() and Path(tokens.name_or_path).is_dir() and tokens.name_or_path != model.name:
+        # Read with another checkpoint's tokenizer and template.
+        identity["template"] = hashlib.sha256(str(tokens.chat_template).encode()).hexdigest()
     if not folder.is_dir():
         return identity | {"commit": str(getattr(model.hf.config, "_commit_hash", None))}
     return identity | {"name": folder.name, "content": folder_digest(folder)}

@@ -6,6 +6,9 @@ change by a name is in `rule`, what it looks at is measured in `measure`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -19,10 +22,14 @@ from demur.studies.config import FindConfig, OverRefusalOptions, Sources
 from demur.types import FeatureField, PromptSet, Value
 
 if TYPE_CHECKING:
-    from demur.studies.checkpoints.measure import Features, Pair, Side
-    from demur.studies.context import Context, JudgedAnswers
+    from demur.studies.checkpoints.measure import Pair, Side
+    from demur.studies.context import Change, Context
+    from demur.studies.drive import Features
 
 When = Literal["after", "before"]
+Kind = Literal["suppress", "induce"]
+_FIT_PROMPTS = 8
+"""Harmful test prompts on which the SAEs' fit is measured: hundreds of tokens."""
 Status = Literal["kept", "moved", "gained", "lost"]
 
 
@@ -43,6 +50,8 @@ class Config(FindConfig, OverRefusalOptions):
     of a share of prompts within which two checkpoints are alike."""
     random_sets: int = Field(default=5, ge=2)
     """Random sets matched to each set of features."""
+    n_answers: int = Field(default=100, ge=0)
+    """Test prompts of each class that are answered under every change; 0 leaves that out."""
     n_alone: int = Field(default=32, ge=2)
     """Harmful test prompts on which each feature is taken out alone."""
 
@@ -65,13 +74,15 @@ class BehaviourRow(Value):
 
 
 class AnswerRow(Value):
-    """Refusal of harmful prompts in answers of `checkpoint` with the refusal features found `found` scaled, and with
-    random sets scaled; `difference` is the one less the other."""
+    """Prompts of `checkpoint` refused with the refusal features found `found` scaled (harmful prompts) or set to their
+    mean maximum on harmful prompts (harmless ones), and with random sets treated alike; `difference` is the one less
+    the other."""
 
     found: When
     checkpoint: When
+    kind: Kind
     clean: Estimate
-    scaled: Estimate
+    changed: Estimate
     random: Estimate
     difference: Estimate
     p: float
@@ -187,7 +198,7 @@ def _compared(context: Context[Config], after: Side, before: Side, over: PromptS
     from demur.studies.checkpoints.measure import Pair, direction_cosines
 
     config, test = context.config, context.splits.test
-    pair = Pair(after, before, test.harmful, test.harmless)
+    pair = Pair(after, before, test)
     tests = {"harmful": test.harmful, "harmless": test.harmless} | ({} if over is None else {"over-refusal": over})
     with context.timed("behaviour"):
         behaviour = _behaviour(pair, tests)
@@ -200,7 +211,7 @@ def _compared(context: Context[Config], after: Side, before: Side, over: PromptS
                 whole = side.found.chosen.features
                 same = set(whole) == set(side.refusal_features)
                 stars[when] = mechanisms[when] if same else pair.mechanism(side, whole, config.factor)
-        answers = tuple(row for when, side in _sides(pair) if side.found for row in _answers(pair, when, side))
+        answers = tuple(row for when, side in _sides(pair) for row in _answers(pair, when, side))
     with context.timed("directions"):
         split = context.splits.direction
         found = direction_cosines(pair, split.harmful, split.harmless)
@@ -248,32 +259,35 @@ def _behaviour(pair: Pair, tests: dict[str, PromptSet]) -> tuple[BehaviourRow, .
     )
 
 
-def _answers(pair: Pair, when: When, side: Side) -> list[AnswerRow]:
+def _answers(pair: Pair, when: When, side: Side) -> Iterator[AnswerRow]:
     from demur.method.interventions import ScaleFeatures
+    from demur.studies.drive import set_to_maxima
 
-    factor, rows = pair.after.work.config.factor, list[AnswerRow]()
-    for place, other in _sides(pair):
-        work, label = side.read_in(other), f"found {when}, scaled {place}"
-
-        def answered(features: Features, label: str = label, work: Any = work) -> JudgedAnswers:
-            return work.answer(label, pair.harmful, (ScaleFeatures(features, factor),))
-
-        clean = work.answer(f"clean: test, harmful, {place}", pair.harmful)
-        scaled = answered(side.refusal_features)
-        random = [answered(each) for each in side.random_sets(side.refusal_features)]
-        difference, p = crossed_difference(scaled.refused, [each.refused for each in random])
-        rows.append(
-            AnswerRow(
-                found=when,
-                checkpoint=place,
-                clean=clean.refusal,
-                scaled=scaled.refusal,
-                random=clustered_rate([each.refused for each in random]),
-                difference=difference,
-                p=p,
-            )
+    config, own = pair.after.work.config, side.refusal_features
+    kinds: tuple[tuple[Kind, PromptSet, Callable[[Features], Change]], ...] = (
+        (
+            "suppress",
+            pair.prompts.harmful.head(config.n_answers),
+            lambda features: (ScaleFeatures(features, config.factor),),
+        ),
+        ("induce", pair.prompts.harmless.head(config.n_answers), partial(set_to_maxima, side.work, side.found)),
+    )
+    for (place, other), (kind, prompts, change) in product(_sides(pair), kinds):
+        work, label = side.read_in(other), f"{kind}: found {when}, in {place}"
+        clean = work.answer(f"clean: test, {place}", prompts)
+        changed = work.answer(label, prompts, change(own))
+        random = [work.answer(f"{label}, random", prompts, change(each)) for each in side.random_sets(own)]
+        difference, p = crossed_difference(changed.refused, [each.refused for each in random])
+        yield AnswerRow(
+            found=when,
+            checkpoint=place,
+            kind=kind,
+            clean=clean.refusal,
+            changed=changed.refusal,
+            random=clustered_rate([each.refused for each in random]),
+            difference=difference,
+            p=p,
         )
-    return rows
 
 
 def _shifts(pair: Pair, n_alone: int) -> tuple[ShiftRow, ...]:
@@ -289,8 +303,8 @@ def _shifts(pair: Pair, n_alone: int) -> tuple[ShiftRow, ...]:
         if not wanted:
             continue
         works = [side.read_in(other) for _, other in _sides(pair)]
-        active = [activations(work, pair.harmful, wanted).mean(0) for work in works]
-        taken = [alone(pair, work, wanted, pair.harmful.head(n_alone)) for work in works]
+        active = [activations(work, pair.prompts.harmful, wanted).mean(0) for work in works]
+        taken = [alone(pair, work, wanted, pair.prompts.harmful.head(n_alone)) for work in works]
         for n, feature in enumerate(wanted):
             twin = moved[when].get(feature)
             status: Status = "kept" if feature in both else "moved" if twin else "gained" if when == "after" else "lost"
@@ -360,10 +374,11 @@ def _knowing(
                 ignored_before=ignored[1],
             )
         )
-        for k, (when, _) in enumerate(_sides(pair)):
-            points += [
-                PointRow(checkpoint=when, prompts=name, harmful=float(row[k]), refuse=float(row[2 + k])) for row in table
-            ]
+        points += [
+            PointRow(checkpoint=when, prompts=name, harmful=float(row[k]), refuse=float(row[2 + k]))
+            for k, (when, _) in enumerate(_sides(pair))
+            for row in table
+        ]
     return tuple(rows), tuple(points)
 
 
@@ -373,7 +388,9 @@ def _fit(pair: Pair) -> tuple[FitRow, ...]:
     side = pair.after if pair.after.found is not None else pair.before
     assert side.found is not None
     layers = tuple(side.found.chosen.by_layer())
-    after, before = (unexplained(each, side, pair.harmful.head(8), layers) for each in (pair.after, pair.before))
+    after, before = (
+        unexplained(each, side, pair.prompts.harmful.head(8), layers) for each in (pair.after, pair.before)
+    )
     return tuple(FitRow(layer=layer, after=after[layer], before=before[layer]) for layer in layers)
 
 

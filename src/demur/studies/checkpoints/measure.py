@@ -1,4 +1,4 @@
-"""What is measured of two checkpoints on the same prompts: drives, activations, directions, P(harmful) and P(refuse)."""
+"""What is measured of two checkpoints on the same prompts: drives, activations, directions, P(harmful), P(refuse)."""
 
 from __future__ import annotations
 
@@ -9,25 +9,22 @@ from typing import Any
 
 import numpy as np
 
-
 from demur.errors import ModelError
 from demur.guard import Labelled, Reading, fit_probe, read_prompts
 from demur.method.activations import feature_activations, over_regions
-from demur.method.interventions import ScaleFeatures
+from demur.method.direction import first_token
+from demur.method.interventions import Compiled, ScaleFeatures
 from demur.method.matching import unit_rows
-from demur.stats import Estimate, bootstrap_interval, bootstrap_of
+from demur.stats import Estimate, bootstrap_mean, bootstrap_of
 from demur.studies.checkpoints.rule import Mechanism
-from demur.studies.context import Change, Context, Workspace
-from demur.studies.gauge import log_odds
+from demur.studies.context import Context, Workspace
+from demur.studies.drive import Features, drives, falls, interval_of, random_sets, share_of
 from demur.studies.inputs import Inputs
-from demur.studies.methods import RandomMatched, Selection
 from demur.studies.pipeline import Found, find
 from demur.studies.roles import find_roles
-from demur.types import FeatureId, FeatureSet, PromptSet, RefusalToken
+from demur.types import PromptSet, RefusalToken, Split
 
-_RESAMPLES = 2000
 _Rows = list[list[float]]
-Features = tuple[FeatureId, ...]
 
 
 @dataclass(frozen=True)
@@ -45,9 +42,10 @@ class Side:
         try:
             found = find(work, context.splits.choosing)
         except ModelError as error:
-            context.warn(f"{name} has no F*: {str(error).splitlines()[0]}")
-            return cls(name, work, None)
-        work.watch_coherence([answer for each in found.clean.answers["tuning"] for answer in each.answers])
+            context.warn(f"{name} has no F*: {str(error).splitlines()[0].removesuffix(' For example:')}")
+            found = None
+        tuning = (work.answer(f"clean: tuning, {label}", prompts) for label, prompts in context.splits.tuning)
+        work.watch_coherence([answer for each in tuning for answer in each.answers])
         return cls(name, work, found)
 
     @property
@@ -65,19 +63,8 @@ class Side:
         return kept or self.found.chosen.features
 
     def random_sets(self, features: Features) -> tuple[Features, ...]:
-        """Random sets matched to features of F*, drawn here and used in both checkpoints."""
-        assert self.found is not None
-        found, config = self.found, self.work.config
-        like = FeatureSet(features=features, scores=(0.0,) * len(features), scope="global", method="mechanism")
-        seeds, used = range(config.seed, config.seed + config.random_sets), found.clean.used("selection")
-
-        def draw() -> tuple[FeatureSet, ...]:
-            return RandomMatched().draw(Selection(self.work, replace(found, chosen=like), len(features)), seeds)
-
-        depends: dict[str, Any] = {"method": "matched", "features": features, "pool": found.pool.features}
-        depends |= {"seeds": list(seeds), "prompts": [used.harmful.digest, used.harmless.digest]}
-        drawn = self.work.cached("feature_sets", depends, tuple[FeatureSet, ...], draw, "features: random")
-        return tuple(each.features for each in drawn)
+        """Random sets matched to features, drawn here and used in both checkpoints."""
+        return () if self.found is None else random_sets(self.work, self.found, features)
 
     def read_in(self, other: Side) -> Workspace[Any]:
         """The other checkpoint, read with this one's SAEs: features keep their meaning."""
@@ -95,8 +82,7 @@ class Pair:
 
     after: Side
     before: Side
-    harmful: PromptSet
-    harmless: PromptSet
+    prompts: Split
 
     @property
     def refusal_ids(self) -> tuple[int, ...]:
@@ -106,58 +92,20 @@ class Pair:
     def other(self, side: Side) -> Side:
         return self.before if side is self.after else self.after
 
-    def falls(self, work: Workspace[Any], sets: Sequence[Features], factor: float) -> np.ndarray:
-        """Fall of the refusal log-odds of each harmful prompt when a set is scaled, shape (set, prompt), nats."""
-        clean = np.array(log_odds(work, self.harmful, self.refusal_ids))
-        changes: list[Change] = [(ScaleFeatures(each, factor),) for each in sets]
-        return np.stack([clean - log_odds(work, self.harmful, self.refusal_ids, each) for each in changes])
-
     def mechanism(self, side: Side, features: Features, factor: float) -> Mechanism:
         """What features found in one checkpoint do in both, with the same random sets and prompts."""
         sets = (features, *side.random_sets(features))
         works = [side.read_in(each) for each in (side, self.other(side))]
-        own, other = beyond_random([self.falls(work, sets, factor) for work in works])
-        fires = [[contrast(work, prompts, features) for work in works] for prompts in (self.harmful, self.harmless)]
-        high, low = (np.stack(each, 1) for each in fires)
+        own, other = drives([falls(work, self.prompts, self.refusal_ids, sets, factor) for work in works])
+        high, low = (np.stack([contrast(work, each, features) for work in works], 1) for _, each in self.prompts)
+        n = len(high) + len(low)
         return Mechanism(
             features=features,
-            own=_interval(own, len(self.harmful)),
-            other=_interval(other, len(self.harmful)),
-            carried=_interval(_share(other, own), len(self.harmful)),
-            fires=bootstrap_of(lambda h, l: _share((h - l)[..., 1], (h - l)[..., 0]), high, low),
+            own=interval_of(own, n),
+            other=interval_of(other, n),
+            carried=interval_of(share_of(other, own), n),
+            fires=bootstrap_of(lambda h, l: share_of((h - l)[..., 1], (h - l)[..., 0]), high, low),
         )
-
-
-def beyond_random(tables: Sequence[np.ndarray], resamples: int = _RESAMPLES, seed: int = 0) -> list[np.ndarray]:
-    """Effect of a set less the mean effect of random ones, in several tables on the same prompts and sets.
-
-    Args:
-        tables: effects, the set's own first, shape (1 + sets, prompt).
-        resamples, seed: of the bootstrap over prompts and sets, crossed. A few sets resampled vary less than sets
-            drawn anew, by `(m − 1) / m`, so their deviations are stretched.
-
-    Returns:
-        Of each table the value and then its resampled values, shape (1 + resamples,).
-    """
-    sets, prompts = tables[0].shape[0] - 1, tables[0].shape[1]
-    random = np.random.default_rng(seed)
-    by_prompt = random.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples) / prompts
-    by_set = random.multinomial(sets, np.full(sets, 1 / sets), size=resamples) / sets
-    by_set = 1 / sets + (by_set - 1 / sets) * np.sqrt(sets / max(sets - 1, 1))
-    weights = np.vstack([np.full(prompts, 1 / prompts), by_prompt]), np.vstack([np.full(sets, 1 / sets), by_set])
-    found: list[np.ndarray] = []
-    for table in tables:
-        means = weights[0] @ table.T
-        found.append(means[:, 0] - (means[:, 1:] * weights[1]).sum(1))
-    return found
-
-
-def _interval(values: np.ndarray, n: int) -> Estimate:
-    return bootstrap_interval(float(values[0]), values[1:], n)
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 
 
 def activations(work: Workspace[Any], prompts: PromptSet, features: Features) -> np.ndarray:
@@ -211,7 +159,7 @@ def _cosine(*sides: tuple[np.ndarray, np.ndarray]) -> tuple[Estimate, float]:
         for high, low in sides
     ]
     yardstick = float(np.mean([_cos(a, b) for a, b in halves]))
-    return _interval(_cos(first, second), sum(sizes)), yardstick
+    return interval_of(_cos(first, second), sum(sizes)), yardstick
 
 
 def _cos(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -241,7 +189,10 @@ def p_harmful(side: Side, context: Context[Any], tests: Sequence[PromptSet]) -> 
         assert best is not None
         return [best[2].probability(readings(side, each)[best[1]]).tolist() for each in tests]
 
-    depends = {"tests": [each.digest for each in tests], "splits": [s.digest for _, split in splits for _, s in split]}
+    depends = {
+        "tests": [each.digest for each in tests],
+        "splits": [each.digest for _, split in splits.choosing for _, each in split],
+    }
     rows = side.work.cached("p-harmful", depends, _Rows, compute, f"P(harmful): {side.name}")
     return [np.array(row) for row in rows]
 
@@ -272,7 +223,15 @@ def unexplained(side: Side, suite_of: Side, prompts: PromptSet, layers: Sequence
 
 def alone(pair: Pair, work: Workspace[Any], features: Features, prompts: PromptSet) -> list[Estimate]:
     """Fall of the refusal log-odds of harmful prompts when each feature alone is taken out of a checkpoint."""
-    ids = pair.refusal_ids
-    clean = np.array(log_odds(work, prompts, ids))
-    taken = [clean - log_odds(work, prompts, ids, (ScaleFeatures((each,), 0.0),)) for each in features]
-    return [bootstrap_of(lambda m: m[..., 0], each[:, None]) for each in taken]
+
+    def compute() -> _Rows:
+        items, rows = work.model.tokenize(prompts), list[list[float]]()
+        for n, change in enumerate([(), *((ScaleFeatures((each,), 0.0),) for each in features)]):
+            compiled = Compiled(work.model, work.suite, change)
+            rows.append(first_token(work.model, items, pair.refusal_ids, compiled).log_odds.tolist())
+            work.progress("features one by one", n, len(features))
+        return rows
+
+    depends = {"prompts": prompts.digest, "features": features, "refusal_ids": pair.refusal_ids}
+    clean, *taken = np.array(work.cached("alone", depends, _Rows, compute))
+    return [bootstrap_mean(clean - each) for each in taken]

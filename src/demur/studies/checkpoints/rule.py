@@ -1,7 +1,8 @@
 """The decision rule of `demur checkpoints`: what became of the earlier mechanism, and where the later one comes from.
 
 A checkpoint's *mechanism* is the refusal features of the F* found in it. Its *drive* in a checkpoint is what scaling
-these features takes from the refusal log-odds of harmful prompts there, less what matched random features take (nats).
+these features takes from the refusal log-odds there (nats): on harmful less harmless prompts, so that features which
+push all answers alike do not count, and less what matched random features take.
 Nothing here is fitted to any model: one margin says what counts as nothing, and the greater part is one half.
 """
 
@@ -93,7 +94,7 @@ def decide(evidence: Evidence, margin: float) -> Verdict:
     after, before = evidence.after, evidence.before
     new: State = "none" if after is None else after.state(margin)
     old: State = "none" if before is None else before.state(margin)
-    gains = _gains(evidence)
+    gains = _gains(evidence) if {new, old} <= {"drives", "none"} else []
     conditions = (*_conditions(evidence, margin), *_strengths(gains, evidence.refusals, margin))
 
     def found(kind: Kind, *, new_too: bool = False) -> Verdict:
@@ -105,7 +106,7 @@ def decide(evidence: Evidence, margin: float) -> Verdict:
         return found("new mechanism")
     if new == "none" and old == "silent":
         return found("removed")
-    if not {new, old} <= {"drives", "none"} or not gains:
+    if not gains:
         return found("not clear")
     if all(1 - margin < g.low and g.high < 1 + margin for g in gains) and all(
         -margin < change.low and change.high < margin for _, change in evidence.refusals

@@ -12,7 +12,7 @@ from demur.report.blocks import Block, Chart, Section, Table, Text
 
 if TYPE_CHECKING:
     from demur.stats import Estimate
-    from demur.studies.checkpoints import PairRows, Result
+    from demur.studies.checkpoints import PairRows, Result, When
     from demur.studies.checkpoints.rule import Condition, Kind, State
 
 _TOLD: Final[dict[Kind, str]] = {
@@ -52,8 +52,8 @@ def checkpoint_sections(result: Result) -> list[Section]:
 
 
 _DRIVES: Final = (
-    "Each checkpoint is searched in the same way; what is found in one is scaled by the same factor in both, and so are "
-    "random sets matched to it. That it is a mechanism of refusal is refuted where random sets do as much."
+    "Each checkpoint is searched in the same way; what is found in one is scaled by the same factor in both, and so "
+    "are random sets matched to it. That it is a mechanism of refusal is refuted where random sets do as much."
 )
 _DIRECTIONS: Final = (
     "Harmful less harmless prompts, by label, at the last token. Two halves of the prompts in one checkpoint are the "
@@ -71,15 +71,14 @@ def _verdict(pair: PairRows) -> str:
     text = f"From {name} to MODEL: {verdict.kind}: {_TOLD[verdict.kind]}"
     if verdict.new_too:
         text += "; another mechanism, which did not drive refusal before, does so now"
-    states = {"after": verdict.after, "before": verdict.before}
+    states: dict[When, State] = {"after": verdict.after, "before": verdict.before}
     told = [
         f"of the {len(each.features)} refusal features found {when}, in the other checkpoint {_STATES[states[when]]} "
         f"(share of the drive {fmt.estimate_text(each.carried)})"
         for when, each in pair.mechanisms.items()
     ]
-    rows = [row for row in pair.behaviour if row.prompts == "harmful"]
-    change = "".join(f" Refusal of harmful prompts changed by {fmt.points_text(row.difference)} points." for row in rows)
-    return f"{text}. {'; '.join(told).capitalize()}.{change}"
+    harmful = fmt.points_text(pair.behaviour[0].difference)
+    return f"{text}. {'; '.join(told).capitalize()}. Refusal of harmful prompts changed by {harmful} points."
 
 
 def _holds(condition: Condition) -> str:
@@ -87,7 +86,8 @@ def _holds(condition: Condition) -> str:
 
 
 def _conditions(pair: PairRows) -> Table:
-    rows = [(each.claim, each.needs, fmt.estimate_text(each.estimate), _holds(each)) for each in pair.verdict.conditions]
+    conditions = pair.verdict.conditions
+    rows = [(each.claim, each.needs, fmt.estimate_text(each.estimate), _holds(each)) for each in conditions]
     return Table.of(
         "What the verdict rests on",
         "claim | needs: the whole 95 % interval | > measured | holds",
@@ -116,23 +116,26 @@ def _drives(result: Result, pair: PairRows) -> Iterator[Block]:
     ]
     yield Table.of(
         "Drive of refusal",
-        "set | found | > features | > drive there: fall of the refusal log-odds of harmful prompts beyond random sets, "
-        "nats | > in the other | > share: the one over the other | > fires: share of the contrast between harmful and "
-        "harmless prompts",
+        "set | found | > features | > drive there: fall of the refusal log-odds, harmful less harmless prompts, beyond "
+        "random sets, nats | > in the other | > share: the one over the other | > fires: share of the contrast between "
+        "harmful and harmless prompts",
         rows,
-        caption=f"Scaled by c = {fmt.short_number(result.factor)} in both. Harm features are upstream of any mechanism, "
-        "so the verdict rests on the others.",
+        caption=f"Scaled by c = {fmt.short_number(result.factor)} in both. Harm features are upstream of any "
+        "mechanism, so the verdict rests on the others.",
     )
     cells = [
-        (row.found, row.checkpoint, row.clean, row.scaled, row.random, fmt.points_text(row.difference),
+        (row.kind, row.found, row.checkpoint, row.clean, row.changed, row.random, fmt.points_text(row.difference),
          fmt.p_text(row.p))
         for row in pair.answers
     ]  # fmt: skip
     yield Table.of(
-        "Answers with the refusal features scaled",
-        "found | scaled in | > clean: harmful prompts refused | > scaled | > random sets scaled | > difference: points, "
-        "scaled less random | > p",
+        "Answers with the refusal features changed",
+        "change | found | in | > clean: prompts refused | > changed | > random sets changed | > difference: points, "
+        "changed less random | > p",
         cells,
+        caption=f"suppress: harmful prompts, features scaled by c = {fmt.short_number(result.factor)}. induce: "
+        "harmless prompts, features set to their mean maximum on harmful ones where they were found; a checkpoint that "
+        "refuses then had the way from these features to refusal, whether or not anything switched them on.",
     )
     fits = [(row.layer, fmt.measure(row.before), fmt.measure(row.after)) for row in pair.fit]
     yield Table.of(
@@ -222,4 +225,3 @@ def _knowing(pair: PairRows) -> Iterator[Block]:
             f"Prompts {when}",
             lambda lines=lines: charts.scatter(lines, x_title="P(harmful)", y_title="P(refuse)"),
         )
-
