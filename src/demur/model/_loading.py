@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _OTHER_MODALITIES = ("vision", "audio", "image", "visual", "encoder")
 _DEVICE_MAPS = ("balanced", "balanced_low_0", "sequential")
 # Weights, configurations (the generation's too: it says where answers end), tokenizer, chat template.
+TOKENIZER_FILES = ("tokenizer*", "chat_template*")
 MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt")
 
 
@@ -141,10 +143,10 @@ def end_tokens(hf: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(found) if isinstance(found, list | tuple) else () if found is None else (int(found),)
 
 
-def folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path, patterns: Sequence[str] = MODEL_FILES) -> str:
     """SHA-256, hex, of what decides a model's numbers among the files of its folder."""
     content = hashlib.sha256()
-    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
         try:
             with path.open("rb") as file:
                 content.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
@@ -245,10 +247,11 @@ def model_identity(model: ChatModel) -> dict[str, str]:
         "attention": str(model.hf.config._attn_implementation),  # pyright: ignore[reportPrivateUsage]
         "system_prompt": model.chat.system_prompt or "",
     }
-    folder, tokens = Path(model.name), model.tokenizer
-    if folder.is_dir() and Path(tokens.name_or_path).is_dir() and tokens.name_or_path != model.name:
-        # Read with another checkpoint's tokenizer and template.
-        identity["template"] = hashlib.sha256(str(tokens.chat_template).encode()).hexdigest()
+    folder, lent = Path(model.name), Path(model.tokenizer.name_or_path)
+    if folder.is_dir() and lent.is_dir() and lent != folder:
+        tokens = folder_digest(lent, TOKENIZER_FILES)
+        if tokens != folder_digest(folder, TOKENIZER_FILES):
+            identity["tokenizer"] = tokens
     if not folder.is_dir():
         return identity | {"commit": str(getattr(model.hf.config, "_commit_hash", None))}
     return identity | {"name": folder.name, "content": folder_digest(folder)}

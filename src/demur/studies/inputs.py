@@ -75,8 +75,9 @@ BASE_SAES = "trained before safety training"
 
 
 def other_names(config: StudyConfig) -> tuple[str, ...]:
-    """Names of the suites that a study compares with its own: what `against` names, and the bundled model's second."""
-    given: tuple[str, ...] | None = getattr(config, "against", None)
+    """Names of the suites that a study compares with its own: what `against` or `to_saes` names, and the bundled
+    model's second."""
+    given: tuple[str, ...] | None = getattr(config, "against", getattr(config, "to_saes", None))
     if given is None:
         return ()
     return given if config.model is not None else (BASE_SAES, *given)

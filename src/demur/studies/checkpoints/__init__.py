@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 When = Literal["after", "before"]
 Kind = Literal["suppress", "induce"]
+_ANSWERED = 5
+"""Random sets under which answers are written."""
 _FIT_PROMPTS = 8
 """Harmful test prompts on which the SAEs' fit is measured: hundreds of tokens."""
 Status = Literal["kept", "moved", "gained", "lost"]
@@ -43,13 +45,13 @@ class Config(FindConfig, OverRefusalOptions):
     bundled model: the one before its safety training)."""
     before_saes: str | None = None
     """SAEs of the earlier checkpoints, folder or hub id (default: those of MODEL)."""
-    factor: float = Field(default=-1.0, lt=1)
+    factor: float = Field(default=0.0, lt=1)
     """Scale factor c under which features are scaled in both checkpoints; 0 removes them."""
     margin: float = Field(default=0.1, gt=0, lt=0.5)
     """What counts as nothing: the share of a drive below which features no longer drive, and the change of a drive or
     of a share of prompts within which two checkpoints are alike."""
-    random_sets: int = Field(default=5, ge=2)
-    """Random sets matched to each set of features."""
+    random_sets: int = Field(default=10, ge=2)
+    """Random sets matched to each set of features; answers are written under the first five."""
     n_answers: int = Field(default=100, ge=0)
     """Test prompts of each class that are answered under every change; 0 leaves that out."""
     n_alone: int = Field(default=32, ge=2)
@@ -264,19 +266,18 @@ def _answers(pair: Pair, when: When, side: Side) -> Iterator[AnswerRow]:
     from demur.studies.drive import set_to_maxima
 
     config, own = pair.after.work.config, side.refusal_features
+    if side.found is None or not config.n_answers:
+        return
+    harmful, harmless = (prompts.head(config.n_answers) for _, prompts in pair.prompts)
     kinds: tuple[tuple[Kind, PromptSet, Callable[[Features], Change]], ...] = (
-        (
-            "suppress",
-            pair.prompts.harmful.head(config.n_answers),
-            lambda features: (ScaleFeatures(features, config.factor),),
-        ),
-        ("induce", pair.prompts.harmless.head(config.n_answers), partial(set_to_maxima, side.work, side.found)),
+        ("suppress", harmful, lambda features: (ScaleFeatures(features, config.factor),)),
+        ("induce", harmless, partial(set_to_maxima, side.work, side.found)),
     )
     for (place, other), (kind, prompts, change) in product(_sides(pair), kinds):
         work, label = side.read_in(other), f"{kind}: found {when}, in {place}"
         clean = work.answer(f"clean: test, {place}", prompts)
         changed = work.answer(label, prompts, change(own))
-        random = [work.answer(f"{label}, random", prompts, change(each)) for each in side.random_sets(own)]
+        random = [work.answer(f"{label}, random", prompts, change(each)) for each in side.random_sets(own)[:_ANSWERED]]
         difference, p = crossed_difference(changed.refused, [each.refused for each in random])
         yield AnswerRow(
             found=when,

@@ -54,13 +54,15 @@ class Side:
 
     @cached_property
     def refusal_features(self) -> Features:
-        """F* without its harm features, which any mechanism reads: what drives refusal is downstream of them."""
+        """Those of F* that tell the classes apart after the request. Harm features, on its words, are read by any
+        mechanism; what drives refusal is downstream of them."""
         if self.found is None:
             return ()
-        kept = find_roles(self.work, self.found).of("refusal", "mixed")
-        if not kept:
-            self.work.warn(f"every feature of the F* of {self.name} is a harm feature, so all stand for its mechanism")
-        return kept or self.found.chosen.features
+        roles = find_roles(self.work, self.found)
+        if not (kept := roles.of("refusal")):
+            kept = roles.of("refusal", "mixed") or self.found.chosen.features
+            self.work.warn(f"no feature of the F* of {self.name} is clearly a refusal feature; others stand for them")
+        return kept
 
     def random_sets(self, features: Features) -> tuple[Features, ...]:
         """Random sets matched to features, drawn here and used in both checkpoints."""
@@ -126,10 +128,10 @@ def contrast(work: Workspace[Any], prompts: PromptSet, features: Features) -> np
 
 
 def readings(side: Side, prompts: PromptSet) -> list[np.ndarray]:
-    """Residual of each layer at the last of the user's words, then of each layer at the prompt's last token; one pass,
+    """Residual of each layer, mean over the scored tokens, then of each layer at the prompt's last token; one pass,
     arrays of shape (prompt, d_model). They are not kept: they would fill the run folder."""
     layers = range(side.work.model.n_layers)
-    wanted = [Reading(kind="dense", layer=layer, pooling=p) for p in ("instruction", "last") for layer in layers]
+    wanted = [Reading(kind="dense", layer=layer, pooling=p) for p in ("mean", "last") for layer in layers]
     return list(read_prompts(side.work.model, prompts.prompts, wanted))
 
 
@@ -168,9 +170,8 @@ def _cos(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def p_harmful(side: Side, context: Context[Any], tests: Sequence[PromptSet]) -> list[np.ndarray]:
-    """P(harmful) of the prompts of each test set: a linear probe on the last of the user's words, fitted in this very
-    checkpoint by the prompts' labels, never by its answers. The layer is the one with the least log loss on the tuning
-    prompts."""
+    """P(harmful) of the prompts of each test set: a linear probe of the mean residual, fitted in each checkpoint by
+    the prompts' labels, never by its answers. The layer is the one with the least log loss on the tuning prompts."""
     splits = context.splits
 
     def compute() -> _Rows:
@@ -179,7 +180,7 @@ def p_harmful(side: Side, context: Context[Any], tests: Sequence[PromptSet]) -> 
         )
         best: tuple[float, int, Any] | None = None
         for layer in range(side.work.model.n_layers):
-            reading = Reading(kind="dense", layer=layer, pooling="instruction")
+            reading = Reading(kind="dense", layer=layer, pooling="mean")
             probe = fit_probe(reading, train(layer), check(layer))
             values, labels = choice(layer)
             chance = np.clip(probe.probability(values), 1e-9, 1 - 1e-9)

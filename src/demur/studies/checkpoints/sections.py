@@ -60,7 +60,7 @@ _DIRECTIONS: Final = (
     "yardstick: a cosine as high shows no change of direction."
 )
 _KNOWING: Final = (
-    "P(harmful): a linear probe of the last of the user's words, fitted in each checkpoint by the prompts' labels. "
+    "P(harmful): a linear probe of the mean residual of a prompt, fitted in each checkpoint by the prompts' labels. "
     "P(refuse): of the answer's first token. That training taught the model to recognise harm is refuted where "
     "P(harmful) was as high before."
 )
@@ -110,7 +110,7 @@ def _behaviour(pair: PairRows) -> Table:
 def _drives(result: Result, pair: PairRows) -> Iterator[Block]:
     rows = [
         (name, when, len(each.features), *map(fmt.estimate_text, (each.own, each.other, each.carried, each.fires)))
-        for name, group in (("refusal features", pair.mechanisms), ("F*, harm features too", pair.stars))
+        for name, group in (("refusal features", pair.mechanisms), ("F*", pair.stars))
         for when, each in group.items()
         if group is pair.mechanisms or each != pair.mechanisms[when]
     ]
@@ -120,8 +120,8 @@ def _drives(result: Result, pair: PairRows) -> Iterator[Block]:
         "random sets, nats | > in the other | > share: the one over the other | > fires: share of the contrast between "
         "harmful and harmless prompts",
         rows,
-        caption=f"Scaled by c = {fmt.short_number(result.factor)} in both. Harm features are upstream of any "
-        "mechanism, so the verdict rests on the others.",
+        caption=f"Scaled by c = {fmt.short_number(result.factor)} in both. F* may hold harm features, which "
+        "any mechanism reads, so the verdict rests on its refusal features.",
     )
     cells = [
         (row.kind, row.found, row.checkpoint, row.clean, row.changed, row.random, fmt.points_text(row.difference),
@@ -168,7 +168,7 @@ def _features(pair: PairRows) -> Iterator[Block]:
         (
             str(row.feature),
             row.status,
-            "refusal" if row.refusal else "harm",
+            "refusal" if row.refusal else fmt.MISSING,
             fmt.MISSING if row.partner is None else f"{row.partner} ({fmt.measure(row.cosine)})",
             fmt.measure(row.active_before),
             fmt.measure(row.active_after),
