@@ -49,12 +49,10 @@ def only(result: Result) -> PairRows:
     [
         ("same", "planted", "no change", False),
         ("amplified", "planted", "amplified", False),
-        ("planted", "amplified", "weakened", False),
         ("hidden", "planted", "hidden", False),
-        ("hidden_and_new", "planted", "hidden", True),
+        pytest.param("hidden_and_new", "planted", "hidden", True, marks=pytest.mark.slow),
         ("new", "planted", "new mechanism", False),
-        ("removed", "planted", "removed", False),
-        ("planted", "removed", "new mechanism", False),
+        pytest.param("removed", "planted", "removed", False, marks=pytest.mark.slow),
     ],
 )
 def test_the_planted_change_is_called_what_it_is(
@@ -76,7 +74,7 @@ def test_drives_and_firing_are_those_that_were_planted(compare: Compare, files: 
     assert "after" not in hidden.mechanisms
     assert hidden.mechanisms["before"].carried.value == pytest.approx(0, abs=0.01)
     assert hidden.mechanisms["before"].fires.value == pytest.approx(1, abs=0.01)
-    assert only(compare("removed", "planted")).mechanisms["before"].fires.value < 0.5
+    assert only(compare("new", "planted")).mechanisms["before"].fires.value == pytest.approx(0, abs=0.01)
 
 
 def test_features_are_gained_and_lost(compare: Compare, files: Any) -> None:
@@ -97,7 +95,7 @@ def test_features_are_gained_and_lost(compare: Compare, files: Any) -> None:
 
 
 def test_behaviour_directions_and_probes(compare: Compare) -> None:
-    pair = only(compare("removed", "planted"))
+    pair = only(compare("hidden", "planted"))
     rows = {row.prompts: row for row in pair.behaviour}
     assert (rows["harmful"].before.value, rows["harmful"].after.value) == (1, 0)
     assert rows["harmful"].difference.value == -1
@@ -112,11 +110,11 @@ def test_behaviour_directions_and_probes(compare: Compare) -> None:
     # The louder distractor is a part of the directions from layer 1 on; layer 0 writes nothing at the last token.
     assert len(same.cosines) == 4
     assert all(row.cosine.value > 0.8 for row in same.cosines[1:])
-    assert pair.cosines[3].cosine.value < same.cosines[3].cosine.value
+    assert only(compare("new", "planted")).cosines[3].cosine.value < same.cosines[3].cosine.value
 
 
 def test_answers_under_the_features_of_each(compare: Compare) -> None:
-    pair = only(compare("planted", "removed", n_answers=6, factor=-1))
+    pair = only(compare("planted", "hidden", n_answers=6, factor=-1))
     rows = {(row.kind, row.checkpoint): row for row in pair.answers}
     assert (rows["suppress", "after"].clean.value, rows["suppress", "after"].changed.value) == (1, 0)
     assert (rows["induce", "after"].clean.value, rows["induce", "after"].changed.value) == (0, 1)
@@ -126,9 +124,9 @@ def test_answers_under_the_features_of_each(compare: Compare) -> None:
 
 
 def test_several_checkpoints_and_the_page(compare: Compare) -> None:
-    result = compare("planted", "removed", "amplified")
+    result = compare("planted", "hidden", "amplified")
     assert [pair.verdict.kind for pair in result.pairs] == ["new mechanism", "weakened"]
-    assert any("removed has no F*" in warning for warning in result.warnings)
+    assert any("hidden has no F*" in warning for warning in result.warnings)
     page = result.page()
     assert [text.split(": ")[1] for text in page.verdicts] == ["new mechanism", "weakened"]
     drawn = [block for section in page.sections for block in section.blocks if hasattr(block, "draw")]

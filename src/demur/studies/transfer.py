@@ -49,7 +49,7 @@ class Config(FindConfig):
     """Scale factor c under which features are scaled; 0 removes them."""
     random_sets: int = Field(default=5, ge=2)
     """Random sets matched to F*, and to its counterparts."""
-    n_answers: int = Field(default=100, ge=1)
+    n_answers: int = Field(default=50, ge=1)
     """Test prompts of each class that are answered under every change."""
 
 

@@ -52,7 +52,7 @@ class Config(FindConfig, OverRefusalOptions):
     of a share of prompts within which two checkpoints are alike."""
     random_sets: int = Field(default=10, ge=2)
     """Random sets matched to each set of features; answers are written under the first five."""
-    n_answers: int = Field(default=100, ge=0)
+    n_answers: int = Field(default=50, ge=0)
     """Test prompts of each class that are answered under every change; 0 leaves that out."""
     n_alone: int = Field(default=32, ge=2)
     """Harmful test prompts on which each feature is taken out alone."""
