@@ -118,7 +118,7 @@ def test_an_answer_ends_where_the_model_ends_its_turn(family: Any) -> None:
 def test_batches_that_are_done_are_left_out() -> None:
     hf, tokenizer = tiny_model("gemma2")
     model = ChatModel(hf, tokenizer, name="m")
-    model.budgets = Budgets(60, 60)
+    model.budgets = Budgets(15, 15)
     change = Compiled(model, tiny_suite(hf), [ScaleFeatures((FeatureId(1, 3),), -3.0)])
     parts = list(answer_batches(model, PROMPTS, change, max_new_tokens=NEW))
     assert len(parts) > 1

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from demur.errors import InputError
+from demur.method.direction import clean_log_probs
 from demur.method.interventions import AblateDirection, Compiled, PerPrompt, ScaleFeatures
 from demur.method.likelihood import (
+    answer_effects,
     answer_starts,
     answers_to_score,
-    first_token_kl,
     preference,
     texts_to_score,
     token_losses,
@@ -122,16 +123,21 @@ def test_a_text_without_tokens_is_named(model: ChatModel) -> None:
         texts_to_score(model, ["bread", ""], max_tokens=4)
 
 
-def test_divergence_of_the_first_answer_token(model: ChatModel) -> None:
+def test_effects_on_answers_are_their_loss_and_the_divergence_of_their_first_token(model: ChatModel) -> None:
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(1))
     change = Compiled(model, None, [AblateDirection(vector)])
-    items = model.tokenize(PROMPTS)
-    found = first_token_kl(model, items, change)
-    for item, kl in zip(items, found, strict=True):
+    prompts = model.tokenize(PROMPTS)
+    texts = ["Mix flour", "no", "bake bread and water"]
+    items = [model.chat.tokenize(prompt, text) for prompt, text in zip(as_prompts(PROMPTS), texts, strict=True)]
+    clean = clean_log_probs(model, prompts)
+    found = answer_effects(model, items, change, clean)
+    for item, effect, loss in zip(prompts, found, token_losses(model, items, change), strict=True):
         before, after = alone(model, item)[-1], alone(model, item, change)[-1]
-        assert kl == pytest.approx(float((before.exp() * (before - after)).sum()), rel=1e-2, abs=1e-6)
-        assert kl > 0
-    assert first_token_kl(model, items, Compiled(model, None, ())) == [0.0] * 3
+        assert effect.kl == pytest.approx(float((before.exp() * (before - after)).sum()), rel=1e-2, abs=1e-6)
+        assert effect.kl > 0
+        assert (effect.prompt_id, effect.nats, effect.tokens) == (loss.prompt_id, loss.nats, loss.tokens)
+    nothing = answer_effects(model, items, Compiled(model, None, ()), clean)
+    assert [each.kl for each in nothing] == pytest.approx([0.0] * 3, abs=1e-5)
 
 
 def test_preference_is_the_log_odds_of_two_sets_of_tokens(model: ChatModel) -> None:

@@ -114,7 +114,7 @@ def test_a_changed_setting_repeats_only_what_depends_on_it(studied: Any, files: 
     result, out = studied
     changed = files.study(out, suppress="0,-2")
     made = {name for name, (made, _) in changed.counters.items() if made and name != "verdicts"}
-    assert made == {"answers", "losses", "kl"}
+    assert made == {"answers", "answer-effects"}
     old = [row for row in result.effects if row.strength == 0.0 and row.kind == "suppress" and row.prompts == "harmful"]
     new = [
         row for row in changed.effects if row.strength == 0.0 and row.kind == "suppress" and row.prompts == "harmful"

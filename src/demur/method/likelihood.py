@@ -8,13 +8,13 @@ leave answers (and plain texts) alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import dropwhile, islice
-from typing import Literal, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -22,6 +22,8 @@ from demur.errors import InputError
 from demur.method.interventions import Compiled
 from demur.model import Batch, ChatModel, Items, Progress, Region, TokenizedPrompt
 from demur.types import Answer, Prompt, Value, as_prompts
+
+T = TypeVar("T")
 
 
 class TokenLoss(Value):
@@ -58,11 +60,13 @@ def token_losses(
     model: ChatModel, items: Items, change: Compiled | None = None, progress: Progress = None
 ) -> list[TokenLoss]:
     """Cross-entropy of each item's `RESPONSE` tokens given all before them; padding is neither counted nor changed."""
-    losses = _over_responses(model, items, "sum", change, progress)
-    return [
-        TokenLoss(prompt_id=item.prompt_id, nats=float(nats), tokens=item.regions.count(Region.RESPONSE))
-        for item, nats in zip(items, losses, strict=True)
-    ]
+
+    def loss(prompt: str, logits: Tensor, wanted: Tensor) -> TokenLoss:
+        return TokenLoss(
+            prompt_id=prompt, nats=float(cross_entropy(logits, wanted, reduction="sum")), tokens=len(wanted)
+        )
+
+    return _over_responses(model, items, loss, change, progress)
 
 
 def answer_token_losses(
@@ -70,8 +74,11 @@ def answer_token_losses(
 ) -> list[tuple[float, ...]]:
     """Cross-entropy (nats) of each token of each answer under the clean model, given the prompt and the tokens before;
     an empty tuple for an answer without a token."""
-    losses = _over_responses(model, answers_to_score(model, answers), "none", None, progress)
-    return [tuple(each.tolist()) for each in losses]
+
+    def losses(_prompt: str, logits: Tensor, wanted: Tensor) -> tuple[float, ...]:
+        return tuple(cross_entropy(logits, wanted, reduction="none").tolist())
+
+    return _over_responses(model, answers_to_score(model, answers), losses, None, progress)
 
 
 class AnswerStarts(NamedTuple):
@@ -111,11 +118,17 @@ def _response_ids(model: ChatModel, answers: Sequence[Answer]) -> list[list[int]
 
 
 def _over_responses(
-    model: ChatModel, items: Items, reduction: Literal["sum", "none"], change: Compiled | None, progress: Progress
-) -> list[Tensor]:
+    model: ChatModel,
+    items: Items,
+    read: Callable[[str, Float[Tensor, "token vocab"], Int[Tensor, " token"]], T],
+    change: Compiled | None,
+    progress: Progress,
+) -> list[T]:
+    """What `read` gives for each item: its id, the logits (float32) that its `RESPONSE` tokens were predicted from, and
+    these tokens."""
     keep = 1 + max((item.regions.count(Region.RESPONSE) for item in items), default=0)
 
-    def run(batch: Batch) -> list[Tensor]:
+    def run(batch: Batch) -> list[T]:
         with torch.inference_mode(), nullcontext() if change is None else change.on(batch):
             logits = model.logits(batch, keep)
         width = logits.shape[1]
@@ -123,8 +136,8 @@ def _over_responses(
         wanted = batch.input_ids[:, -width:][:, 1:].to(logits.device)
         # One row at a time in float32: a whole batch of logits over a large vocabulary would not fit beside the model.
         return [
-            cross_entropy(logits[row, :-1][mask].float(), wanted[row][mask], reduction=reduction).cpu()
-            for row, mask in enumerate(counted)
+            read(prompt, logits[row, :-1][counted[row]].float(), wanted[row][counted[row]])
+            for row, prompt in enumerate(batch.prompt_ids)
         ]
 
     return model.each(items, run, progress)
@@ -151,17 +164,26 @@ def response_kl(model: ChatModel, items: Items, change: Compiled, progress: Prog
     return model.each(items, run, progress)
 
 
-def first_token_kl(model: ChatModel, items: Items, change: Compiled) -> list[float]:
-    """KL divergence (nats) of the first answer token from the clean model's to the intervened one's."""
+class AnswerEffect(TokenLoss):
+    """What a change does to one conversation's answer: its loss under the change, and `kl`, the KL divergence (nats) of
+    the first answer token from the clean model's to the intervened one's."""
 
-    def run(batch: Batch) -> list[float]:
-        with torch.inference_mode():
-            before = model.last_logits(batch).log_softmax(-1)
-            with change.on(batch):
-                after = model.last_logits(batch).log_softmax(-1)
-            return [max(0.0, float(kl)) for kl in (before.exp() * (before - after)).sum(-1)]
+    kl: float
 
-    return model.each(items, run)
+
+def answer_effects(
+    model: ChatModel, items: Items, change: Compiled, clean: Mapping[str, Float[Tensor, " vocab"]]
+) -> list[AnswerEffect]:
+    """Effects of a change on answers that are given (`RESPONSE` tokens, at least one each), in one pass. `clean` holds
+    the clean model's log-probabilities of the first answer token, by prompt id."""
+
+    def effect(prompt: str, logits: Tensor, wanted: Tensor) -> AnswerEffect:
+        before, after = clean[prompt], logits[0].log_softmax(-1)
+        kl = max(0.0, float((before.exp() * (before - after.to(before.device))).sum()))
+        nats = float(cross_entropy(logits, wanted, reduction="sum"))
+        return AnswerEffect(prompt_id=prompt, nats=nats, tokens=len(wanted), kl=kl)
+
+    return _over_responses(model, items, effect, change, None)
 
 
 def preference(

@@ -2,6 +2,7 @@
 
 from demur.model._chat_format import PINNED_DATE, SCORED_REGIONS, Batch, ChatFormat, Items, Region, TokenizedPrompt, pad
 from demur.model._chat_model import ChatModel, answer_batches, load_model
+from demur.model._decoding import decode_greedily
 from demur.model._hooks import (
     AnswerGuard,
     AnswerWatch,
@@ -43,7 +44,8 @@ __all__ = [
     "MODEL_FILES", "PINNED_DATE", "SCORED_REGIONS", "SMALL_MODEL", "AnswerGuard", "AnswerWatch", "Batch",
     "BoundIntervention", "Budgets",
     "ChatFormat", "ChatModel", "CompiledIntervention", "Cursor", "Edit", "Items", "Progress", "Region", "Residuals",
-    "TokenizedPrompt", "answer_batches", "by_length", "capture", "chosen_dtype", "count_hooks", "end_tokens",
+    "TokenizedPrompt", "answer_batches", "by_length", "capture", "chosen_dtype", "count_hooks", "decode_greedily",
+    "end_tokens",
     "find_device", "find_layers", "fitting_threads", "folder_digest", "halving", "hooked", "is_out_of_memory",
     "load_model", "model_class", "model_identity", "next_batch", "pad", "peak_memory", "read_config", "resumed",
     "track",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import dropwhile
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,9 @@ PINNED_DATE = datetime.date(2024, 7, 26)
 
 # Stands for the user's message while the template is taken apart; no template alters it and no message contains it.
 _MARK = "demurmessagegoeshere"
+
+_REMEMBERED = 4096
+"""Prompts whose tokens are kept."""
 
 _CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1""")
 
@@ -91,6 +94,10 @@ class Batch:
         """The whole batch, copy after copy."""
         return self._each(lambda tensor: tensor.repeat(times, 1), self.prompt_ids * times)
 
+    def rows(self, indices: Sequence[int]) -> Batch:
+        """Some of its rows, padded as they are."""
+        return self._each(lambda tensor: tensor[list(indices)], tuple(self.prompt_ids[n] for n in indices))
+
     def row(self, index: int) -> Batch:
         """One row as a batch of its own, its padding removed."""
         keep = self.real[index]
@@ -137,6 +144,8 @@ class ChatFormat:
         self.name = name
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
+        # One prompt is asked many times, under one change after another.
+        self._located = lru_cache(_REMEMBERED)(self._locate)
 
     def _template(self, message: str) -> str:
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
@@ -214,7 +223,7 @@ class ChatFormat:
         inside = (right for _, region, right in self._located(message) if region == Region.INSTRUCTION)
         return tuple(min(right, end) - start - 1 + trimmed for right in inside)
 
-    def _located(self, message: str) -> list[tuple[int, Region, int]]:
+    def _locate(self, message: str) -> list[tuple[int, Region, int]]:
         """Tokens of the rendered prompt, with their regions and where they end in it."""
         text, start, end = self.text(message)
 

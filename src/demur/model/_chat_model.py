@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from demur.errors import InputError
 from demur.model._chat_format import Batch, ChatFormat, Items, TokenizedPrompt, pad
+from demur.model._decoding import decode_greedily
 from demur.model._hooks import (
     AnswerGuard,
     BoundIntervention,
@@ -30,7 +31,7 @@ from demur.model._hooks import (
     track,
 )
 from demur.model._loading import end_tokens, find_layers, load_checkpoint, refuse_unfit
-from demur.model._resources import Budgets, Progress, by_length, halving, next_batch, token_budget
+from demur.model._resources import SMALL_MODEL, Budgets, Progress, by_length, halving, next_batch, token_budget
 from demur.types import Answer, Answers, Prompt, as_prompts
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ T = TypeVar("T")
 
 _CPU_ANSWER_SHARE = 0.25
 """What a new token counts for in the budget of a pass on a CPU."""
+_SMALL_ANSWERS = 4
+"""Budgets that a batch of answers fills where a small model runs on a CPU: a step's time is then its many small
+operations, whatever they are done to."""
 
 
 class ChatModel:
@@ -74,7 +78,8 @@ class ChatModel:
         self._serving: Batch | None = None
         self._open: tuple[str, ...] = ()
         self._intermediate = int(getattr(config, "intermediate_size", 4 * self.d_model))
-        self._keeps_logits = "logits_to_keep" in inspect.signature(hf.forward).parameters
+        # Whether the model can leave out the logits of earlier tokens.
+        self.keeps_logits = "logits_to_keep" in inspect.signature(hf.forward).parameters
         refuse_unfit(hf, name)
         hf.eval()
         hf.requires_grad_(False)
@@ -182,6 +187,7 @@ class ChatModel:
         *,
         extra_tokens: int = 0,
         gradients: bool = False,
+        fill: int = 1,
         done: Collection[str] = (),
     ) -> Iterator[tuple[tuple[int, ...], T]]:
         """Run batches of similar length, longest first, and yield the places of each batch's items with its result.
@@ -193,6 +199,7 @@ class ChatModel:
             run: what to do with a batch.
             extra_tokens: tokens each row grows by (generation).
             gradients: activations are kept for a backward pass.
+            fill: budgets that one batch fills.
             done: prompt ids; a batch that holds only these is left out. Batches are planned over all items whatever
                 is left out, so that a resumed job computes the remaining ones in the very batches of a clean run.
         """
@@ -203,7 +210,7 @@ class ChatModel:
 
         left = by_length(lengths)
         while left:
-            group = next_batch(lengths, left, self.budgets.gradients if gradients else self.budgets.plain)
+            group = next_batch(lengths, left, fill * (self.budgets.gradients if gradients else self.budgets.plain))
             left = left[len(group) :]
             if not all(items[place].prompt_id in done for place in group):
                 yield from halving(group, one, partial(self._shrink, lengths[group[0]]))
@@ -249,7 +256,7 @@ class ChatModel:
 
     def logits(self, batch: Batch, keep: int) -> Float[Tensor, "batch kept vocab"]:
         """Logits at the last `keep` positions (all, where there are fewer), in the model's dtype."""
-        options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
+        options: dict[str, Any] = {"logits_to_keep": keep} if self.keeps_logits else {}
         with self.serving(batch), folded_head(self.hf):
             output = self.hf(
                 input_ids=batch.input_ids,
@@ -377,6 +384,7 @@ def answer_batches(
     temperature: float | None = None,
     seed: int = 0,
     guard: AnswerGuard | None = None,
+    drafts: Mapping[str, Sequence[Sequence[int]]] | None = None,
     done: Collection[str] = (),
 ) -> Iterator[list[Answer]]:
     """Answer prompts batch by batch, and yield each batch's answers as soon as they are there. Raises InputError: a
@@ -391,18 +399,19 @@ def answer_batches(
         seed: of sampling.
         guard: reads the answers in the pass that writes them, and stops those that it judges harmful. A stopped answer
             is `stopped`, not `finished`, and ends before the token at which it was stopped.
+        drafts: by the prompt's text, tokens of answers that the model may well give to it, the likeliest last: where it
+            does, greedy decoding takes several tokens a pass.
         done: ids of prompts already answered: a batch that holds only such prompts is left out, other batches are
             answered whole, so that a resumed job yields what a clean one would.
     """
     prompts = as_prompts(prompts)
     items = model.tokenize(prompts, new_tokens=max_new_tokens)
     compiled = [] if intervention is None else [intervention.compile(model)]
-    eos = model.eos_ids
-    devices = [model.device] if model.device.type == "cuda" else []
+    eos, known = model.eos_ids, drafts or {}
+    guesses = {prompt.id: known[prompt.text] for prompt in prompts if prompt.text in known}
 
-    def answer(tokens: Int[Tensor, " new"], released: int | None) -> tuple[str, bool, bool]:
+    def answer(ids: list[int], released: int | None) -> tuple[str, bool, bool]:
         """Text up to the end of the model's turn, or to where it was stopped; and whether it came to either."""
-        ids: list[int] = tokens.tolist()
         end = next((n for n, token in enumerate(ids) if token in eos), None)
         # What a guard thinks of the end of the turn, and of the padding after it, comes too late to stop anything.
         if released is not None and (end is None or released < end):
@@ -410,37 +419,53 @@ def answer_batches(
         return model.decode(ids[:end]), end is not None, False
 
     def run(batch: Batch) -> tuple[str, list[tuple[str, bool, bool]]]:
-        with (
-            torch.random.fork_rng(devices, enabled=temperature is not None),
-            torch.inference_mode(),
-            _generation_config(model, max_new_tokens, temperature) as config,
-            model.installed(compiled),
-            model.serving(batch),
-            nullcontext() if guard is None else guard.watch(batch) as watch,
-            folded_head(model.hf),
-        ):
-            if temperature is not None:
-                torch.manual_seed(seed)
-            stops = None if watch is None else [lambda _ids, _scores, **_: watch.stopped()]
-            tokens: Tensor = cast("Any", model.hf).generate(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                generation_config=config,
-                stopping_criteria=stops,
-            )
-            released = [None] * len(batch) if watch is None else watch.released()
-            new = tokens[:, batch.input_ids.shape[1] :]
-            return model.intervention_id, [answer(row, cut) for row, cut in zip(new, released, strict=True)]
+        released: Sequence[int | None] = [None] * len(batch)
+        with torch.inference_mode(), model.installed(compiled), folded_head(model.hf):
+            if temperature is None and guard is None:
+                tokens = decode_greedily(model, batch, max_new_tokens, [guesses.get(p, ()) for p in batch.prompt_ids])
+            else:
+                tokens, released = _sample(model, batch, max_new_tokens, temperature, seed, guard)
+            return model.intervention_id, [answer(row, cut) for row, cut in zip(tokens, released, strict=True)]
 
     # A step makes one token of each row: where the budget is for time, on a CPU, an answer weighs less than its prompt.
     for_time = model.device.type == "cpu" and model.max_batch_tokens is None
-    weight = _CPU_ANSWER_SHARE if for_time else 1.0
-    extra = math.ceil(weight * max_new_tokens)
-    for places, (name, answers) in model.over_batches(items, run, extra_tokens=extra, done=done):
+    extra = math.ceil((_CPU_ANSWER_SHARE if for_time else 1.0) * max_new_tokens)
+    fill = _SMALL_ANSWERS if for_time and model.n_parameters <= SMALL_MODEL else 1
+    for places, (name, answers) in model.over_batches(items, run, extra_tokens=extra, fill=fill, done=done):
         yield [
             Answer(prompt=prompts[place], text=text, intervention=name, finished=finished, stopped=stopped)
             for place, (text, finished, stopped) in zip(places, answers, strict=True)
         ]
+
+
+def _sample(
+    model: ChatModel,
+    batch: Batch,
+    max_new_tokens: int,
+    temperature: float | None,
+    seed: int,
+    guard: AnswerGuard | None,
+) -> tuple[list[list[int]], Sequence[int | None]]:
+    """Answers written token by token by all rows together, sampled (or greedy: None) or watched by a guard; and how
+    many tokens of each came before the one that stopped it."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices, enabled=temperature is not None),
+        _generation_config(model, max_new_tokens, temperature) as config,
+        model.serving(batch),
+        nullcontext() if guard is None else guard.watch(batch) as watch,
+    ):
+        if temperature is not None:
+            torch.manual_seed(seed)
+        stops = None if watch is None else [lambda _ids, _scores, **_: watch.stopped()]
+        tokens: Tensor = cast("Any", model.hf).generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            generation_config=config,
+            stopping_criteria=stops,
+        )
+        released = [None] * len(batch) if watch is None else watch.released()
+        return tokens[:, batch.input_ids.shape[1] :].tolist(), released
 
 
 @contextmanager

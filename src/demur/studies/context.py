@@ -101,6 +101,8 @@ class Workspace(Generic[ConfigT]):
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     warnings: list[str] = field(default_factory=list[str])
+    _written: dict[str, list[tuple[int, ...]]] = field(default_factory=dict[str, list[tuple[int, ...]]], repr=False)
+    """By the prompt's text, tokens of the answers that it got so far, the latest last."""
 
     @property
     def model(self) -> ChatModel:
@@ -154,7 +156,8 @@ class Workspace(Generic[ConfigT]):
         def compute(done: frozenset[str]) -> Iterator[list[_Row]]:
             # Compiled only now: it reads the features' rows.
             compiled = Compiled(model, self.suite, change)
-            for batch in answer_batches(model, prompts.prompts, compiled, max_new_tokens=limit, done=done):
+            options: dict[str, Any] = {"max_new_tokens": limit, "drafts": self._written, "done": done}
+            for batch in answer_batches(model, prompts.prompts, compiled, **options):
                 yield [_Row(prompt_id=each.prompt.id, text=each.text, finished=each.finished) for each in batch]
 
         depends = self.under(change) | {"prompts": prompts.digest, "max_new_tokens": limit}
@@ -164,7 +167,17 @@ class Workspace(Generic[ConfigT]):
             Answer(prompt=prompt, text=row.text, intervention=name, finished=row.finished)
             for prompt, row in zip(prompts.prompts, rows, strict=True)
         )
+        self._remember(answers)
         return JudgedAnswers(answers, self.judging.judge(answers).verdicts)
+
+    def _remember(self, answers: Sequence[Answer]) -> None:
+        """Keep answers, the latest last, as drafts of those that the same prompts get under other changes."""
+        if answers:
+            encoded = self.model.tokenizer([answer.text for answer in answers], add_special_tokens=False)["input_ids"]
+            for answer, tokens in zip(answers, encoded, strict=True):
+                draft = tuple(tokens)
+                others = (each for each in self._written.get(answer.prompt.text, ()) if each != draft)
+                self._written[answer.prompt.text] = [*others, draft]
 
     def cached(
         self, name: str, depends: dict[str, Any], kind: KindOf[KindT], compute: Callable[[], KindT], label: str = ""

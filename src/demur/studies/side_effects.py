@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Self, TypeVar
 
+from torch import Tensor
+
 from demur import data
 from demur.capability import CapabilityRow
 from demur.errors import InputError
 from demur.method import likelihood
+from demur.method.direction import clean_log_probs
 from demur.method.interventions import Compiled
-from demur.model import Items, TokenizedPrompt
+from demur.model import ChatModel, Items, TokenizedPrompt
 from demur.runs import KindOf
 from demur.stats import Estimate, auroc, bootstrap_mean, mean_of_runs, wilson
 from demur.studies.config import CostOptions, OverRefusalOptions
@@ -122,28 +125,33 @@ class SideEffectMeter:
         return likelihood.answers_to_score(self.work.model, self._answered)
 
     @cached_property
-    def _prompts(self) -> Items:
-        return self.work.model.tokenize(answer.prompt for answer in self._answered)
+    def _clean_first_token(self) -> dict[str, Tensor]:
+        model = self.work.model
+        return clean_log_probs(model, model.tokenize(answer.prompt for answer in self._answered))
 
     def measure(self, change: Change) -> SideEffects:
         """ΔCE on own answers and on texts, and KL of the first answer token."""
-        kl = self._of_items("kl", self._prompts, change, list[float], likelihood.first_token_kl)
         return SideEffects(
             ce_answers=self.ce_answers(change),
-            ce_text=self._rise(self.texts, change) if self.texts else None,
-            kl=bootstrap_mean(kl, **self._resampling),
+            ce_text=self._rise(*map(self._text_losses, ((), change))) if self.texts else None,
+            kl=bootstrap_mean([each.kl for each in self._effects(change)], **self._resampling),
         )
 
     def ce_answers(self, change: Change) -> Estimate:
         """ΔCE on own answers, nats per token."""
-        return self._rise(self._own_answers, change)
+        return self._rise(*map(self._effects, ((), change)))
 
-    def _rise(self, items: Items, change: Change) -> Estimate:
-        """Mean over counted tokens of the loss under `change` less the clean loss; prompts are resampled."""
-        before, after = (
-            self._of_items("losses", items, each, list[likelihood.TokenLoss], likelihood.token_losses)
-            for each in ((), change)
-        )
+    def _effects(self, change: Change) -> list[likelihood.AnswerEffect]:
+        def compute(model: ChatModel, items: Items, change: Compiled) -> list[likelihood.AnswerEffect]:
+            return likelihood.answer_effects(model, items, change, self._clean_first_token)
+
+        return self._of_items("answer-effects", self._own_answers, change, list[likelihood.AnswerEffect], compute)
+
+    def _text_losses(self, change: Change) -> list[likelihood.TokenLoss]:
+        return self._of_items("losses", self.texts, change, list[likelihood.TokenLoss], likelihood.token_losses)
+
+    def _rise(self, before: Sequence[likelihood.TokenLoss], after: Sequence[likelihood.TokenLoss]) -> Estimate:
+        """Mean over counted tokens of the loss under a change less the clean loss; prompts are resampled."""
         rises = [(b.nats - a.nats) / a.tokens if a.tokens else math.nan for a, b in zip(before, after, strict=True)]
         if not all(math.isfinite(loss.nats) for loss in after):
             # Leaving such prompts out would flatter the change: a model that broke has a side effect without bound.
