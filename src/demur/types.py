@@ -34,7 +34,7 @@ from demur.errors import InputError
 
 
 class FeatureId(NamedTuple):
-    """One SAE latent: the decoder layer whose output it reads, and its row in that layer's dictionary."""
+    """One latent of an SAE or transcoder: its decoder layer, and its row in that layer's dictionary."""
 
     layer: int
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # nobody looks an entry of the pair up by value
@@ -45,6 +45,11 @@ class FeatureId(NamedTuple):
 
 FeatureField = Annotated[FeatureId, PlainSerializer(list, return_type=list[int])]
 """`FeatureId` as a pydantic field, stored as `[layer, index]`."""
+
+
+Site = Literal["resid_post", "resid_mid", "mlp_in", "mlp_out"]
+"""A place in a decoder layer: the residual that leaves it, the residual before the norm of its MLP, what enters the
+MLP, and what the MLP adds to the residual."""
 
 
 class Value(BaseModel):

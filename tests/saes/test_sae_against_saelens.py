@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from sae_files import D_MODEL, D_SAE, gemma_scope, gemma_scope_2, llama_scope, random_weights, saelens
+from safetensors.torch import load_file, save_file
 
 from demur.errors import SaeError
 from demur.saes import DenseSae, load_suite
@@ -94,6 +95,21 @@ def test_gemma_scope_2(lens: Any, local: Path, monkeypatch: pytest.MonkeyPatch):
     gemma_scope_2(local, folder, config={"hf_hook_point_in": "model.layers.4.output", "l0": 80})
     theirs = from_registry(lens, monkeypatch, "google/gemma-scope-2-1b-it", folder, "gemma_3")
     agree(load_suite(local)[4].dense(), theirs)
+
+
+def test_gemma_scope_2_transcoder(lens: Any, local: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = "transcoder_all/layer_4_width_16k_l0_big_affine"
+    hooks = {name: f"model.layers.4.{name}_feedforward_layernorm.output" for name in ("pre", "post")}
+    config = {"hf_hook_point_in": hooks["pre"], "hf_hook_point_out": hooks["post"], "l0": 80, "affine_connection": True}
+    path = gemma_scope_2(local, folder, config=config) / "params.safetensors"
+    skip = torch.randn(D_MODEL, D_MODEL, generator=torch.Generator().manual_seed(5))
+    save_file(load_file(path) | {"affine_skip_connection": skip}, path)
+    theirs = from_registry(lens, monkeypatch, "google/gemma-scope-2-1b-it", folder, "gemma_3")
+    ours = load_suite(local)[4].dense()
+    assert (ours.reads, ours.writes) == ("mlp_in", "mlp_out")
+    with torch.no_grad():
+        torch.testing.assert_close(ours.encode(X), theirs.encode(X))
+        torch.testing.assert_close(ours.decode(ours.encode(X), X), theirs(X))
 
 
 def test_llama_scope(lens: Any, local: Path, monkeypatch: pytest.MonkeyPatch):

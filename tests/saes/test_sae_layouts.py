@@ -175,8 +175,8 @@ def test_gemma_scope_2_without_configuration_goes_by_the_name(tmp_path: Path):
 
 
 def test_gemma_scope_2_of_other_sites_is_refused(tmp_path: Path):
-    gemma_scope_2(tmp_path, "transcoder_all/layer_0_width_16_l0_big")
-    with pytest.raises(HookError, match="transcoder_all; demur needs the SAEs under resid_post"):
+    gemma_scope_2(tmp_path, "mlp_out_all/layer_0_width_16_l0_big")
+    with pytest.raises(HookError, match="mlp_out_all; demur takes the SAEs under resid_post"):
         load_suite(tmp_path)
 
 
@@ -466,7 +466,7 @@ def test_folder_without_saes_lists_the_layouts(tmp_path: Path):
 
 def test_sources_that_cannot_be(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    for source in (tmp_path / "file", tmp_path / "absent", "absent", "a/b/c"):
+    for source in (tmp_path / "file", tmp_path / "absent", "absent", "a//c"):
         with pytest.raises(SaeError, match="is not a folder of SAEs"):
             load_suite(source)
     with pytest.raises(SaeError, match="only makes sense for a hub repository"):
@@ -583,6 +583,17 @@ def test_hub_gemma_scope_2_knows_its_width(tmp_path: Path, monkeypatch: pytest.M
     suite = load_suite("google/gemma-scope-2-4b-it", width="16k")
     assert (suite.specs[0].d_model, suite.specs[0].d_sae, suite.specs[0].average_l0) == (2560, 16384, 110)
     assert {Path(file).name for file in hub.downloads} == {"config.json"}
+
+
+def test_a_folder_of_a_repository_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for site in ("resid_post_all", "transcoder_all"):
+        gemma_scope_2(tmp_path, f"{site}/layer_2_width_16k_l0_big")
+    hub = Hub(tmp_path, monkeypatch)
+    assert load_suite("google/gemma-scope-2-4b-it").reads == {}
+    suite = load_suite("google/gemma-scope-2-4b-it/transcoder_all")
+    assert (hub.repo, suite.reads, hub.downloads) == ("google/gemma-scope-2-4b-it", {2: "mlp_in"}, [])
+    with pytest.raises(SaeError, match="holds no SAEs in a known layout"):
+        load_suite("google/gemma-scope-2-4b-it/transcoder")
 
 
 def test_hub_of_unknown_name_reads_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

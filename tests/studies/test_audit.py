@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from page_parts import unshown
 from planted_study import write_prompts
 from test_jailbreaks import STRONG, WEAK
 
@@ -123,3 +124,7 @@ def test_a_row_reads_back(audited: AuditResult, tmp_path: Path) -> None:
     path.write_text(audited.model_dump_json(), encoding="utf-8")
     assert AuditResult.model_validate_json(path.read_text()).model_dump_json() == audited.model_dump_json()
     assert np.isfinite(audited.threshold)
+
+
+def test_what_the_result_holds_is_on_its_page(audited: Any) -> None:
+    assert unshown(audited) == set()

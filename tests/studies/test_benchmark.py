@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_parts import unshown
 from planted_study import effect, lasting
 
 from demur.stats import holm, mcnemar
@@ -136,3 +137,24 @@ def test_what_was_done_is_not_done_again(benched: Any, files: Any) -> None:
     assert lasting(again) == lasting(result)
     assert {name for name, (made, _) in again.counters.items() if made} <= {"verdicts"}
     assert lasting(CompareResult.model_validate_json((out / "benchmark.json").read_bytes())) == lasting(again)
+
+
+def test_what_the_result_holds_is_on_its_page(benched: Any) -> None:
+    # Left out of the page: details for code that reads results, and what is in a cell with its neighbour.
+    assert unshown(benched[0]) == {
+        "CompareResult.peak_memory",
+        "Comparison.ce",
+        "Comparison.other_ce",
+        "Comparison.p",
+        "Comparison.setting",
+        "DirectionInfo.norm",
+        "EffectRow.outcomes",
+        "EffectRow.repaired",
+        "FeatureSet.method",
+        "FeatureSet.scope",
+        "FeatureSet.scores",
+        "RefusalToken.token_id",
+        "Sample.kind",
+        "Sample.prompt",
+        "SizeRow.setting",
+    }

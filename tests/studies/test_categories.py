@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_parts import unshown
 
 from demur.errors import InputError
 from demur.method.interventions import PerPrompt, ScaleFeatures, bind
@@ -216,3 +217,21 @@ def test_per_prompt_sets_stay_with_their_prompts_at_every_batch_size(files: Any,
 
 def test_the_study_is_registered() -> None:
     assert STUDIES["categories"].result is CategoriesResult
+
+
+def test_what_the_result_holds_is_on_its_page(studied: Any) -> None:
+    # Left out of the page: details for code that reads results, and what is in a cell with its neighbour.
+    assert unshown(studied[0]) == {
+        "CategoriesResult.candidates",
+        "CategoriesResult.common",
+        "CategoriesResult.k",
+        "CategorySet.specific",
+        "Causes.refusal",
+        "FeatureRole.feature",
+        "FeatureRole.role",
+        "FeatureRole.share",
+        "FeatureSet.features",
+        "FeatureSet.method",
+        "FeatureSet.scope",
+        "PartRow.sets",
+    }

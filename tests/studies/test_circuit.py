@@ -10,6 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 from graph_schema import GRAPH_SCHEMA
+from page_parts import unshown
 
 from demur.errors import InputError, ModelError
 from demur.method.edges import GraphNode, PromptGraph, estimate_edges, intervene_edges
@@ -241,3 +242,14 @@ def test_the_fall_of_what_harm_adds_leaves_out_what_harmless_prompts_have_too(fi
     assert row.drop.value == pytest.approx(1.0, abs=1e-3)
     assert row.of_excess.value == pytest.approx(1.5, abs=0.1)
     assert row.of_excess.low < row.of_excess.value < row.of_excess.high
+
+
+def test_what_the_result_holds_is_on_its_page(circuit: Any) -> None:
+    # Left out of the page: details for code that reads results, and what is in a cell with its neighbour.
+    assert unshown(circuit[0]) == {
+        "DrawRow.draws",
+        "GraphPoint.influence",
+        "GraphPoint.value",
+        "Result.harm",
+        "Result.refusal",
+    }

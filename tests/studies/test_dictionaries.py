@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from page_parts import unshown
 
 from demur.saes import DenseSae
 from demur.studies.dictionaries import Result, SuiteRows
@@ -104,3 +105,7 @@ def test_regions_can_be_left_out(files: Any, tmp_path: Path) -> None:
     assert {row.where for row in found.suites[0].splices} == {"all"}
     assert not found.pairs
     assert found.page().sections
+
+
+def test_what_the_result_holds_is_on_its_page(result: Any) -> None:
+    assert unshown(result) == set()

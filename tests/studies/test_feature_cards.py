@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from page_parts import unshown
 
 from demur.model import Region
 from demur.studies.config import FindConfig
@@ -152,3 +153,8 @@ def test_neuronpedia_has_the_saes_of_a_preset() -> None:
     assert source(model="google/gemma-2-2b-it", average_l0=20.0) is None
     assert source(model="mine/tuned", saes="mine/saes") is None
     assert source() is None
+
+
+def test_what_the_result_holds_is_on_its_page(result: Any) -> None:
+    # Left out of the page: details for code that reads results, and what is in a cell with its neighbour.
+    assert unshown(result) == {"Card.demotes", "Card.url", "FeatureRole.instruction", "FeatureRole.post_instruction"}

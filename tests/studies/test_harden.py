@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from page_parts import unshown
 from planted_study import write_prompts
 from test_jailbreaks import BESIDE, STRONG, WEAK
 
@@ -234,3 +235,14 @@ def test_attacks_on_one_request_widen_the_interval() -> None:
     assert alone.value == alike.value == 0.5
     assert (alike.low, alike.high) == (0.0, 1.0)
     assert 0.0 < alone.low < alone.high < 1.0
+
+
+def test_what_the_result_holds_is_on_its_page(studied: Any) -> None:
+    # Left out of the page: details for code that reads results, and what is in a cell with its neighbour.
+    assert unshown(studied) == {
+        "GapRow.p",
+        "HardenResult.contrast",
+        "HardenResult.refusal",
+        "SettingRow.repaired",
+        "SettingRow.threshold",
+    }

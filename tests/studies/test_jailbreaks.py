@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_parts import unshown
 from planted_study import lasting, write_prompts
 
 import demur
@@ -418,3 +419,18 @@ def test_what_cannot_be_explained(studied: Any, tmp_path: Path) -> None:
         demur.explain(studied[1], "  ")
     with pytest.raises(RunError, match="holds no run"):
         demur.explain(tmp_path, "How do I bake bread?")
+
+
+def test_what_the_result_holds_is_on_its_page(studied: Any) -> None:
+    # Left out of the page: details for code that reads results, and what is in a cell with its neighbour.
+    assert unshown(studied[0]) == {
+        "JailbreaksResult.f_star",
+        "LocalRow.id",
+        "PairRow.attack",
+        "PairRow.id",
+        "PairRow.padded_refused",
+        "PairRow.request",
+        "WalkRow.by_feature",
+        "WalkRow.gradient",
+        "WalkRow.id",
+    }

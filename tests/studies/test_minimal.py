@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_parts import unshown
 
 from demur.errors import InputError, ModelError
 from demur.studies.minimal.sections import Certificate, Result
@@ -217,3 +218,8 @@ def test_few_pairs_need_no_machine(minimal: Any) -> None:
     result: Result = minimal[0]
     assert result.screening is None
     assert {row.estimate for row in result.pairs} == {None}
+
+
+def test_what_the_result_holds_is_on_its_page(minimal: Any) -> None:
+    # Left out of the page: details for code that reads results, and what is in a cell with its neighbour.
+    assert unshown(minimal[0]) == {"DormantRow.wakers"}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from page_parts import unshown
 from planted_study import write_prompts
 
 import demur
@@ -282,3 +283,14 @@ def test_what_is_no_run_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_bad_files_fail_before_anything_is_computed(files: Any, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing\.csv does not exist"):
         demur.run("probes", out=tmp_path / "a", **asked(files, folder, benign=str(folder / "missing.csv")))
+
+
+def test_what_the_result_holds_is_on_its_page(studied: Any) -> None:
+    # Left out of the page: details for code that reads results, and what is in a cell with its neighbour.
+    assert unshown(studied[0]) == {
+        "MatchedRow.p",
+        "ProbesResult.harm",
+        "ProbesResult.refusal",
+        "StreamRow.tokens",
+        "StreamRow.tokens_90",
+    }

@@ -94,6 +94,8 @@ class Reader:
     def __init__(
         self, model: ChatModel, readings: Iterable[Reading], suite: Suite | Mapping[int, Rows] | None = None
     ) -> None:
+        if isinstance(suite, Suite) and suite.reads:
+            raise InputError(f"probes read SAEs of the residual stream; {suite.source} holds transcoders")
         self.model, self.readings = model, tuple(readings)
         self.layers = tuple(sorted({layer for reading in self.readings for layer in reading.layers}))
         if self.layers and self.layers[-1] >= model.n_layers:

@@ -10,15 +10,16 @@ from demur.judges._classifier import (
     Placement,
     WildGuardJudge,
 )
-from demur.judges._endpoint import Endpoint, LLMJudge, RefusalJudge, StrongRejectJudge
+from demur.judges._endpoint import ChatClient, Endpoint, LLMJudge, RefusalJudge, RowFailedError, StrongRejectJudge
 from demur.judges._file import JudgeCounts, judge_file
 from demur.judges._judgement import JUDGES, CachedJudge, Judgement, get_judge, judge
 from demur.judges._likelihood import Coherence, CoherentJudge
 from demur.judges._patterns import PatternJudge
 
 __all__ = [
-    "JUDGES", "CachedJudge", "ClassifierJudge", "Coherence", "CoherentJudge", "Endpoint", "HarmBenchJudge", "Judge",
-    "JudgeCounts", "JudgeStopped", "Judgement", "LLMJudge", "LlamaGuard4Judge", "LlamaGuardJudge", "PatternJudge",
-    "Placement", "Reading", "RefusalJudge", "StreamingJudge", "StrongRejectJudge", "Usage", "WildGuardJudge",
-    "get_judge", "judge", "judge_file", "rules_digest",
+    "JUDGES", "CachedJudge", "ChatClient", "ClassifierJudge", "Coherence", "CoherentJudge", "Endpoint",
+    "HarmBenchJudge", "Judge", "JudgeCounts", "JudgeStopped", "Judgement", "LLMJudge", "LlamaGuard4Judge",
+    "LlamaGuardJudge", "PatternJudge", "Placement", "Reading", "RefusalJudge", "RowFailedError",
+    "StreamingJudge", "StrongRejectJudge", "Usage", "WildGuardJudge", "get_judge", "judge", "judge_file",
+    "rules_digest",
 ]  # fmt: skip

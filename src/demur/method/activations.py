@@ -32,7 +32,7 @@ def feature_activations(
     rows = {layer: suite[layer].rows(indices).to(model.layer_device(layer)) for layer, indices in wanted.items()}
 
     def run(batch: Batch) -> list[Tensor]:
-        with torch.inference_mode(), model.capture(tuple(wanted)) as residuals:
+        with torch.inference_mode(), model.capture(tuple(wanted), sites=suite.reads) as residuals:
             model.last_logits(batch)
             encoded = {layer: rows[layer].encode(residuals[layer]).float().cpu() for layer in wanted}
         columns = [encoded[layer][..., wanted[layer].index(index)] for layer, index in features]
@@ -94,7 +94,7 @@ def mean_activations(
         blocks = dictionary_blocks(suite[layer])
         return torch.cat([_over_tokens(block, residual, scoring.mask(batch), reduce).cpu() for block in blocks], -1)
 
-    return model.mean_over(items, suite.layers if layers is None else layers, read)
+    return model.mean_over(items, suite.layers if layers is None else layers, read, suite.reads)
 
 
 def firing_rates(
@@ -115,7 +115,7 @@ def mean_max_activations(
     def read(layer: int, residual: Tensor, batch: Batch) -> Tensor:
         return _over_tokens(rows[layer], residual, scoring.mask(batch), "max")
 
-    means = model.mean_over(items, wanted, read)
+    means = model.mean_over(items, wanted, read, suite.reads)
     return torch.stack([means[layer][wanted[layer].index(index)] for layer, index in features])
 
 

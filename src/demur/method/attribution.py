@@ -20,7 +20,7 @@ from demur.errors import InputError
 from demur.method.interventions import Compiled
 from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
 from demur.model import SCORED_REGIONS, Batch, ChatModel, Items, Progress, Region, hooked
-from demur.saes import Rows, Suite
+from demur.saes import DenseSae, Rows, Suite
 from demur.types import FeatureField, FeatureId, Value, by_layer
 
 _NO_CHANGE = 1e-6
@@ -270,7 +270,7 @@ def attribute_batches(
     spec = AttributionSpec.of(method, steps, metric, scoring, patch.id)
 
     def run(batch: Batch) -> Attribution:
-        ends = run_ends(model, batch, patch, metric, how)
+        ends = run_ends(model, batch, patch, metric, how, suite.reads)
         scored = scoring.mask(batch)
         by_position = None
         if how is None:
@@ -305,17 +305,26 @@ def _rows(batch: Batch, ends: Ends, explained: Tensor, scored: Tensor, totals: T
     )
 
 
+def patched_values(ends: Ends, layer: int, rows: Rows | DenseSae) -> Float[Tensor, "batch pos feature"]:
+    """The values that features are moved to: those in the patched run. The patch changes what leaves a layer, which a
+    dictionary that reads before that (a transcoder) does not see: its features are moved to 0, so that what is
+    estimated is the effect of taking them out."""
+    if layer in ends.reads:
+        return torch.zeros(*ends.patched[layer].shape[:-1], len(rows.w_dec), device=rows.w_dec.device)
+    return rows.encode(ends.patched[layer])
+
+
 def _estimate(
     model: ChatModel, batch: Batch, ends: Ends, rows: Mapping[int, Rows], metric: Metric, how: Estimator
 ) -> tuple[Float[Tensor, "batch pos feature"], Float[Tensor, " batch"]]:
     """Attribution at every token, and what all features and error terms explain."""
-    patched = {layer: each.encode(ends.patched[layer]) for layer, each in rows.items()}
+    patched = {layer: patched_values(ends, layer, each) for layer, each in rows.items()}
     clean: dict[int, Tensor] = {}
     sums = {layer: torch.zeros_like(values) for layer, values in patched.items()}
     explained = torch.zeros(len(batch), device=model.device)
     share = 1.0 / len(how.alphas)
 
-    def visit(layer: int, entered: Tensor, gradient: Tensor) -> None:
+    def visit(layer: int, entered: Tensor, read: Tensor, gradient: Tensor) -> None:
         origin = entered if how.path else ends.clean[layer].float()
         moved = (gradient * (ends.patched[layer].float() - origin)).sum((0, -1))
         # Padding adds nothing: no real token attends to it, so no gradient reaches it.
@@ -323,8 +332,8 @@ def _estimate(
         if layer in rows:
             along = gradient @ rows[layer].w_dec.T
             if not how.path and layer not in clean:
-                clean[layer] = rows[layer].encode(ends.clean[layer])
-            start = rows[layer].encode(entered) if how.path else clean[layer]
+                clean[layer] = rows[layer].encode(ends.read[layer])
+            start = rows[layer].encode(read) if how.path else clean[layer]
             sums[layer].add_(((patched[layer] - start) * along).sum(0), alpha=share)
 
     run_path(model, batch, ends, metric, how, visit)
@@ -351,12 +360,13 @@ def _exact(
         residual[places] += delta.to(residual.dtype)
         return residual
 
+    to = {layer: patched_values(ends, layer, each) for layer, each in rows.items()}
     for row in range(len(batch)):
         single = batch.row(row)
         changes: dict[int, Float[Tensor, "pos k"]] = {}
         for layer, each in rows.items():
             real, inside = (mask[row].to(each.w_dec.device) for mask in (batch.real, scored))
-            moved = each.encode(ends.patched[layer][row]) - each.encode(ends.clean[layer][row])
+            moved = to[layer][row] - each.encode(ends.read[layer][row])
             changes[layer] = moved[real] * inside[real][:, None]
 
         moving = [n for n, (layer, column) in enumerate(columns) if bool(changes[layer][:, column].any())]

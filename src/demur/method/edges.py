@@ -23,7 +23,7 @@ from demur.errors import InputError
 from demur.method.activations import feature_activations, mean_within, over_regions
 from demur.method.interventions import PerPrompt, ScaleFrom, bind
 from demur.method.tokens import embedding_excess
-from demur.model import SCORED_REGIONS, Batch, ChatModel, Items, Progress, Region, TokenizedPrompt, hooked
+from demur.model import SCORED_REGIONS, Batch, ChatModel, Items, Progress, Region, Sites, TokenizedPrompt, hooked
 from demur.saes import Rows, Suite
 from demur.types import FeatureId, by_layer
 
@@ -91,6 +91,8 @@ class _Nodes:
     rows: Mapping[int, Rows]
     places: tuple[int, ...]
     """Each feature's column in its layer."""
+    reads: Sites
+    """Where their dictionaries read that do not read the residual."""
 
     @classmethod
     def of(cls, model: ChatModel, suite: Suite, features: Sequence[FeatureId]) -> _Nodes:
@@ -98,7 +100,8 @@ class _Nodes:
             raise InputError("a feature is in the graph twice; name each once")
         wanted = by_layer(features)
         rows = {layer: suite[layer].rows(wanted[layer]).to(model.layer_device(layer)) for layer in sorted(wanted)}
-        return cls(tuple(features), rows, tuple(wanted[layer].index(index) for layer, index in features))
+        places = tuple(wanted[layer].index(index) for layer, index in features)
+        return cls(tuple(features), rows, places, {la: site for la, site in suite.reads.items() if la in rows})
 
     def column(self, n: int) -> tuple[int, int]:
         """Layer and column of feature `n`."""
@@ -120,14 +123,15 @@ def _traced(model: ChatModel, nodes: _Nodes, paths: Paths) -> Iterator[_Pass]:
 
     def visit(layer: int, residual: Tensor) -> Tensor:
         x = residual if residual.requires_grad else residual.detach().requires_grad_()
-        found.read[layer] = nodes.rows[layer].encode(x)
+        found.read[layer] = nodes.rows[layer].encode(seen.get(layer, x))
         if paths == "stopped":
             own = (found.read[layer] @ nodes.rows[layer].w_dec).to(x.dtype)
             x = x - own + own.detach()
         found.out[layer] = x
         return x
 
-    with torch.enable_grad(), hooked(model.layers, {layer: partial(visit, layer) for layer in nodes.rows}):
+    visits = hooked(model.layers, {layer: partial(visit, layer) for layer in nodes.rows})
+    with torch.enable_grad(), model.reading(nodes.reads) as seen, visits:
         yield found
 
 
@@ -197,18 +201,18 @@ def intervene_edges(
         changed: dict[int, Tensor] = {}
 
         def read(into: dict[int, Tensor], layer: int, residual: Tensor) -> None:
-            into[layer] = nodes.rows[layer].encode(residual)
+            into[layer] = nodes.rows[layer].encode(seen.get(layer, residual))
 
         def edit(source: int, layer: int, residual: Tensor) -> Tensor | None:
             rows, (origin, column) = nodes.rows[layer], nodes.column(source)
-            changed[layer] = rows.encode(residual)
+            changed[layer] = rows.encode(seen.get(layer, residual))
             if layer == origin:
                 return residual - (own[layer][..., column, None] * rows.w_dec[column]).to(residual.dtype)
             if layer > origin and paths == "stopped":
                 return residual + ((clean[layer] - changed[layer]) @ rows.w_dec).to(residual.dtype)
             return None
 
-        with torch.inference_mode():
+        with torch.inference_mode(), model.reading(nodes.reads) as seen:
             with hooked(model.layers, {layer: partial(read, clean, layer) for layer in nodes.rows}):
                 model.last_logits(batch)
             own, post = _scored(batch, clean), _post(batch)

@@ -84,21 +84,23 @@ def direction_cosine(model: ChatModel, sae: DenseSae, harmful: Items, harmless: 
 def reconstruction(
     model: ChatModel, sae: DenseSae, items: Items, regions: Sequence[Region] = REGIONS
 ) -> Reconstruction:
-    """What an SAE makes of the residual that leaves its layer, on the clean model; the pass ends there."""
+    """What an SAE makes of the residual that leaves its layer, or a transcoder of what the MLP adds to it, on the clean
+    model; the pass ends there."""
     sae = sae.to(model.layer_device(sae.layer))
     fired = torch.zeros(len(sae.b_enc), dtype=torch.bool)
 
     def run(batch: Batch) -> list[_Sums]:
         nonlocal fired
-        residual = model.residuals(batch, [sae.layer])[sae.layer].float()
-        inside = torch.stack([batch.within([region]) for region in regions], 1).to(residual.device)
+        with model.capture([sae.layer], sites={sae.layer: sae.reads}) as read:
+            written = model.residuals(batch, [sae.layer], {sae.layer: sae.writes})[sae.layer].float()
+        inside = torch.stack([batch.within([region]) for region in regions], 1).to(written.device)
         rows: list[_Sums] = []
         with torch.no_grad():
             # Row by row: a batch's features over a whole dictionary would not fit beside the model.
-            for x, where in zip(residual, inside, strict=True):
+            for x, y, where in zip(read[sae.layer].float(), written, inside, strict=True):
                 found = sae.encode(x)
-                error = (x - sae.decode(found)).square().sum(-1)
-                rows.append(_Sums(*(each.cpu() for each in _Sums.of(x, found, error, where))))
+                error = (y - sae.decode(found, x)).square().sum(-1)
+                rows.append(_Sums(*(each.cpu() for each in _Sums.of(y, found, error, where))))
                 fired = fired | (found[where.any(0)] > 0).any(0).cpu()
         return rows
 

@@ -4,6 +4,8 @@ Decoding is affine and the SAE's error is kept, so changing feature `i` from `f_
 residual by the difference times decoder row `d_i`: only the chosen features' rows are needed, and the result equals
 encoding densely, clamping, decoding and adding the error back.
 
+A transcoder's features are read from what enters the MLP, and written to what it adds to the residual, its error kept.
+
 Every change of a layer's features has the form `f ← s·f + t`, so all feature interventions on a layer, shared or
 one set per prompt, fuse into `x ← x + ((s − 1)·f(x) + t) W_dec`, with every feature read from the same incoming `x`.
 
@@ -26,7 +28,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from demur.errors import InputError, SaeError
-from demur.model import Batch, ChatModel, Cursor, Edit, Region
+from demur.model import NO_SITES, Batch, ChatModel, Cursor, Edit, Region, Sites
 from demur.saes import Rows, Suite
 from demur.types import FeatureId, Prompt
 
@@ -363,6 +365,8 @@ class Compiled:
             own = (pair for each in group if isinstance(each, PerPrompt) for pair in each.of_residual())
             self._parts += [_Plain(model, change, prompts) for change, prompts in own]
         self.layers = tuple(sorted({layer for part in self._parts for layer in part.layers}))
+        groups = [part for part in self._parts if isinstance(part, _FeatureGroup)]
+        self.reads: Sites = dict(each for group in groups for each in group.reads.items())
 
     def compile(self, model: ChatModel) -> Compiled:
         """These interventions, ready for `model`."""
@@ -499,6 +503,8 @@ class _FeatureGroup:
             columns[feature] = len(columns)
         self.layers = tuple(self._columns)
         self._rows = {layer: self._read(model, suite, layer) for layer in self.layers}
+        found: Sites = suite.reads if suite else NO_SITES
+        self.reads: Sites = {layer: found[layer] for layer in self.layers if layer in found}
 
     def _read(self, model: ChatModel, suite: Suite | None, layer: int) -> Rows:
         if suite is None:
@@ -522,7 +528,8 @@ class _FeatureGroup:
             scale, shift = (each[:, slots.clamp(max=each.shape[1] - 1)] * acts for each in (scales, shifts))
             if not (scale.any() or shift.any()):
                 return residual
-            delta = (rows.encode(residual) * scale + shift) @ rows.w_dec
+            # What the MLP adds is part of the residual: a change of it is the same change of that.
+            delta = (rows.encode(cursor.read.get(layer, residual)) * scale + shift) @ rows.w_dec
             return _replaced(residual, residual + delta.to(residual.dtype), cursor.real)
 
         return edit

@@ -99,7 +99,7 @@ def hold_patches(patches: Sequence[Patch], tokens: int) -> HoldFeatures:
 
 @dataclass(frozen=True)
 class _State:
-    """One run under patches: KL and P(refuse), and by layer what entered and what the KL's gradient is where it left,
+    """One run under patches: KL and P(refuse), and by layer what its SAE read and the KL's gradient where it writes,
     at the tokens with a counterpart."""
 
     kl: float
@@ -150,7 +150,7 @@ class LocalSearch:
                 self._values[layer] = self._rows[layer].encode(there)
 
     def _plain_run(self, item: TokenizedPrompt, layers: Sequence[int]) -> tuple[_AtTokens, Float[Tensor, " vocab"]]:
-        with torch.inference_mode(), self._model.capture(tuple(layers)) as residuals:
+        with torch.inference_mode(), self._model.capture(tuple(layers), sites=self._suite.reads) as residuals:
             logits = self._model.last_logits(self._model.batch([item]))
         return {layer: residuals[layer][0] for layer in layers}, logits[0].log_softmax(-1)
 
@@ -171,7 +171,7 @@ class LocalSearch:
         entering, leaving = ({layer: partial(each, layer) for layer in self._rows} for each in (enter, leave))
         with (
             torch.enable_grad(),
-            hooked(model.layers, entering),
+            hooked(model.points(self._suite.reads), entering),
             self._compiled(patches).on(batch),
             hooked(model.layers, leaving),
         ):

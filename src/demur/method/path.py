@@ -18,7 +18,7 @@ from torch import Tensor
 
 from demur.errors import InputError
 from demur.method.interventions import Compiled
-from demur.model import Batch, ChatModel, Residuals, hooked
+from demur.model import NO_SITES, Batch, ChatModel, Residuals, Sites, hooked
 
 # On a CPU larger passes are no faster, they only hold more activations.
 _CPU_PATH_TOKENS = 256
@@ -89,8 +89,10 @@ class Metric:
         return chosen - logits[:, list(self.refusal_ids)].logsumexp(-1)
 
 
-Visit = Callable[[int, Float[Tensor, "alpha batch pos d_model"], Float[Tensor, "alpha batch pos d_model"]], None]
-"""`(layer, residual that entered the mixing, gradient of the metric at the mixing's output)`, float32, detached."""
+_AtAlphas = Float[Tensor, "alpha batch pos d_model"]
+Visit = Callable[[int, _AtAlphas, _AtAlphas, _AtAlphas], None]
+"""`(layer, residual that entered the mixing, what the layer's dictionary reads, gradient of the metric at the mixing's
+output)`, float32, detached."""
 
 
 @dataclass(frozen=True)
@@ -103,26 +105,38 @@ class Ends:
     """After the layer's own edit."""
     mixed: Residuals
     """What the path runs to: `patched`, or the patched run's residuals before the layer's own edit."""
+    read: Residuals
+    """What dictionaries read in the clean run: `clean`, unless they read elsewhere; filled in as that is."""
+    reads: Sites
+    """Where dictionaries read that do not read the residual that leaves their layer."""
     targets: tuple[int, ...]
     clean_metric: Float[Tensor, " batch"]
     patched_metric: Float[Tensor, " batch"]
 
 
-def run_ends(model: ChatModel, batch: Batch, patch: Compiled, metric: Metric, how: Estimator | None = None) -> Ends:
-    """Run the batch patched, and clean unless the estimator's path begins with that very run."""
+def run_ends(
+    model: ChatModel,
+    batch: Batch,
+    patch: Compiled,
+    metric: Metric,
+    how: Estimator | None = None,
+    reads: Sites = NO_SITES,
+) -> Ends:
+    """Run the batch patched, and clean unless the estimator's path begins with that very run. `reads`: where
+    dictionaries read that do not read the residual."""
     with torch.no_grad():
         outer = model.capture() if how is not None and how.patch_before_edit else nullcontext()
         with outer as entering, patch.on(batch), model.capture() as leaving:
             patched_logits = model.last_logits(batch)
         targets = metric.targets(patched_logits)
         patched_metric = metric(patched_logits, targets)
-        clean: Residuals = {}
+        clean, read = Residuals(), Residuals()
         clean_metric = torch.zeros_like(patched_metric)
         if how is None or not how.begins_clean:
-            with model.capture() as clean:
+            with model.capture() as clean, model.reading(reads) as read:
                 clean_metric = metric(model.last_logits(batch), targets)
     mixed = leaving if entering is None else entering
-    return Ends(clean, leaving, mixed, targets, clean_metric, patched_metric)
+    return Ends(clean, leaving, mixed, clean | read, reads, targets, clean_metric, patched_metric)
 
 
 def run_path(model: ChatModel, batch: Batch, ends: Ends, metric: Metric, how: Estimator, visit: Visit) -> None:
@@ -150,8 +164,9 @@ def _run_alphas(
 
     def mix(layer: int, residual: Tensor) -> Tensor:
         entered = residual.detach()
+        read = seen.get(layer, entered).detach()
         if alphas[0] == 0.0:
-            ends.clean[layer] = entered
+            ends.clean[layer], ends.read[layer] = entered, read
             mixed = residual
         else:
             fraction = torch.tensor(alphas, device=residual.device, dtype=residual.dtype)[:, None, None, None]
@@ -163,12 +178,13 @@ def _run_alphas(
             roots.append(mixed)
 
         def arrived(gradient: Tensor) -> None:
-            visit(layer, entered.view(shape).float(), gradient.view(shape).float())
+            visit(layer, *(each.view(shape).float() for each in (entered, read, gradient)))
 
         mixed.register_hook(arrived)
         return mixed
 
-    with torch.enable_grad(), hooked(model.layers, {layer: partial(mix, layer) for layer in range(model.n_layers)}):
+    mixing = hooked(model.layers, {layer: partial(mix, layer) for layer in range(model.n_layers)})
+    with torch.enable_grad(), model.reading(ends.reads) as seen, mixing:
         logits = model.last_logits(batch.repeat(len(alphas)))
         values = metric(logits, ends.targets * len(alphas))
     if alphas[0] == 0.0:

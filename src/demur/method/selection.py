@@ -176,7 +176,7 @@ def attribute_dictionary(
     codes = torch.cat([torch.arange(suite[layer].spec.d_sae) + layer * _LAYER for layer in suite.layers])
 
     def run(batch: Batch) -> tuple[dict[str, Best], Float[Tensor, " feature"]]:
-        ends = run_ends(model, batch, patch, metric, how)
+        ends = run_ends(model, batch, patch, metric, how, suite.reads)
         terms = _terms(model, suite, batch, ends, metric, how)
         mask = scoring.mask(batch)
         weight = mask / mask.sum(-1, keepdim=True).clamp(min=1)
@@ -184,7 +184,8 @@ def attribute_dictionary(
         sums, start = list[Tensor](), 0
         for layer in suite.layers:
             place = weight.to(model.layer_device(layer))
-            patched = None if to_zero else ends.patched[layer]
+            # As `patched_values`: what a transcoder reads comes before the patch of its layer.
+            patched = None if to_zero or layer in suite.reads else ends.patched[layer]
             for scores in _block_scores(suite[layer], patched, terms[layer], place, falling):
                 found = _running_best(found, scores, codes[start : start + scores.shape[1]], top)
                 sums.append(scores.double().sum(0))
@@ -213,15 +214,15 @@ def _terms(
     terms: dict[int, list[Term]] = {layer: [] for layer in suite.layers}
     share = 1.0 / len(how.alphas)
 
-    def visit(layer: int, entered: Tensor, gradient: Tensor) -> None:
+    def visit(layer: int, _entered: Tensor, read: Tensor, gradient: Tensor) -> None:
         if layer not in terms:
             return
         if how.path:
-            terms[layer] += [(x, g * share) for x, g in zip(entered, gradient, strict=True)]
+            terms[layer] += [(x, g * share) for x, g in zip(read, gradient, strict=True)]
         elif terms[layer]:
             terms[layer][0][1].add_(gradient.sum(0), alpha=share)
         else:
-            terms[layer].append((ends.clean[layer].float(), gradient.sum(0) * share))
+            terms[layer].append((ends.read[layer].float(), gradient.sum(0) * share))
 
     run_path(model, batch, ends, metric, how, visit)
     return terms

@@ -73,8 +73,8 @@ def token_effects(
             values = rows[layer].encode(residual)
             total = total + mean_within(values, batch.within([Region.POST_INSTRUCTION])).sum(-1).cpu()
 
-        functions = {layer: partial(read, layer) for layer in rows}
-        with torch.enable_grad(), hooked([inputs], {0: embed}), hooked(model.layers, functions):
+        functions, points = {layer: partial(read, layer) for layer in rows}, model.points(suite.reads)
+        with torch.enable_grad(), hooked([inputs], {0: embed}), hooked(points, functions):
             model.last_logits(batch)
         if not total.requires_grad:
             return torch.zeros_like(excess[0]), excess[0]

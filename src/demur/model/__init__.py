@@ -4,6 +4,7 @@ from demur.model._chat_format import PINNED_DATE, SCORED_REGIONS, Batch, ChatFor
 from demur.model._chat_model import ChatModel, answer_batches, load_model
 from demur.model._decoding import decode_greedily
 from demur.model._hooks import (
+    NO_SITES,
     AnswerGuard,
     AnswerWatch,
     BoundIntervention,
@@ -11,6 +12,7 @@ from demur.model._hooks import (
     Cursor,
     Edit,
     Residuals,
+    Sites,
     capture,
     count_hooks,
     hooked,
@@ -18,6 +20,7 @@ from demur.model._hooks import (
     track,
 )  # fmt: skip
 from demur.model._loading import (
+    MLP_MODELS,
     MODEL_FILES,
     chosen_dtype,
     end_tokens,
@@ -41,11 +44,11 @@ from demur.model._resources import (
 )  # fmt: skip
 
 __all__ = [
-    "MODEL_FILES", "PINNED_DATE", "SCORED_REGIONS", "SMALL_MODEL", "AnswerGuard", "AnswerWatch", "Batch",
-    "BoundIntervention", "Budgets",
+    "MLP_MODELS", "MODEL_FILES", "NO_SITES", "PINNED_DATE", "SCORED_REGIONS", "SMALL_MODEL", "AnswerGuard",
+    "AnswerWatch", "Batch", "BoundIntervention", "Budgets",
     "ChatFormat", "ChatModel", "CompiledIntervention", "Cursor", "Edit", "Items", "Progress", "Region", "Residuals",
-    "TokenizedPrompt", "answer_batches", "by_length", "capture", "chosen_dtype", "count_hooks", "decode_greedily",
-    "end_tokens",
+    "Sites", "TokenizedPrompt", "answer_batches", "by_length", "capture", "chosen_dtype", "count_hooks",
+    "decode_greedily", "end_tokens",
     "find_device", "find_layers", "fitting_threads", "folder_digest", "halving", "hooked", "is_out_of_memory",
     "load_model", "model_class", "model_identity", "next_batch", "pad", "peak_memory", "read_config", "resumed",
     "track",

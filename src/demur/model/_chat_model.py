@@ -18,19 +18,23 @@ from demur.errors import InputError
 from demur.model._chat_format import Batch, ChatFormat, Items, TokenizedPrompt, pad
 from demur.model._decoding import decode_greedily
 from demur.model._hooks import (
+    NO_SITES,
     AnswerGuard,
     BoundIntervention,
     CompiledIntervention,
     Cursor,
     Edit,
+    Point,
     Residuals,
+    Sites,
     capture,
     folded_head,
     hooked,
+    reading,
     residuals_of,
     track,
 )
-from demur.model._loading import end_tokens, find_layers, load_checkpoint, refuse_unfit
+from demur.model._loading import end_tokens, find_layers, find_point, load_checkpoint, refuse_unfit
 from demur.model._resources import SMALL_MODEL, Budgets, Progress, by_length, halving, next_batch, token_budget
 from demur.types import Answer, Answers, Prompt, as_prompts
 
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
+ReadBatch = Callable[[int, Tensor, Batch], Float[Tensor, "batch *_"]]
+"""`(layer, what is read there, batch)` → one row for each conversation."""
 
 _CPU_ANSWER_SHARE = 0.25
 """What a new token counts for in the budget of a pass on a CPU."""
@@ -135,6 +141,10 @@ class ChatModel:
             for parameter, dtype in halves:
                 parameter.data = parameter.data.to(dtype)
 
+    def points(self, sites: Sites = NO_SITES) -> tuple[Point, ...]:
+        """Where to hook each layer: what leaves it, or its place in `sites`; raises as `find_point` does."""
+        return tuple(find_point(layer, sites.get(n, "resid_post")) for n, layer in enumerate(self.layers))
+
     @property
     def n_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.hf.parameters())
@@ -231,10 +241,11 @@ class ChatModel:
         return self.budgets.plain < before.plain or self.budgets.gradients < before.gradients
 
     def mean_over(
-        self, items: Items, layers: Iterable[int], read: Callable[[int, Tensor, Batch], Float[Tensor, "batch *_"]]
+        self, items: Items, layers: Iterable[int], read: ReadBatch, sites: Sites = NO_SITES
     ) -> dict[int, Tensor]:
-        """Layer → mean over items of `read(layer, residual, batch)`; sums are float64, on the CPU, means float32."""
+        """Layer → mean over items of `read(layer, residual or what is at its site, batch)`; sums are float64."""
         totals: dict[int, Tensor] = {}
+        points = self.points(sites)
 
         def run(batch: Batch) -> dict[int, Tensor]:
             sums: dict[int, Tensor] = {}
@@ -242,7 +253,7 @@ class ChatModel:
             def add(layer: int, residual: Tensor) -> None:
                 sums[layer] = read(layer, residual, batch).cpu().double().sum(0)
 
-            with torch.inference_mode(), hooked(self.layers, {layer: partial(add, layer) for layer in layers}):
+            with torch.inference_mode(), hooked(points, {layer: partial(add, layer) for layer in layers}):
                 self.last_logits(batch)
             return sums
 
@@ -267,24 +278,32 @@ class ChatModel:
             )
         return output.logits[:, -keep:]
 
-    def residuals(self, batch: Batch, layers: Sequence[int]) -> Residuals:
-        """Residuals `x[l]` of some layers on a batch (`[batch, pos, d_model]`, the model's dtype), from one pass that
-        ends after the deepest of them. Interventions that are open act; padding is left in."""
-        return residuals_of(self.layers, layers, partial(self.last_logits, batch))
+    def residuals(self, batch: Batch, layers: Sequence[int], sites: Sites = NO_SITES) -> Residuals:
+        """Residuals `x[l]` of some layers (`[batch, pos, d_model]`, the model's dtype), or what is at other places of
+        them, from one pass that ends after the deepest. Interventions that are open act; padding is left in."""
+        return residuals_of(self.points(sites), layers, partial(self.last_logits, batch))
 
     def capture(
-        self, which: Sequence[int] | None = None, transform: Callable[[Tensor], Tensor] | None = None
+        self,
+        which: Sequence[int] | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        sites: Sites = NO_SITES,
     ) -> AbstractContextManager[Residuals]:
-        """Record residuals while the context is open; see `demur.model.capture`."""
-        return capture(self.layers, which, transform)
+        """Record residuals, or what is at other places, while the context is open; see `demur.model.capture`."""
+        return capture(self.points(sites), which, transform)
+
+    def reading(self, sites: Sites) -> AbstractContextManager[Residuals]:
+        """Keep what dictionaries read that do not read the residual, pass by pass; see `demur.model.reading`."""
+        return reading(self.points(sites), sites)
 
     @contextmanager
-    def edited(self, edits: Mapping[int, Sequence[Edit]]) -> Iterator[None]:
-        """Apply `edits[l]`, in order, to the residual that leaves layer `l`. With no edits, no hook is installed."""
+    def edited(self, edits: Mapping[int, Sequence[Edit]], reads: Sites = NO_SITES) -> Iterator[None]:
+        """Apply `edits[l]`, in order, to the residual that leaves layer `l`; their cursor holds what is at `reads`."""
         chains = {layer: chain for layer, chain in edits.items() if chain}
         with ExitStack() as stack:
             if chains:
                 cursor = stack.enter_context(track(self.hf))
+                cursor.read = stack.enter_context(self.reading(reads))
                 functions = {layer: partial(_applied, chain, cursor) for layer, chain in chains.items()}
                 stack.enter_context(hooked(self.layers, functions))
             yield
@@ -307,7 +326,7 @@ class ChatModel:
         try:
             with ExitStack() as stack:
                 for each in compiled:
-                    stack.enter_context(self.edited(self._edits_of_the_batch(each)))
+                    stack.enter_context(self.edited(self._edits_of_the_batch(each), each.reads))
                     self._open = (*self._open, each.id)
                 yield
         finally:

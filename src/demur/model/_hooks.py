@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -18,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from demur.errors import ModelError
+from demur.types import Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +28,21 @@ if TYPE_CHECKING:
     from demur.model._chat_model import ChatModel
 
 Residuals = dict[int, Float[Tensor, "batch pos d_model"]]
-"""Layer → what left it."""
+"""Layer → what left it, or what was seen at another place of it."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What enters a module, as a place to hook. A module itself stands for what leaves it."""
+
+    module: nn.Module
+
+
+Point = nn.Module | Input
+"""A place that `hooked` hooks."""
+Sites = Mapping[int, Site]
+"""Layer → the place where its dictionary reads, for layers where that is not the residual that leaves it."""
+NO_SITES: Sites = MappingProxyType({})
 
 
 @dataclass
@@ -41,6 +57,8 @@ class Cursor:
     """Slot of the first current token, counted from the left end of the padded prompt."""
     length: int = 0
     """Number of current slots."""
+    read: Residuals = field(default_factory=Residuals)
+    """What dictionaries read in the current pass, where that is not the residual that leaves their layer."""
 
 
 Edit = Callable[[Tensor, Cursor], Tensor]
@@ -61,6 +79,11 @@ class CompiledIntervention(Protocol):
         """Layers that it edits."""
         ...
 
+    @property
+    def reads(self) -> Sites:
+        """Where edits read that do not read the residual which they edit."""
+        ...
+
     def edits(self, batch: Batch | None) -> Mapping[int, Sequence[Edit]]:
         """Layer → edits, in order. `batch` is None where the model is called on texts that nobody has announced: what
         differs by prompt then raises an `InputError`."""
@@ -78,9 +101,9 @@ class BoundIntervention(Protocol):
 
 
 @contextmanager
-def hooked(layers: Sequence[nn.Module], functions: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+def hooked(layers: Sequence[Point], functions: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
     """Call `functions[l]` with the residual (`[batch, pos, d_model]`, the model's dtype) that leaves layer `l` of
-    `layers`; what it returns, if anything, replaces it."""
+    `layers`, or enters it where that is an `Input`; what it returns, if anything, replaces it."""
 
     def hook(function: Callable[[Tensor], Tensor | None], _module: nn.Module, _inputs: Any, output: Any) -> Any:
         # Layers return a tensor in transformers 5, a tuple before.
@@ -93,15 +116,24 @@ def hooked(layers: Sequence[nn.Module], functions: Mapping[int, Callable[[Tensor
         changed = function(residual)
         return (changed, *output[1:]) if changed is not None and isinstance(output, tuple) else changed
 
+    def entering(function: Callable[[Tensor], Tensor | None], _module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        changed = function(inputs[0])
+        return None if changed is None else (changed, *inputs[1:])
+
     with ExitStack() as stack:
         for layer, function in functions.items():
-            stack.enter_context(layers[layer].register_forward_hook(partial(hook, function)))
+            point = layers[layer]
+            if isinstance(point, Input):
+                handle = point.module.register_forward_pre_hook(partial(entering, function))
+            else:
+                handle = point.register_forward_hook(partial(hook, function))
+            stack.enter_context(handle)
         yield
 
 
 @contextmanager
 def capture(
-    layers: Sequence[nn.Module], which: Sequence[int] | None = None, transform: Callable[[Tensor], Tensor] | None = None
+    layers: Sequence[Point], which: Sequence[int] | None = None, transform: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[Residuals]:
     """Record detached residuals `x[l]` of `layers`, or of those in `which`, while the context is open: the last forward
     pass's. `transform` is applied before storing, for example to keep the last position only."""
@@ -118,8 +150,17 @@ class _DeepEnough(Exception):
     """Ends a forward pass: what was asked for has been read."""
 
 
+@contextmanager
+def reading(layers: Sequence[Point], which: Collection[int]) -> Iterator[Residuals]:
+    """Keep what passes the points of some layers in each pass, with its gradients. A layer's input is there before its
+    output is, so that hooks on the one can use the other."""
+    found: Residuals = {}
+    with hooked(layers, {layer: partial(found.__setitem__, layer) for layer in which}):
+        yield found
+
+
 def residuals_of(
-    layers: Sequence[nn.Module], which: Sequence[int], run: Callable[[], object]
+    layers: Sequence[Point], which: Sequence[int], run: Callable[[], object]
 ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
     """Residuals `x[l]` of the layers in `which`, from the pass that `run` makes, which is stopped after the deepest of
     them. Interventions that are open act first, as in any other pass; without gradients."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +13,8 @@ from torch import nn
 
 from demur.errors import ModelError
 from demur.model._chat_format import ChatFormat
+from demur.model._hooks import Input, Point
+from demur.types import Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -236,6 +238,29 @@ def find_layers(model: nn.Module, n_layers: int) -> nn.ModuleList:
             f"{', '.join(found) or 'none'}; only decoder-only causal language models are supported"
         )
     return next(iter(found.values()))
+
+
+MLP_MODELS: Final = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+"""Model types (of the text decoder) in whose layers `x[l] = x_mid + mlp_out`, and all three are found by name."""
+
+
+def find_point(layer: nn.Module, site: Site) -> Point:
+    """Where a decoder layer's place is: what leaves the layer; what enters the norm before its MLP; what enters the
+    MLP; or what the MLP adds to the residual, after the norm behind it where there is one. Raises ModelError: it is no
+    layer of `MLP_MODELS`."""
+    if site == "resid_post":
+        return layer
+    parts, kind = dict(layer.named_children()), type(layer).__name__
+    if kind.removesuffix("DecoderLayer").lower() not in (name.removesuffix("_text") for name in MLP_MODELS):
+        raise ModelError(
+            f"transcoders read the MLP's input, which is not known in a {kind}; models of these types are supported: "
+            f"{', '.join(MLP_MODELS)}. Take SAEs of the residual stream for others"
+        )
+    if site == "mlp_in":
+        return Input(parts["mlp"])
+    if site == "resid_mid":
+        return Input(parts.get("pre_feedforward_layernorm", parts["post_attention_layernorm"]))
+    return parts.get("post_feedforward_layernorm", parts["mlp"])
 
 
 def model_identity(model: ChatModel) -> dict[str, str]:

@@ -43,7 +43,9 @@ def plan_study(study: Study[Any, Any], config: StudyConfig, *, prompt_tokens: in
         lengths = lengths._replace(message=max(3, prompt_tokens - lengths.before - lengths.after))
     model = model_sizes(hf, dtype, sum(lengths))
     suite = configured_suite(placed)
-    suite.check(d_model=model.d_model, n_layers=model.n_layers)
+    kind = hf.get_text_config(decoder=True).model_type
+    suite.check(d_model=model.d_model, n_layers=model.n_layers, model_type=kind)
+    study.check(suite)
     work = count_work(study, config, model, suite, lengths)
     with fitting_threads(device, model.parameters):
         machine = measure_machine(device, dtype)

@@ -1,4 +1,6 @@
-"""The canonical form, float32: `f = act(x w_enc + b_enc)`, `x̂ = f w_dec + b_dec`; and how a file's arrays come to it.
+"""The canonical form, float32: `f = act(x w_enc + b_enc)`, `ŷ = f w_dec + b_dec + x w_skip`; and how a file's arrays
+come to it. An SAE reads and writes the residual; a transcoder reads an MLP's input and writes the MLP's output, and may
+have a linear path beside its features (`w_skip`).
 
 A layout names the arrays and their `Convention`, folded into the weights the same way for two features as for all.
 """
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from demur.errors import SaeError
 from demur.saes._files import Arrays, NamedArray, Which
-from demur.types import Value
+from demur.types import Site, Value
 
 ActivationName = Literal["relu", "jumprelu", "topk"]
 
@@ -38,7 +40,11 @@ class SaeSpec(Value):
     """What is known of one SAE before its weights are read."""
 
     layer: int
-    """The decoder layer whose output (`resid_post`) the SAE reads."""
+    """The decoder layer where it reads and writes."""
+    reads: Site = "resid_post"
+    """What its encoder reads."""
+    writes: Site = "resid_post"
+    """What it reconstructs. A change of what the MLP adds is the same change of the residual that leaves the layer."""
     d_model: int
     d_sae: int
     activation: ActivationName
@@ -136,6 +142,8 @@ class SaeWeights:
     """JumpReLU thresholds, `d_sae`, or one for all features."""
     threshold_is_log: bool = False
     """They are the logarithms."""
+    skip: NamedArray | None = None
+    """A transcoder's linear path, `[d_model, d_model]`: read `x` adds `x skip` to the reconstruction."""
 
     @classmethod
     def of(cls, arrays: Arrays, convention: Convention) -> SaeWeights:
@@ -157,7 +165,9 @@ class SaeWeights:
             threshold = named[kind]
         encoder, decoder, b_enc, b_dec = (named[name] for name in ("w_enc", "w_dec", "b_enc", "b_dec"))
         log = kind == "log_threshold"
-        return cls(arrays.file, encoder.T, decoder, b_enc, b_dec, convention, threshold, threshold_is_log=log)
+        # The one is stored as inputs by outputs, the other as a linear layer's weight.
+        skip = named["w_skip"].T if "w_skip" in named else named.get("affine_skip_connection")
+        return cls(arrays.file, encoder.T, decoder, b_enc, b_dec, convention, threshold, log, skip)
 
     def __post_init__(self) -> None:
         for array in (self.encoder, self.decoder):
@@ -165,8 +175,9 @@ class SaeWeights:
                 raise SaeError(f"{self.file}: {array.name} has shape {list(array.shape)}; expected two dimensions")
         d_sae, d_model, k = self.d_sae, self.d_model, self.convention.k
         one = self.threshold is not None and self.threshold.shape == (1,)
-        expected = ((d_sae, d_model), (d_sae,), (d_model,), (1,) if one else (d_sae,))
-        for array, shape in zip((self.decoder, self.b_enc, self.b_dec, self.threshold), expected, strict=True):
+        expected = ((d_sae, d_model), (d_sae,), (d_model,), (1,) if one else (d_sae,), (d_model, d_model))
+        arrays = (self.decoder, self.b_enc, self.b_dec, self.threshold, self.skip)
+        for array, shape in zip(arrays, expected, strict=True):
             if array is not None and array.shape != shape:
                 must = list(shape[::-1] if array.transposed else shape)
                 beside = f"beside {self.encoder.name} of shape {list(self.encoder.stored_shape)}"
@@ -185,6 +196,9 @@ class SaeWeights:
 
     def decoder_bias(self) -> Float[Tensor, " d_model"]:
         return self._stored_b_dec() / self.convention.scale
+
+    def skip_rows(self) -> Float[Tensor, "d_model d_model"] | None:
+        return None if self.skip is None else self.skip.whole()
 
     def decoder_rows(self, which: Which) -> Float[Tensor, "k d_model"]:
         stored, scale = self.decoder.take(which), self.convention.scale

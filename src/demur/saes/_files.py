@@ -24,6 +24,7 @@ from typing import Any, cast
 import huggingface_hub
 import numpy as np
 import torch
+import yaml
 from jaxtyping import Float
 from torch import Tensor
 
@@ -235,24 +236,27 @@ class SaeFiles:
         return open_arrays(self.path(file))
 
     def config(self, file: str) -> Config:
-        """The fields of a JSON file; SaeError where it is not a JSON object, or cannot be downloaded."""
-        name = f"{self.name}/{file}"
+        """The fields of a JSON or YAML file; SaeError where it is not an object, or cannot be downloaded."""
+        name, read = f"{self.name}/{file}", yaml.safe_load if file.endswith(".yaml") else json.loads
+        kind = "YAML" if file.endswith(".yaml") else "JSON"
         try:
-            values: Any = json.loads(self.path(file).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SaeError(f"{name} cannot be read as JSON ({error}). Fetch or export it again.") from error
+            values: Any = read(self.path(file).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise SaeError(f"{name} cannot be read as {kind} ({error}). Fetch or export it again.") from error
         if not isinstance(values, dict):
-            raise SaeError(f"{name} is not a JSON object; expected an SAE's configuration")
+            raise SaeError(f"{name} is not a {kind} object; expected an SAE's configuration")
         return Config(name, cast("dict[str, Any]", values))
 
 
 class HubRepository(SaeFiles):
-    """The files of a hub repository at one commit: its newest, that of `revision`, or offline the cached one."""
+    """The files of a hub repository at one commit: its newest, that of `revision`, or offline the cached one. Of
+    `OWNER/NAME/FOLDER` only the files in that folder, by their paths in the repository."""
 
-    def __init__(self, repo: str, revision: str | None) -> None:
+    def __init__(self, place: str, revision: str | None) -> None:
         from huggingface_hub import errors
 
-        self._repo = repo
+        owner, name, *folder = place.split("/")
+        self._repo = repo = f"{owner}/{name}"
         self._cached_only = is_offline()
         try:
             if self._cached_only:
@@ -270,6 +274,8 @@ class HubRepository(SaeFiles):
         else:
             self._commit = info.sha or revision or "main"
             self.files = tuple(sorted(sibling.rfilename for sibling in info.siblings or []))
+        if folder:
+            self.files = tuple(file for file in self.files if file.startswith("/".join((*folder, ""))))
         self.name = f"{repo}@{self._commit[:12]}{' (cached files only)' if self._cached_only else ''}"
 
     def path(self, file: str) -> Path:

@@ -29,6 +29,7 @@ from demur.saes._canonical import (
     width_name,
 )
 from demur.saes._files import Arrays, Which, memory_array
+from demur.types import Site
 
 _DENSE_BLOCK = 4096
 _CHECKED_BYTES = 1 << 26
@@ -100,7 +101,9 @@ class Sae:
         for start, rows in self.decoder_blocks(_DENSE_BLOCK):
             w_dec[start : start + len(rows)] = rows
         thresholds = self._weights.thresholds(range(self.spec.d_sae))
-        return DenseSae(self.spec.layer, w_enc, b_enc, thresholds, w_dec, self.spec.k, self._weights.decoder_bias())
+        known = (self.spec.k, self._weights.decoder_bias(), self._weights.skip_rows())
+        spec = self.spec
+        return DenseSae(spec.layer, w_enc, b_enc, thresholds, w_dec, *known, reads=spec.reads, writes=spec.writes)
 
     def _feature_rows(self, which: Which) -> FeatureRows:
         w_enc, b_enc = self._weights.encoder_rows(which)
@@ -129,6 +132,10 @@ class DenseSae(Features):
     k: int | None
     """Features active per token of a TopK dictionary; None for the others."""
     b_dec: Float[Tensor, " d_model"]
+    w_skip: Float[Tensor, "d_model d_model"] | None = None
+    """A transcoder's linear path from what it reads to what it writes."""
+    reads: Site = "resid_post"
+    writes: Site = "resid_post"
 
     @property
     def activation(self) -> ActivationName:
@@ -139,38 +146,53 @@ class DenseSae(Features):
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
         return super().encode(x) if self.k is None else keep_top(x.float() @ self.w_enc + self.b_enc, self.k)
 
-    def decode(self, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_model"]:
-        """The reconstruction of the residual, float32."""
-        return f.float() @ self.w_dec + self.b_dec
+    def decode(
+        self, f: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_model"] | None = None
+    ) -> Float[Tensor, "*batch d_model"]:
+        """The reconstruction, float32: of the residual, or by a transcoder of what the MLP adds to it. One with a skip
+        connection needs what it read (`x`), else SaeError."""
+        made = f.float() @ self.w_dec + self.b_dec
+        if self.w_skip is None:
+            return made
+        if x is None:
+            raise SaeError(f"the transcoder of layer {self.layer} has a skip connection: decode with what it read")
+        return made + x.float() @ self.w_skip
 
     def sae(self, *, identity: str | None = None) -> Sae:
         """This SAE behind the interface of one on disk. `identity` is the key of its content; default: `digest`."""
         d_model, d_sae = self.w_enc.shape
         kind, key = self.activation, identity or f"memory:{self.digest()}"
-        spec = SaeSpec(
-            layer=self.layer, d_model=d_model, d_sae=d_sae, activation=kind, k=self.k, source="memory", identity=key
-        )
+        shape = {"d_model": d_model, "d_sae": d_sae, "activation": kind, "k": self.k}
+        where = {"layer": self.layer, "reads": self.reads, "writes": self.writes}
+        spec = SaeSpec.model_validate({**where, **shape, "source": "memory", "identity": key})
         name = f"layer {self.layer} in memory"
         arrays = Arrays(name, {key: memory_array(name, key, tensor) for key, tensor in self.tensors.items()})
         return Sae(spec, lambda: SaeWeights.of(arrays, Convention(kind, self.k)))
+
+    def _of_residual(self) -> None:
+        if self.reads != "resid_post" or self.writes != "resid_post":
+            raise SaeError(f"layer {self.layer} reads {self.reads} and writes {self.writes}; only SAEs are written")
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The numbers, on the CPU, under the names that files give them; `threshold` where there is one."""
         named = {"W_enc": self.w_enc, "b_enc": self.b_enc, "W_dec": self.w_dec, "b_dec": self.b_dec}
         named |= {} if self.threshold is None else {"threshold": self.threshold}
+        named |= {} if self.w_skip is None else {"affine_skip_connection": self.w_skip}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
     def digest(self) -> str:
         """SHA-256 of the numbers, hex."""
-        state = hashlib.sha256(f"{self.layer} {self.activation} {self.k}".encode())
+        where = "" if self.reads == self.writes == "resid_post" else f" {self.reads} {self.writes}"
+        state = hashlib.sha256(f"{self.layer} {self.activation} {self.k}{where}".encode())
         for name, tensor in self.tensors.items():
             state.update(name.encode() + tensor.numpy().tobytes())
         return state.hexdigest()
 
     def save_gemma_scope(self, folder: Path | str, *, average_l0: float) -> Path:
         """Write `folder/layer_L/width_W/average_l0_N/params.npz`, as Gemma Scope does, and return its path. `folder` is
-        the suite's, shared by all layers. The same weights give the same bytes. SaeError for TopK."""
+        the suite's, shared by all layers. The same weights give the same bytes. SaeError for TopK and transcoders."""
+        self._of_residual()
         if self.activation == "topk":
             raise SaeError("Gemma Scope's layout holds JumpReLU dictionaries; save a TopK dictionary with save_saelens")
         place = f"layer_{self.layer}/width_{width_name(len(self.b_enc))}/average_l0_{round(average_l0)}"
@@ -182,7 +204,9 @@ class DenseSae(Features):
         return path
 
     def save_saelens(self, folder: Path | str, *, model_name: str = "") -> Path:
-        """Write `cfg.json` and `sae_weights.safetensors` into `folder`, as SAELens does for a layer, and return it."""
+        """Write `cfg.json` and `sae_weights.safetensors` into `folder`, as SAELens does for a layer, and return it.
+        SaeError for transcoders."""
+        self._of_residual()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         d_in, d_sae = self.w_enc.shape

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from demur.errors import InputError, SaeError
-from demur.model import ChatModel
+from demur.model import MLP_MODELS, ChatModel
 from demur.saes._canonical import SaeSpec, width_name, width_number
 from demur.saes._files import HubRepository, SaeFiles
 from demur.saes._sae import DenseSae, Sae
 from demur.saes.layouts import LAYOUTS, FoundSae
 from demur.saes.layouts.saelens import PREFIX, SaeLensRelease
-from demur.types import Value
+from demur.types import Site, Value
 
 
 class PaperSettings(Value):
@@ -150,6 +150,16 @@ class Suite(Mapping[int, Sae]):
         return tuple(sae.spec for sae in self._saes.values())
 
     @property
+    def reads(self) -> dict[int, Site]:
+        """Layer → where its dictionary reads, for those that do not read the residual that leaves it."""
+        return {spec.layer: spec.reads for spec in self.specs if spec.reads != "resid_post"}
+
+    @property
+    def noun(self) -> str:
+        """What its dictionaries are, for people."""
+        return "transcoders" if self.reads else "SAEs"
+
+    @property
     def identity(self) -> str:
         """SHA-256, hex, of every layer's content key: the suite's key in the hashes of runs."""
         return hashlib.sha256("".join(f"{spec.layer} {spec.identity}\n" for spec in self.specs).encode()).hexdigest()
@@ -160,13 +170,16 @@ class Suite(Mapping[int, Sae]):
         kinds = " and ".join(sorted({spec.activation for spec in self.specs}))
         l0s = [spec.average_l0 for spec in self.specs if spec.average_l0 is not None]
         sparsity = f", average L0 {min(l0s):g} to {max(l0s):g}" if l0s else ""
-        return (
-            f"{len(self)} SAEs on layers {_spans(self.layers)}, {widths} features, d_model {self.specs[0].d_model}, "
-            f"{kinds}{sparsity}, from {self.source}"
-        )
+        size = f"{widths} features, d_model {self.specs[0].d_model}"
+        return f"{len(self)} {self.noun} on layers {_spans(self.layers)}, {size}, {kinds}{sparsity}, from {self.source}"
 
-    def check(self, *, d_model: int, n_layers: int) -> None:
+    def check(self, *, d_model: int, n_layers: int, model_type: str | None = None) -> None:
         """SaeError where an SAE's configuration does not fit a model; no weight is read or downloaded."""
+        if self.reads and model_type is not None and model_type not in MLP_MODELS:
+            raise SaeError(
+                f"{self.source} holds transcoders, which read the MLP's input; that is known in models of the types "
+                f"{', '.join(MLP_MODELS)}, not in {model_type}. Choose SAEs of the residual stream"
+            )
         for spec in self.specs:
             if spec.d_model != d_model:
                 wrong = f"reads residuals of width {spec.d_model}, but the model's are {d_model}"
@@ -205,7 +218,8 @@ def load_saes(
         average_l0 = average_l0 or preset.average_l0
     suite = load_suite(str(source), layers=layers, width=width, average_l0=average_l0 or 100.0, revision=revision)
     if isinstance(model, ChatModel):
-        suite.check(d_model=model.d_model, n_layers=model.n_layers)
+        kind = model.hf.config.get_text_config(decoder=True).model_type
+        suite.check(d_model=model.d_model, n_layers=model.n_layers, model_type=kind)
     return suite
 
 
@@ -222,7 +236,8 @@ def load_suite(
     activations, or a damaged file.
 
     Args:
-        source: a folder, a hub repository (`owner/name`), or `saelens:RELEASE[/SAE_ID]` (extra `demur[saelens]`).
+        source: a folder, a hub repository (`owner/name`, or a folder in it), or `saelens:RELEASE[/SAE_ID]` (extra
+            `demur[saelens]`).
         layers: only these; default: every layer that has an SAE (of the wanted width).
         average_l0: of several SAEs of one layer, the nearest is taken (the paper's rule); of two, the sparser.
         width: number of features, as a number or a name like `65k`; needed where there are several.
@@ -252,8 +267,11 @@ def _open_source(source: str, revision: str | None) -> SaeFiles:
         if revision is not None:
             raise SaeError(f"a revision ({revision!r}) only makes sense for a hub repository; {source} is a folder")
         return SaeFiles(folder)
-    if folder.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise SaeError(f"{source} is not a folder of SAEs; expected a folder, or a hub repository as OWNER/NAME")
+    if folder.exists() or "/" not in source or source.startswith((".", "/", "~")) or "" in source.split("/"):
+        raise SaeError(
+            f"{source} is not a folder of SAEs; expected a folder, or a hub repository as OWNER/NAME or "
+            "OWNER/NAME/FOLDER"
+        )
     return HubRepository(source, revision)
 
 

@@ -25,6 +25,7 @@ from demur.types import Value
 if TYPE_CHECKING:
     import pandas
 
+    from demur.saes import Suite
     from demur.studies.context import Context
 
 ConfigT = TypeVar("ConfigT", bound=StudyConfig)
@@ -128,6 +129,16 @@ class Study(Generic[ConfigT, ResultT]):
     """Does the work; everything slow goes through the context's stages, so that a run resumes."""
     sections: Callable[[ResultT], Sequence[Section]]
     """What is shown of a result, the verdict first."""
+    residual: str = ""
+    """Why it needs SAEs of the residual stream; "" where it takes transcoders as well."""
+
+    def check(self, suite: Suite) -> None:
+        """InputError where the study cannot work with such dictionaries."""
+        if self.residual and suite.reads:
+            raise InputError(
+                f"`demur {self.name}` needs SAEs of the residual stream: {self.residual}. {suite.source} holds "
+                "transcoders; name SAEs with --saes"
+            )
 
     @property
     def file(self) -> str:

@@ -257,7 +257,7 @@ class Context(Workspace[ConfigT]):
         return {
             "model": f"{self.inputs.title}: {type(model.hf).__name__}, {model.n_layers} layers of {model.d_model}, "
             f"{model.n_parameters / 1e6:,.1f} M parameters, {dtype} on {model.device}",
-            "SAEs": f"{self.inputs.saes_title}: {len(suite.layers)} layers of {suite.specs[0].d_sae:,} features, "
+            suite.noun: f"{self.inputs.saes_title}: {len(suite.layers)} layers of {suite.specs[0].d_sae:,} features, "
             f"{suite.specs[0].activation}{level}",
             "judge": self.judging.reader.name + self._coherence,
             "prompts (harmful + harmless)": ", ".join(sizes),
@@ -279,8 +279,9 @@ def open_context(
     with Run.open(out, config=config, command=study.name, seeds={study.name: config.seed}) as run:
         if inputs is None:
             report("loading", 0, 1)
-            inputs = load_inputs(config)
+            inputs = load_inputs(config, study.check)
             report("loading", 1, 1)
+        study.check(inputs.suite)
         context = Context(config, inputs, run, report, warnings=list(inputs.warnings), study=study.name)
         run.record(
             inputs={

@@ -493,4 +493,4 @@ def _replaced_there(suite: SuiteRows, row: RegionRow) -> tuple[Estimate | None, 
     return (found[0].recovered, found[0].rise) if found else (None, None)
 
 
-STUDY = Study("dictionaries", Config, Result, run, sections)
+STUDY = Study("dictionaries", Config, Result, run, sections, residual="it replaces that by its reconstruction")

@@ -19,6 +19,7 @@ from demur.report.blocks import Block, Chart, Section, Table, Text
 from demur.stats import Estimate, wilson
 from demur.studies.base import Study, StudyResult
 from demur.studies.config import FindConfig
+from demur.studies.descriptions import Described, check_sources, describe
 from demur.studies.roles import FeatureRole
 from demur.types import FeatureId, Label, Value
 
@@ -46,6 +47,11 @@ class Config(FindConfig):
     """Prompts and tokens shown for each feature."""
     neuronpedia: bool = True
     """Ask Neuronpedia for the features' descriptions, where it has these SAEs and a network is there."""
+    describe: str = ""
+    """Label the features from top-tokens, neuronpedia=FILE (its bulk explanations, or a folder of them) or
+    endpoint=MODEL (a model at OPENAI_BASE_URL), and try each label on held-out prompts (default: no)."""
+    describe_reader: str = ""
+    """Who reads labels on held-out prompts: words or endpoint=MODEL (default: who wrote them, else words)."""
 
 
 class Example(Value):
@@ -94,25 +100,29 @@ class Result(StudyResult):
     cards: tuple[Card, ...]
     list_url: str = ""
     """A Neuronpedia list of the refusal features."""
+    described: Described | None = None
+    """The labels that were asked for, and how they did on held-out prompts."""
 
 
 def run(context: Context[Any]) -> Result:
-    """Describe the features on the prompts that chose the direction; no test prompt is read."""
+    """Describe the features on the prompts that chose the direction; only labels are tried on others."""
     from demur.studies import pipeline
     from demur.studies.inputs import neuronpedia_source
     from demur.studies.roles import Roles, find_roles, harm_features
 
     config: Config = context.config
+    check_sources(config.describe, config.describe_reader)
     found = pipeline.find(context, context.splits.choosing)
     harm = harm_features(context, found, config.harm_features) if config.harm_features else Roles(features=())
     own = find_roles(context, found)
     rows = tuple({row.feature: row for row in (*own.features, *harm.features)}.values())
+    features = [row.feature for row in rows]
     scores = dict(zip(found.chosen.features, found.chosen.scores, strict=True))
     used = found.clean.used("direction")
     depends = {
         "prompts": [used.harmful.digest, used.harmless.digest],
         "roles": [each.digest for _, each in found.clean.used("selection")],
-        "features": [row.feature for row in rows],
+        "features": features,
         "examples": config.examples,
     }
 
@@ -120,15 +130,15 @@ def run(context: Context[Any]) -> Result:
         return tuple(_cards(context, rows, scores, {"harmful": used.harmful, "harmless": used.harmless}))
 
     cards = context.cached("cards", depends, tuple[Card, ...], compute, "feature cards")
+    described = describe(context, cards, (*used.harmful, *used.harmless)) if config.describe else None
+    texts = {str(row.feature): row.text for row in described.rows} if described else {}
     source = neuronpedia_source(config)
-    if source is None:
-        return Result(cards=cards)
-    texts = _descriptions(context, source, [card.feature for card in cards]) if config.neuronpedia else {}
-    cards = tuple(
-        card.model_copy(update={"url": _page(source, card.feature), "description": texts.get(str(card.feature), "")})
-        for card in cards
-    )
-    return Result(cards=cards, list_url=_list_url(source, own.of("refusal"), context.inputs.title))
+    if source and config.neuronpedia and not described:
+        texts = _descriptions(context, source, features)
+    found_of = {f: {"url": _page(source, f) if source else "", "description": texts.get(str(f), "")} for f in features}
+    cards = tuple(card.model_copy(update=found_of[card.feature]) for card in cards)
+    link = _list_url(source, own.of("refusal"), context.inputs.title) if source else ""
+    return Result(cards=cards, list_url=link, described=described)
 
 
 def _cards(
@@ -295,6 +305,13 @@ def sections(result: Result) -> list[Section]:
     )
     doubts = tuple(Text(warning, "warning") for warning in result.warnings)
     described = any(card.description for card in result.cards)
+    scores = {row.feature: (row.own, row.shuffled) for row in result.described.rows} if result.described else {}
+    tried = (
+        " | > detection: AUROC of the label on held-out prompts | > shuffled: of another feature's label"
+        if scores
+        else ""
+    )
+    origin = result.described.source if result.described else "Neuronpedia"
     columns = (
         "feature | role: by where its activation tells refused harmful prompts from answered harmless ones | > score: "
         "attribution in F*, logits per token | > on post-instruction tokens: share of what tells the classes apart | "
@@ -302,7 +319,7 @@ def sections(result: Result) -> list[Section]:
     )
     table = Table.of(
         "Features",
-        columns + (" | description: Neuronpedia" if described else ""),
+        columns + (f" | description: {origin}" + tried if described else ""),
         [
             (
                 str(card.feature),
@@ -311,7 +328,7 @@ def sections(result: Result) -> list[Section]:
                 card.role.share,
                 " ".join(fmt.token_text(token) for token, *_ in card.tokens),
                 " ".join(map(fmt.token_text, card.promotes)),
-                *((card.description,) if described else ()),
+                *((card.description, *map(fmt.estimate_text, scores.get(card.feature, ()))) if described else ()),
             )
             for card in result.cards
         ],
@@ -325,7 +342,7 @@ def sections(result: Result) -> list[Section]:
         note = Text(f"All refusal features as a Neuronpedia list: {result.list_url}", "note")
         links = (note, Table.of("Pages on Neuronpedia", "feature | page", rows, folded=True))
     return [
-        Section("Feature cards", (Text(verdict, "verdict"), *doubts, table, *links), brief=True),
+        Section("Feature cards", (Text(verdict, "verdict"), *_labels(result), *doubts, table, *links), brief=True),
         Section(
             "Where they fire",
             (*map(_histogram, result.cards[:_CHARTS]), _firing(result)),
@@ -333,6 +350,27 @@ def sections(result: Result) -> list[Section]:
         ),
         Section("Prompts that activate them most", tuple(map(_examples, result.cards))),
     ]
+
+
+def _labels(result: Result) -> tuple[Text, ...]:
+    """Whether labels say anything of where their features are strong."""
+    if (found := result.described) is None:
+        return ()
+    if not found.gain.n:
+        return (Text("No label could be tried: no feature is strong on some held-out prompts only.", "warning"),)
+    own, shuffled, gain = (fmt.estimate_text(each) for each in (found.own, found.shuffled, found.gain))
+    text = (
+        f"Labels from {found.source}, read by {found.reader}, tell the held-out prompts on which their features are "
+        f"strong with a mean AUROC of {own} over {found.own.n} features; labels of other features with {shuffled} "
+        f"(difference {gain})."
+    )
+    bad = not found.gain.low > 0
+    return (
+        Text(
+            text + (" They say no more of their features than other labels do." if bad else ""),
+            "warning" if bad else "verdict",
+        ),
+    )
 
 
 def _histogram(card: Card) -> Chart:

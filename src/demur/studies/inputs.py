@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ def check_fit(config: StudyConfig, suite: Suite) -> None:
     """Compare model and SAEs by their configurations alone, before any weight is read or downloaded. Raises ModelError:
     the model's configuration cannot be read; SaeError: the SAEs' width or layers do not fit."""
     text = read_config(str(config.model), config.revision).get_text_config(decoder=True)
-    suite.check(d_model=int(text.hidden_size), n_layers=int(text.num_hidden_layers))
+    sizes = {"d_model": int(text.hidden_size), "n_layers": int(text.num_hidden_layers)}
+    suite.check(**sizes, model_type=str(text.model_type))
 
 
 BASE_SAES = "trained before safety training"
@@ -167,9 +168,9 @@ def read_splits(config: StudyConfig) -> Splits:
     return data.load_prompts(config.harmful, config.harmless, n=config.n, seed=config.seed, **tests)
 
 
-def load_inputs(config: StudyConfig) -> Inputs:
-    """Load everything, in the order of what fails cheapest: judge, prompts, configurations, weights. Raises InputError,
-    ModelError, SaeError: what is wrong with the inputs."""
+def load_inputs(config: StudyConfig, check: Callable[[Suite], None] = lambda _suite: None) -> Inputs:
+    """Load everything, in the order of what fails cheapest: judge, prompts, configurations, weights. `check` is called
+    with the SAEs before the model is loaded. Raises InputError, ModelError, SaeError: what is wrong with the inputs."""
     if config.model is None:
         from demur.bundled import BundledJudge, bundled_path
 
@@ -186,6 +187,7 @@ def load_inputs(config: StudyConfig) -> Inputs:
     splits = read_splits(config)
     suite = configured_suite(config)
     check_fit(config, suite)
+    check(suite)
     _check_checkpoints(config, str(config.model))
     model = _model(config, str(config.model))
     found = Inputs(model.name, suite.source, model, suite, splits, judge, others=_other_suites(config, model))

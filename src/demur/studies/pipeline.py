@@ -155,7 +155,8 @@ def warn_of_dictionaries(work: Finding, found: Found) -> None:
             if fvu > POOR
         ]
     if told:
-        work.warn(f"the SAEs reconstruct poorly: {', '.join(told)}; `demur dictionaries` says what that costs")
+        cost = "" if work.suite.reads else "; `demur dictionaries` says what that costs"
+        work.warn(f"the {work.suite.noun} reconstruct poorly: {', '.join(told)}{cost}")
 
 
 def _unexplained(work: Finding, layer: int, prompts: Sequence[Prompt]) -> tuple[float, float]:

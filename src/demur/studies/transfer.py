@@ -362,4 +362,4 @@ def _shown(suite: SuiteRows) -> Iterator[Block]:
     )
 
 
-STUDY = Study("transfer", Config, Result, run, sections)
+STUDY = Study("transfer", Config, Result, run, sections, residual="it encodes that in both")

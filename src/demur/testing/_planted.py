@@ -204,6 +204,7 @@ def token(tokenizer: PreTrainedTokenizerBase, piece: str) -> int:
 _D_SAE = 48
 _THRESHOLD = 0.1
 _FILLER_THRESHOLD = 0.3  # a filler then fires on about one token in fourteen
+_FILLER_WRITES = 0.02  # a transcoder's filler is all error, so it must write little
 
 # The axes that dictionaries have a feature for, besides fillers, in the order of the layers that write them.
 _READ_AXES = (*HARM, "general0", "general1", "refuse", "aligned", "aftermath", "backup")
@@ -259,6 +260,9 @@ class Planted:
         refusal, compliance: its refusal, and its answer to everything else, word for word.
         refusal_token, compliance_token: the first tokens of these.
         axes: where each named axis of the circuit points: unit vectors of length `d_model`.
+        transcoders: a ReLU transcoder of 48 features for each layer: the MLP's hidden units, and fillers.
+        units: name → the transcoders' feature of that hidden unit, by the axis that it writes (`refuse-` and `backup-`
+            are the limits of these). `harm0` to `harm7` and `refuse` drive refusal.
     """
 
     model: PreTrainedModel
@@ -274,6 +278,13 @@ class Planted:
     refusal_token: int
     compliance_token: int
     axes: dict[str, Float[Tensor, " d_model"]]
+    transcoders: Suite
+    units: dict[str, FeatureId]
+
+    def harm_of_units(self, category: str) -> frozenset[FeatureId]:
+        """The two units that fire on the harm words of a category."""
+        first = 2 * list(CATEGORIES).index(category)
+        return frozenset(self.units[name] for name in HARM[first : first + 2])
 
 
 def planted(*, seed: int = 0) -> Planted:
@@ -297,6 +308,12 @@ def planted(*, seed: int = 0) -> Planted:
         refusal_token=token(tokenizer, REFUSAL[0]),
         compliance_token=token(tokenizer, COMPLIANCE[0]),
         axes={name: basis[number] for name, number in AXIS.items()},
+        transcoders=Suite.from_dense({layer: _transcoder(model, layer, basis, generator) for layer in _KNOWN}),
+        units={
+            next(name + ("-" if weight < 0 else "") for name, weight in written.items()): FeatureId(layer, row)
+            for layer, units in enumerate(_units())
+            for row, (_, _, written) in enumerate(units)
+        },
     )
 
 
@@ -324,6 +341,22 @@ def _sae(layer: int, basis: Float[Tensor, "axis d_model"], generator: torch.Gene
             rows[index], thresholds[index] = basis[AXIS[name]], _THRESHOLD
     b_enc, b_dec = torch.zeros(_D_SAE), CONSTANT * basis[AXIS["constant"]]
     return DenseSae(layer, rows.T.contiguous(), b_enc, thresholds, w_dec=rows.clone(), k=None, b_dec=b_dec)
+
+
+def _transcoder(
+    model: LlamaForCausalLM, layer: int, basis: Float[Tensor, "axis d_model"], generator: torch.Generator
+) -> DenseSae:
+    """First the MLP's hidden units (the up-projection is 1, so unit j is `relu(w_j · x)`), then fillers that read and,
+    a little, write random directions among the words' identities."""
+    weights, used = dict(model.named_parameters()), len(_units()[layer])
+    gate, down = (weights[f"model.layers.{layer}.mlp.{name}_proj.weight"].detach() for name in ("gate", "down"))
+    random = torch.randn(2, _D_SAE - used, len(basis[IDENTITY]), generator=generator)
+    reads, writes = torch.nn.functional.normalize(random, dim=-1) @ basis[IDENTITY]
+    reads = reads - _GATE * basis[AXIS["template"]]  # where the MLPs of some layers write nothing at all
+    w_enc, w_dec = torch.cat([gate[:used], reads]).T, torch.cat([down.T[:used], _FILLER_WRITES * writes])
+    b_enc = torch.tensor([0.0] * used + [-_FILLER_THRESHOLD] * len(reads))
+    rest = b_enc, None, w_dec, None, torch.zeros(_D_MODEL)
+    return DenseSae(layer, w_enc.contiguous(), *rest, reads="mlp_in", writes="mlp_out")
 
 
 def _harm_of() -> dict[str, frozenset[FeatureId]]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 
 from demur.errors import SaeError
 from demur.saes._canonical import Convention, SaeWeights, width_number
 from demur.saes._files import Arrays
-from demur.saes.layouts import Config, FoundSae, HookError, Layout, SaeFiles, residual_layer
+from demur.saes.layouts import Config, FoundSae, HookError, Layout, SaeFiles, mlp_sites, residual_layer
 
 _RELEASE = re.compile(r"gemma-scope-(\w+)-(?:pt|it)-(\w+)")
 _D_MODEL = {"2b": 2304, "9b": 3584, "27b": 4608}
@@ -42,13 +43,17 @@ def _describe(files: SaeFiles, match: re.Match[str]) -> FoundSae:
 
 def _describe_2(files: SaeFiles, match: re.Match[str]) -> FoundSae:
     site = match["site"] or PurePosixPath(files.name).name
-    if not site.startswith("resid_post"):
+    if not site.startswith(("resid_post", "transcoder")):
         where = f"{files.name}/{match[0]} is of {site}"
-        raise HookError(f"{where}; demur needs the SAEs under resid_post_all or resid_post")
+        raise HookError(
+            f"{where}; demur takes the SAEs under resid_post_all or resid_post, and the transcoders under "
+            "transcoder_all or transcoder"
+        )
     layer, d_sae = int(match["layer"]), width_number(match["width"])
     d_model = _d_model(files, match[0], _RELEASE_2.search(files.name), _D_MODEL_2)
     average_l0 = partial(_average_l0, files, match, layer)
-    return FoundSae(files, match[0], layer, d_model=d_model, d_sae=d_sae, average_l0=average_l0)
+    found = FoundSae(files, match[0], layer, d_model=d_model, d_sae=d_sae, average_l0=average_l0)
+    return found if site.startswith("resid_post") else replace(found, hook=site, reads="mlp_in", writes="mlp_out")
 
 
 def _average_l0(files: SaeFiles, match: re.Match[str], layer: int) -> float | None:
@@ -56,9 +61,18 @@ def _average_l0(files: SaeFiles, match: re.Match[str], layer: int) -> float | No
     name = f"{match['folder']}/config.json"
     config = files.config(name) if name in files.files else Config(name, {})
     hook = config.get("hf_hook_point_in")
-    if hook is not None and residual_layer(str(hook), config.file) != layer:
+    if hook is not None and _layer_of(config, str(hook)) != layer:
         raise SaeError(f"{config.file}: hf_hook_point_in is {hook!r}, but the folder is of layer {layer}")
     return config.number("l0") if config.get("l0") is not None else _NOMINAL_L0.get(match["size"])
+
+
+def _layer_of(config: Config, hook: str) -> int:
+    """The layer that a configuration names, its hooks checked."""
+    if config.get("type") != "transcoder" and "feedforward" not in hook:
+        return residual_layer(hook, config.file)
+    if mlp_sites(hook, config.text("hf_hook_point_out"), config.file) != ("mlp_in", "mlp_out"):
+        raise HookError(f"{config.file}: a Gemma Scope 2 transcoder reads the MLP's input, not {hook!r}")
+    return int(re.findall(r"layers\.(\d+)\.", hook)[0])
 
 
 GEMMA_SCOPE = Layout(
@@ -67,7 +81,7 @@ GEMMA_SCOPE = Layout(
     _describe,
 )
 GEMMA_SCOPE_2 = Layout(
-    "Gemma Scope 2 (resid_post_all/layer_L_width_W_l0_SIZE/params.safetensors)",
+    "Gemma Scope 2 (resid_post_all/layer_L_width_W_l0_SIZE/params.safetensors, or transcoder_all/…)",
     r"(?P<folder>(?:(?:.*/)?(?P<site>\w+)/)?layer_(?P<layer>\d+)_width_(?P<width>\w+?)_l0_(?P<size>\w+))"
     r"/params\.safetensors",
     _describe_2,

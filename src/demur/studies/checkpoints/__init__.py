@@ -401,4 +401,4 @@ def _sections(result: Result) -> Any:
     return checkpoint_sections(result)
 
 
-STUDY = Study("checkpoints", Config, Result, run, _sections)
+STUDY = Study("checkpoints", Config, Result, run, _sections, residual="it measures how well they reconstruct that")

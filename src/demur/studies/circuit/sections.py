@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
+from demur.report import charts
 from demur.report.blocks import Block, Chart, Section, Table, Text
-from demur.report.charts import Link, Node, Point, Series, graph_chart, scatter
 from demur.report.format import estimate_text, measure, p_text, rate_text, short_number, span, token_text
 from demur.stats import Estimate, OneMoreDraw
 from demur.studies.base import StudyResult
@@ -180,14 +180,14 @@ def _edge_section(result: Result) -> Section:
 
     def draw() -> Any:
         series = [
-            Series(
+            charts.Series(
                 _NAMES[paths],
-                tuple(Point(r.estimated, r.measured.value) for r in result.edges if r.paths == paths),
+                tuple(charts.Point(r.estimated, r.measured.value) for r in result.edges if r.paths == paths),
                 "none",
             )
             for paths in PATHS
         ]
-        return scatter(series, x_title="estimated: activation × gradient", y_title="measured: feature taken out")
+        return charts.scatter(series, x_title="estimated: activation × gradient", y_title="measured: feature taken out")
 
     chart = Chart("Edges, estimated and measured", draw, "The line is where both agree.")
     intro = (
@@ -204,8 +204,8 @@ _SHOWN: Final = 40
 
 def _graph_section(result: Result) -> Section:
     def draw() -> Any:
-        nodes = [Node(p.node, p.label, p.kind, p.layer, p.position, p.token) for p in result.points]
-        return graph_chart(nodes, [Link(*link.model_dump().values()) for link in result.links])
+        nodes = [charts.Node(p.node, p.label, p.kind, p.layer, p.position, p.token) for p in result.points]
+        return charts.graph_chart(nodes, [charts.Link(*link.model_dump().values()) for link in result.links])
 
     kinds = {p.node: p for p in result.points}
     rows = [

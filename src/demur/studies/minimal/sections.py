@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from demur.report import charts
 from demur.report.blocks import Block, Chart, Section, Table, Text
-from demur.report.charts import Point, Series, line_chart
 from demur.report.format import (
     count_text,
     estimate_text,
@@ -255,11 +255,11 @@ _CAPTIONS: dict[Kind, str] = {
 
 def _sizes_section(result: Result) -> Section:
     def draw() -> Any:
-        test = tuple(Point.of(row.size, row.test, chosen=row.chosen) for row in result.sizes)
-        tuning = tuple(Point.of(row.size, row.tuning) for row in result.sizes)
-        series = [Series("log-odds (test)", test), Series("complied (tuning)", tuning)]
+        test = tuple(charts.Point.of(row.size, row.test, chosen=row.chosen) for row in result.sizes)
+        tuning = tuple(charts.Point.of(row.size, row.tuning) for row in result.sizes)
+        series = [charts.Series("log-odds (test)", test), charts.Series("complied (tuning)", tuning)]
         rules = {"target": result.target}
-        return line_chart(
+        return charts.line_chart(
             series,
             x_title="features",
             y_title="share",

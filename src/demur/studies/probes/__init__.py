@@ -197,4 +197,5 @@ def _with_guard(
     return result
 
 
-STUDY = Study("probes", Config, ProbesResult, run, probe_sections)
+_WHY = "its probes read raw residuals and features at one place"
+STUDY = Study("probes", Config, ProbesResult, run, probe_sections, residual=_WHY)
