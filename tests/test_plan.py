@@ -321,3 +321,16 @@ def test_suites_that_are_compared_are_planned_without_being_read() -> None:
     assert one[names[0]].tokens > one[names[1]].tokens > 0
     more = entry.config.model_validate(small | {"against": ("absent/one", "absent/two")})
     assert {"absent/one", "absent/two"} <= set(count_work(entry, more, COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS))
+
+
+def test_other_checkpoints_are_planned_as_models_of_their_own() -> None:
+    entry = STUDIES["checkpoints"]
+    small = {"n": "8,4,4,4", "max_new_tokens": 4, "k": 3, "k0": 2, "random_sets": 2, "n_answers": 2, "n_alone": 2}
+
+    def answered(*before: str) -> int:
+        config = entry.config.model_validate(small | {"before": before})
+        return count_work(entry, config, COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS)["clean answers"].written
+
+    # Each checkpoint answers every prompt that chooses.
+    assert answered("absent/one") == 2 * (8 + 4 + 4) * 3 * 2
+    assert answered("absent/one", "absent/two") == 2 * (8 + 4 + 4) * 3 * 3

@@ -100,6 +100,7 @@ class ChatModel:
         device: str = "auto",
         system_prompt: str | None = None,
         max_batch_tokens: int | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> ChatModel:
         """Load a model from a local folder or the hub. Raises ModelError: the model or its tokenizer cannot be loaded
         or needs code of its own, the device is not there, or weights are missing, of another shape, NaN or infinite.
@@ -111,9 +112,11 @@ class ChatModel:
             device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:N", "mps", or a `device_map` ("balanced", …).
             system_prompt: put before every conversation.
             max_batch_tokens: upper bound on tokens in one pass (default: from free memory).
+            tokenizer: in place of the checkpoint's own, with its chat template (a base model has none).
         """
         name = str(source)
-        loaded = load_checkpoint(name, revision=revision, dtype=dtype, device=device, system_prompt=system_prompt)
+        asked: dict[str, Any] = {"revision": revision, "dtype": dtype, "device": device, "tokenizer": tokenizer}
+        loaded = load_checkpoint(name, **asked, system_prompt=system_prompt)
         return cls(*loaded, name=name, system_prompt=system_prompt, max_batch_tokens=max_batch_tokens)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -23,21 +24,29 @@ if TYPE_CHECKING:
 _OTHER_MODALITIES = ("vision", "audio", "image", "visual", "encoder")
 _DEVICE_MAPS = ("balanced", "balanced_low_0", "sequential")
 # Weights, configurations (the generation's too: it says where answers end), tokenizer, chat template.
+TOKENIZER_FILES = ("tokenizer*", "chat_template*")
 MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt")
 
 
 def load_checkpoint(
-    name: str, *, revision: str | None, dtype: str, device: str, system_prompt: str | None
+    name: str,
+    *,
+    revision: str | None,
+    dtype: str,
+    device: str,
+    system_prompt: str | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer, checked as far as their files allow; see `ChatModel.load` for the arguments and errors."""
     from transformers import AutoConfig, AutoTokenizer
 
+    _refuse_adapter(name)
     # Code that a repository brings along is never run.
     options: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
     placed = find_device(device)
     try:
         config = AutoConfig.from_pretrained(name, **options)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"cannot load the model {name!r}: {error}\nExpected a folder with config.json and tokenizer files, or "
@@ -56,10 +65,21 @@ def load_checkpoint(
     return hf, tokenizer
 
 
+def _refuse_adapter(name: str) -> None:
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{name} is a LoRA adapter, not a whole model; merge it and give the merged folder: "
+            f"`AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained(FOLDER)` (package "
+            "peft), with the tokenizer's files beside it"
+        )
+
+
 def read_config(name: str, revision: str | None) -> Any:
     """A model's Hugging Face configuration, without its weights. Raises ModelError: it cannot be read."""
     from transformers import AutoConfig
 
+    _refuse_adapter(name)
     try:
         return AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {}))
     except (OSError, ValueError, KeyError) as error:
@@ -125,10 +145,10 @@ def end_tokens(hf: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(found) if isinstance(found, list | tuple) else () if found is None else (int(found),)
 
 
-def folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path, patterns: Sequence[str] = MODEL_FILES) -> str:
     """SHA-256, hex, of what decides a model's numbers among the files of its folder."""
     content = hashlib.sha256()
-    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
         try:
             with path.open("rb") as file:
                 content.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
@@ -252,7 +272,11 @@ def model_identity(model: ChatModel) -> dict[str, str]:
         "attention": str(model.hf.config._attn_implementation),  # pyright: ignore[reportPrivateUsage]
         "system_prompt": model.chat.system_prompt or "",
     }
-    folder = Path(model.name)
+    folder, lent = Path(model.name), Path(model.tokenizer.name_or_path)
+    if folder.is_dir() and lent.is_dir() and lent != folder:
+        tokens = folder_digest(lent, TOKENIZER_FILES)
+        if tokens != folder_digest(folder, TOKENIZER_FILES):
+            identity["tokenizer"] = tokens
     if not folder.is_dir():
         return identity | {"commit": str(getattr(model.hf.config, "_commit_hash", None))}
     return identity | {"name": folder.name, "content": folder_digest(folder)}

@@ -13,7 +13,7 @@ import os
 import timeit
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from math import prod
 from operator import add
 from pathlib import Path
@@ -403,7 +403,7 @@ def count_work(
         lengths: tokens of a prompt.
     """
     from demur.studies.context import open_context
-    from demur.studies.inputs import Inputs, other_names
+    from demur.studies.inputs import Inputs, before_names, other_names
 
     stages, logger = Stages(), logging.getLogger("demur")
     with ExitStack() as kept:
@@ -419,6 +419,10 @@ def count_work(
         splits = _splits(config, lengths.message)
         others = {name: _thin(suite) for name in other_names(config)}
         inputs = Inputs("stand-in", "stand-ins", chat, _thin(suite), splits, _LabelJudge(), others=others)
+        # Another name is another identity, so that no stage is taken for the studied model's.
+        again = {name: ChatModel(hf, tokenizer, name=name, max_batch_tokens=chat.max_batch_tokens)
+                 for name in before_names(config)}  # fmt: skip
+        inputs = replace(inputs, before={name: replace(inputs, model=model) for name, model in again.items()})
         planned = _without_sources(config, folder, lengths.message)
         context = kept.enter_context(open_context(study, planned, folder / "run", inputs=inputs))
         context.seconds = stages

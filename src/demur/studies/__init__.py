@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _BUILTIN = (
     "study", "benchmark", "dictionaries", "features", "categories", "minimal", "circuit", "jailbreaks", "probes",
-    "harden", "audit",
+    "harden", "audit", "checkpoints", "transfer",
 )  # fmt: skip
 STUDIES: Registry[Study[Any, Any]] = Registry(
     "demur.studies", "study", {name: f"{__name__}.{name}:STUDY" for name in _BUILTIN}

@@ -204,6 +204,11 @@ class Workspace(Generic[ConfigT]):
         if text not in self.warnings:
             self.warnings.append(text)
 
+    def on(self, inputs: Inputs) -> Workspace[ConfigT]:
+        """A workspace with another model or other SAEs in the same run folder: keys name both, so stages are kept
+        apart. Its warnings are its own."""
+        return Workspace(self.config, inputs, self.run, self.progress, self.seconds)
+
     def trying(self, **changes: object) -> Workspace[ConfigT]:
         """This workspace with another configuration, its warnings and seconds kept apart: for settings that are only
         tried."""
@@ -285,7 +290,11 @@ def open_context(
                 if purpose in PURPOSES
                 for label, prompts in split
             },
-            identities={"model": context.identity, "saes": {s.source: s.identity for s in inputs.suite.specs}},
+            identities={
+                "model": context.identity,
+                "saes": {s.source: s.identity for s in inputs.suite.specs},
+                "before": {name: context.on(each).identity for name, each in inputs.before.items()},
+            },
         )
         with fitting_threads(inputs.model.device, inputs.model.n_parameters):
             yield context

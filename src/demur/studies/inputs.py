@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ class Inputs:
     judge: Judge
     warnings: tuple[str, ...] = ()
     others: Mapping[str, Suite] = field(default_factory=dict[str, Suite])
-    """Further suites of the same model by name, for a study that compares them (`against`)."""
+    """Further suites of the same model by name, for a study that compares them (`against`, `to_saes`)."""
+    before: Mapping[str, Inputs] = field(default_factory=dict[str, Any])
+    """Other checkpoints of the model by name, each with its SAEs and the same prompts and judge (`before`)."""
 
 
 def _preset(config: StudyConfig) -> Preset | None:
@@ -74,8 +76,9 @@ BASE_SAES = "trained before safety training"
 
 
 def other_names(config: StudyConfig) -> tuple[str, ...]:
-    """Names of the suites that a study compares with its own: what `against` names, and the bundled model's second."""
-    given: tuple[str, ...] | None = getattr(config, "against", None)
+    """Names of the suites that a study compares with its own: what `against` or `to_saes` names, and the bundled
+    model's second."""
+    given: tuple[str, ...] | None = getattr(config, "against", getattr(config, "to_saes", None))
     if given is None:
         return ()
     return given if config.model is not None else (BASE_SAES, *given)
@@ -86,6 +89,54 @@ def _other_suites(config: StudyConfig, model: ChatModel) -> dict[str, Suite]:
 
     sources = {name: bundled_path().base_saes if name == BASE_SAES else name for name in other_names(config)}
     return {name: load_saes(model, source, layers=config.layers) for name, source in sources.items()}
+
+
+HELPFUL = "before safety training"
+"""Name of the bundled model's earlier checkpoint, which complies with everything."""
+
+
+def before_names(config: StudyConfig) -> tuple[str, ...]:
+    """Names of the checkpoints that a study compares its model with: what `before` names, or the bundled model's."""
+    given: tuple[str, ...] | None = getattr(config, "before", None)
+    return () if given is None else given or ((HELPFUL,) if config.model is None else ())
+
+
+def _checkpoint(name: str) -> dict[str, Any]:
+    """Where a checkpoint is: a folder, a hub id, or `ID@REVISION`."""
+    from demur.bundled import bundled_path
+
+    source, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
+    return {"source": bundled_path().helpful_model if name == HELPFUL else source, "revision": revision or None}
+
+
+def _check_checkpoints(config: StudyConfig, after: str | Path) -> None:
+    """Raises InputError, by configurations alone: a checkpoint is another model than the one studied."""
+    names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+    texts: dict[str, Any] = {}
+    for name in before_names(config):
+        place = _checkpoint(name)
+        texts[name] = read_config(str(place["source"]), place["revision"]).get_text_config(decoder=True)
+    own = read_config(str(after), config.revision).get_text_config(decoder=True) if texts else None
+    for name, text in texts.items():
+        if apart := [f"{each} {getattr(text, each)}, not {getattr(own, each)}" for each in names
+                     if getattr(text, each) != getattr(own, each)]:  # fmt: skip
+            raise InputError(
+                f"--before {name} is no checkpoint of {after}: {', '.join(apart)}; name an earlier or later state of "
+                "the same model"
+            )
+
+
+def _before(config: StudyConfig, after: Inputs) -> dict[str, Inputs]:
+    """The other checkpoints, read with the studied model's tokenizer and chat template: the same prompts are the same
+    tokens, and a base model has no template of its own."""
+    saes, found = getattr(config, "before_saes", None), dict[str, Inputs]()
+    for name in before_names(config):
+        model = _model(config, tokenizer=after.model.tokenizer, **_checkpoint(name))
+        suite = after.suite
+        if saes is not None:
+            suite = load_saes(model, saes, layers=config.layers, average_l0=config.average_l0)
+        found[name] = replace(after, title=name, saes_title=suite.source, model=model, suite=suite)
+    return found
 
 
 def outcome_judge(name: str) -> Judge:
@@ -99,9 +150,9 @@ def outcome_judge(name: str) -> Judge:
     return judge
 
 
-def _model(config: StudyConfig, source: str | Path) -> ChatModel:
-    options = ("revision", "dtype", "device", "system_prompt", "max_batch_tokens")
-    return ChatModel.load(source, **{name: getattr(config, name) for name in options})
+def _model(config: StudyConfig, source: str | Path, **given: Any) -> ChatModel:
+    names = ("revision", "dtype", "device", "system_prompt", "max_batch_tokens")
+    return ChatModel.load(source, **{name: getattr(config, name) for name in names} | given)
 
 
 def read_splits(config: StudyConfig) -> Splits:
@@ -127,13 +178,17 @@ def load_inputs(config: StudyConfig, check: Callable[[Suite], None] = lambda _su
         judge = BundledJudge() if config.judge is None else outcome_judge(config.judge)
         splits = read_splits(config)
         suite = load_suite(place.saes, layers=config.layers, average_l0=config.average_l0)
+        _check_checkpoints(config, place.model)
         model = _model(config, place.model)
         others = _other_suites(config, model)
-        return Inputs("the bundled model", "the bundled SAEs", model, suite, splits, judge, others=others)
+        found = Inputs("the bundled model", "the bundled SAEs", model, suite, splits, judge, others=others)
+        return replace(found, before=_before(config, found))
     judge = outcome_judge(config.judge or "patterns")
     splits = read_splits(config)
     suite = configured_suite(config)
     check_fit(config, suite)
     check(suite)
+    _check_checkpoints(config, str(config.model))
     model = _model(config, str(config.model))
-    return Inputs(model.name, suite.source, model, suite, splits, judge, others=_other_suites(config, model))
+    found = Inputs(model.name, suite.source, model, suite, splits, judge, others=_other_suites(config, model))
+    return replace(found, before=_before(config, found))
