@@ -269,13 +269,10 @@ class _Meter:
 def sections(result: Result) -> list[Section]:
     """For each suite: verdict, effects, and the features one by one."""
     found: list[Section] = []
-    doubts = tuple(Text(warning, "warning") for warning in result.warnings)
     for suite in result.suites:
         name = fmt.model_title(suite.name)
         found += [
-            Section(
-                f"F* in SAEs {name}", (Text(_verdict(suite), "verdict"), *doubts, _effects(result, suite)), brief=True
-            ),
+            Section(f"F* in SAEs {name}", (Text(_verdict(suite), "verdict"), _effects(result, suite)), brief=True),
             Section(f"Counterparts in SAEs {name}", tuple(_shown(suite)), intro=_INTRO),
         ]
     return found

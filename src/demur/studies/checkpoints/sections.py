@@ -39,8 +39,8 @@ def checkpoint_sections(result: Result) -> list[Section]:
     """For each pair: verdict and evidence, behaviour, drives, directions, features, P(harmful) and P(refuse)."""
     found: list[Section] = []
     for pair in result.pairs:
-        name, doubts = fmt.model_title(pair.before), tuple(Text(each, "warning") for each in result.warnings)
-        verdict = (Text(_verdict(pair), "verdict"), *doubts, _conditions(pair), _behaviour(pair))
+        name = fmt.model_title(pair.before)
+        verdict = (Text(_verdict(pair), "verdict"), _conditions(pair), _behaviour(pair))
         found += [
             Section(f"From {name} to MODEL", verdict, brief=True),
             Section("Features of each in the other", tuple(_drives(result, pair)), intro=_DRIVES),
