@@ -55,7 +55,10 @@ SMALL_PYTHON = {
     ),
 }
 """What is put in place of the calls in Python examples that take minutes."""
-SLOW = {"howto/compare.md", "howto/runs.md", "tutorial.md"}
+SLOW = {
+    "howto/audit.md", "howto/checkpoints.md", "howto/compare.md", "howto/dictionaries.md", "howto/features.md",
+    "howto/harden.md", "howto/jailbreaks.md", "howto/runs.md", "howto/transfer.md", "tutorial.md",
+}  # fmt: skip
 """Pages whose commands and examples take longer than some seconds even so."""
 
 RUNNER = """

@@ -77,7 +77,8 @@ def test_releases_of_a_models_family_chat_trained_and_readable_first() -> None:
 
 
 @pytest.mark.usefixtures("registry")
-def test_command_prints_what_uses_them() -> None:
+def test_command_prints_what_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     ran = run("saes", "list", "--model", "owner/tiny-2b-it")
     assert ran.code == 0
     assert "5 more are of other activations or forms; --all lists them." in ran.words

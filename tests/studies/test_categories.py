@@ -152,7 +152,7 @@ def test_the_report_shows_matrices_and_says_what_would_refute_it(studied: Any, t
     result = studied[0]
     page = result.page()
     assert [section.title for section in page.sections] == [
-        "Verdict", "Features by category", "Parts", "Transfer", "Roles"
+        "Verdict", "Features by category", "Parts", "Transfer", "Roles", "Doubts"
     ]  # fmt: skip
     text = result.save_report(tmp_path / "report.html").read_text(encoding="utf-8")
     assert text.count("<svg") >= 3

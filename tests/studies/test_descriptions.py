@@ -225,6 +225,7 @@ def test_an_endpoint_that_fails_is_named(
             planted(files, folder, describe="endpoint=odd")
 
 
+@pytest.mark.slow
 def test_labels_of_the_bundled_features_beat_shuffled_ones(tmp_path: Path, counter: Loopback) -> None:
     """What word counts can say of the bundled model's features is little, but it is about them."""
     study = STUDIES["features"]

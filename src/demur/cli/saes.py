@@ -101,15 +101,12 @@ def _release(each: Release, every: bool) -> tuple[str, ...]:
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich.table import Table
+    from demur.report import render_table
+    from demur.report.blocks import Table
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for n, title in enumerate(titles):
-        # The first column is there to be copied, so it is never cut.
-        table.add_column(title, no_wrap=n == 0 or title == "model")
-    for row in rows:
-        table.add_row(*row)
-    console().print(table)
+    to = console()
+    for part in render_table(Table.of("", titles, rows), width=to.width):
+        to.print(part)
 
 
 @command.command("convert")

@@ -5,6 +5,6 @@ nor the charting libraries.
 """
 
 from demur.report._pages import notebook_html, render_html, render_markdown, write_report
-from demur.report._terminal import render_terminal
+from demur.report._terminal import render_table, render_terminal
 
-__all__ = ["notebook_html", "render_html", "render_markdown", "render_terminal", "write_report"]
+__all__ = ["notebook_html", "render_html", "render_markdown", "render_table", "render_terminal", "write_report"]

@@ -55,7 +55,8 @@ def _section(section: Section, *, full: bool, room: int) -> list[RenderableType]
             case Text():
                 parts.append(_text(block.text, "dim" if block.role == "note" else ""))
             case Table():
-                parts += _table(block, "" if full and block.title == section.title else block.title, full, room)
+                title = "" if full and block.title == section.title else block.title
+                parts += render_table(block, title, full=full, width=room)
             case Transcripts():
                 parts += _transcripts(block)
             case Tokens():
@@ -112,10 +113,12 @@ def _repeat(page: Page) -> list[RenderableType]:
     return [*heading, *map(_text, lines), *([_text(page.config)] if page.config else [])]
 
 
-def _table(table: Table, title: str, full: bool, room: int) -> list[RenderableType]:
+def render_table(table: Table, title: str = "", *, full: bool = False, width: int) -> list[RenderableType]:
+    """A table for rich's `console.print`, in several pieces where it is wider than `width` columns. With `full` its
+    columns are explained."""
     parts: list[RenderableType] = [_text(""), _text(title, "bold")] if title else []
     widths = [_widths(table, place) for place in range(len(table.columns))]
-    parts += [_grid(table, places, [widths[place] for place in places], room) for places in _pieces(widths, room)]
+    parts += [_grid(table, places, [widths[place] for place in places], width) for places in _pieces(widths, width)]
     notes = [f"{column.name}: {column.help}" for column in table.columns if column.help] if full else []
     caption = "; ".join(filter(None, (table.caption.rstrip("."), *notes)))
     return [*parts, _text(f"{caption}.", "dim")] if caption else parts

@@ -211,7 +211,7 @@ def page_of(study: Study[Any, ResultT], result: ResultT, session: Session | None
     doubts = Section("Doubts", tuple(Text(warning, "warning") for warning in result.warnings), brief=True)
     return Page(
         title=f"demur {study.name}: {model_title(result.model)}",
-        sections=(*study.sections(result), doubts),
+        sections=(*study.sections(result), *([doubts] if doubts.blocks else [])),
         command=f"demur {study.name} --config {study.name}.toml",
         config="" if session is None else as_toml(session.config),
         facts=tuple(facts.items()),
