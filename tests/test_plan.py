@@ -143,15 +143,15 @@ def test_demurs_own_studies_run_on_the_stand_ins(name: str) -> None:
     )
     found = count_work(entry, config, COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS)
     assert list(found)[:4] == ["clean answers", "direction", "pool", "attribution"]
-    # Direction, selection and tuning prompts of both classes are answered, then the harmless test prompts.
-    assert found["clean answers"].written == (2 * (8 + 4 + 4) + 4) * 3
+    # Prompts of all splits and both classes are answered, and the benchmark's 100 over-refusal prompts.
+    assert found["clean answers"].written == (2 * (8 + 4 + 4 + 4) + 100 * (name == "benchmark")) * 3
     # Means of 8 + 8 prompts; candidates on 3 of 3 layers within 0.8 of the depth, at 2 positions: one addition and two
     # forms of ablation on both classes; and the clean run.
     assert found["direction"].tokens == 12 * (16 + 4 + 3 * 2 * (4 + 2 * 8))
     # The decoders are looked through once.
     assert found["pool"].dictionary == 3 * 2 * 100 * 4000
     assert found["attribution"].backward_passes > 0
-    assert found["suppression"].written > 0
+    assert found["suppression and induction"].written > 0
 
 
 def test_the_study_of_categories_runs_on_the_stand_ins() -> None:

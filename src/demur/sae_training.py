@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from demur import data
 from demur.errors import InputError, RunError
 from demur.studies.config import MAX_SEED, Layers, Options, Sources
-from demur.types import Prompt, Value, text_key
+from demur.types import Prompt, Take, Value, text_key
 
 if TYPE_CHECKING:
     from demur.model import ChatModel, Items
@@ -255,8 +255,8 @@ def _items(
     found: dict[str, Items] = {}
     for kind, each in prompts.items():
 
-        def compute(done: frozenset[str], each: Sequence[Prompt] = each) -> Any:
-            for batch in answer_batches(model, each, max_new_tokens=config.max_new_tokens, done=done):
+        def compute(take: Take, each: Sequence[Prompt] = each) -> Any:
+            for batch in answer_batches(model, each, max_new_tokens=config.max_new_tokens, take=take):
                 yield [_AnswerRow(prompt_id=answer.prompt.id, text=answer.text) for answer in batch]
 
         asked = {"model": identity, "prompts": [(prompt.id, prompt.text) for prompt in each]}

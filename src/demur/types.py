@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from html import escape
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -31,6 +31,14 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 from demur.errors import InputError
+
+Take = Callable[[Sequence[str]], bool]
+"""Given the keys of a batch's rows just before they are computed: whether to compute them."""
+
+
+def take_all(keys: Sequence[str]) -> bool:  # noqa: ARG001
+    """A `Take`: everything is computed."""
+    return True
 
 
 class FeatureId(NamedTuple):

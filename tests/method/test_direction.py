@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -10,9 +12,12 @@ import torch
 
 from demur.errors import ModelError
 from demur.method.direction import (
+    ClassMeans,
     Direction,
     DirectionSearch,
+    Scores,
     Start,
+    candidate_name,
     choose,
     clean_log_probs,
     cluster_directions,
@@ -178,7 +183,7 @@ def test_the_affine_reference_is_the_harmless_mean_at_the_directions_own_place(m
         for layer in range(model.n_layers)
         for each in post_instruction_positions([*train[0], *train[1]])
     ]
-    found = find_direction(model, train, train, REFUSAL, DirectionSearch(forms=("affine",)), known=known)
+    found = find_direction(model, train, train, REFUSAL, DirectionSearch(forms=("affine",)), stored=lambda *_: known)
     assert (found.layer, found.position) == (1, position)
     harmful, harmless = (position_means(model, items, [found.position])[:, 0] for items in train)
     torch.testing.assert_close(found.harmless_mean, harmless)
@@ -197,14 +202,17 @@ def test_the_affine_reference_is_the_harmless_mean_at_the_directions_own_place(m
 
 def test_an_interrupted_search_goes_on_where_it_stopped(model: ChatModel) -> None:
     train = (model.tokenize(HARMFUL), model.tokenize(HARMLESS))
-    scored: list[Candidate] = []
-    whole = find_direction(model, train, train, REFUSAL, scored=lambda candidate, *_: scored.append(candidate))
-    assert tuple(scored) == whole.candidates
+    whole = find_direction(model, train, train, REFUSAL)
+    known = {candidate_name(each): each for each in whole.candidates[:6]}
     rest: list[Candidate] = []
-    again = find_direction(
-        model, train, train, REFUSAL, known=scored[:7], scored=lambda candidate, *_: rest.append(candidate)
-    )
-    assert rest == scored[7:]
+
+    def stored(names: Sequence[str], score: Scores) -> list[Candidate]:
+        rest.extend(chain(*score(lambda keys: not known.keys() >= set(keys))))
+        found = known | {candidate_name(each): each for each in rest}
+        return [found[name] for name in names]
+
+    again = find_direction(model, ClassMeans.of(model, train, DirectionSearch()), train, REFUSAL, stored=stored)
+    assert tuple(rest) == whole.candidates[6:]
     assert again.candidates == whole.candidates
 
 

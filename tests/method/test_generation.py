@@ -123,7 +123,10 @@ def test_batches_that_are_done_are_left_out() -> None:
     parts = list(answer_batches(model, PROMPTS, change, max_new_tokens=NEW))
     assert len(parts) > 1
     first = {answer.prompt.id for answer in parts[0]}
-    assert list(answer_batches(model, PROMPTS, change, max_new_tokens=NEW, done=first)) == parts[1:]
+    assert (
+        list(answer_batches(model, PROMPTS, change, max_new_tokens=NEW, take=lambda keys: not first >= set(keys)))
+        == parts[1:]
+    )
     assert {answer.intervention for part in parts for answer in part} == {change.id}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,8 @@ def _config(files: Any, folder: Path) -> Path:
     return path
 
 
-def _command(config: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "demur", "study", "--config", str(config), "--out", str(out)]
+def _command(config: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "demur", "study", "--config", str(config), "--out", str(out), *more]
 
 
 def _tables(out: Path) -> str:
@@ -83,3 +85,62 @@ def test_killed_and_rerun(clean: tuple[Path, str], stage: str, tmp_path: Path) -
     again = subprocess.run(_command(config, out), env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert _tables(out) == expected
+
+
+def _rows_twice(out: Path) -> list[str]:
+    """Rows of finished stages that stand there twice."""
+    twice: list[str] = []
+    for path in (out / "stages").glob("answers-*/answers.jsonl"):
+        ids = [json.loads(line)["prompt_id"] for line in path.read_text(encoding="utf-8").splitlines()]
+        twice += [f"{path}: {key}" for key, many in Counter(ids).items() if many > 1]
+    return twice
+
+
+def _helper(leader: int) -> int | None:
+    """The process that a leading one has started."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            if f"\nPPid:\t{leader}\n" in status.read_text():
+                return int(status.parent.name)
+    return None
+
+
+def test_two_workers_find_what_one_finds(clean: tuple[Path, str], tmp_path: Path) -> None:
+    config, expected = clean
+    ran = subprocess.run(
+        _command(config, tmp_path / "run", "--workers", "2"), capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert _tables(tmp_path / "run") == expected
+    assert not _rows_twice(tmp_path / "run")
+    assert not list((tmp_path / "run" / "stages").rglob(".*.lock"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the other process is looked up in /proc")
+@pytest.mark.parametrize("which", ["leader", "worker"])
+def test_one_of_two_workers_is_killed(clean: tuple[Path, str], which: str, tmp_path: Path) -> None:
+    config, expected = clean
+    out = tmp_path / "run"
+    with (tmp_path / "told").open("wb") as told:
+        leader = subprocess.Popen(_command(config, out, "--workers", "2"), stdout=subprocess.DEVNULL, stderr=told)
+    deadline = time.monotonic() + 120
+    while not _half_done(out, "answers"):
+        assert leader.poll() is None, (tmp_path / "told").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    worker = _helper(leader.pid)
+    assert worker is not None
+    os.kill(leader.pid if which == "leader" else worker, signal.SIGKILL)
+    if which == "leader":
+        leader.wait()
+        while Path(f"/proc/{worker}").exists():  # It ends with the one that started it.
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert not (out / "study.json").exists()
+        again = subprocess.run(_command(config, out), capture_output=True, text=True, check=False)
+        assert again.returncode == 0, again.stderr
+    else:
+        assert leader.wait(timeout=120) == 0
+        assert "worker 1 ended with status -9" in (tmp_path / "told").read_text()
+    assert _tables(out) == expected
+    assert not _rows_twice(out)

@@ -15,6 +15,7 @@ import click
 from demur.cli.console import PATH, StageProgress, complain, console, note, say
 from demur.cli.options import ConfigCommand, read_config
 from demur.cli.show import FULL, pages, print_pages, write_pages
+from demur.cli.workers import OPTIONS, Helpers, await_the_leader, is_finished
 from demur.errors import InputError
 from demur.studies import STUDIES
 
@@ -32,11 +33,18 @@ _RESUME: Final = "Interrupted or killed, the same command resumes where it stopp
 def study_command(name: str, told: str) -> ConfigCommand:
     """The command that runs a study; `told` is what it does."""
 
-    def run(config: Path | None, out: Path | None, full: bool, **given: Any) -> None:
-        _run(name, configured(name, config, given), out, full)
+    def run(config: Path | None, out: Path | None, full: bool, workers: int, join: bool, **given: Any) -> None:
+        asked = configured(name, config, given)
+        folder = out or run_folder(name, asked)
+        note(f"run folder: {folder}")
+        _run(name, asked, folder, workers, join)
+        if join and not is_finished(folder):
+            note("this part is done; the process that leads the run writes the result")
+        else:
+            _show(name, folder, full)
 
     own = [CONFIG_FILE, click.Option(["--out"], **PATH, help=_FOLDER)]
-    own.append(click.Option(["--full"], is_flag=True, help=FULL))
+    own += [click.Option(["--full"], is_flag=True, help=FULL), *OPTIONS]
     return ConfigCommand(name, STUDIES[name].config, help=f"{told}\n\n{_RESUME}", run=run, own=own)
 
 
@@ -50,13 +58,19 @@ def configured(
     return config
 
 
-def _run(name: str, config: StudyConfig, out: Path | None, full: bool) -> None:
-    folder = out or run_folder(name, config)
-    note(f"run folder: {folder}")
-    from demur.studies.context import run_study
+def _run(name: str, config: StudyConfig, folder: Path, workers: int, join: bool) -> None:
+    with Helpers(workers, config.device) as helpers, resumable(folder), StageProgress(console(stderr=True)) as progress:
+        from demur.studies.context import run_study
 
-    with resumable(folder), StageProgress(console(stderr=True)) as progress:
-        run_study(STUDIES[name], config, folder, progress=progress)
+        def told(stage: str, done: int, total: int) -> None:
+            helpers.go()  # What is told first is told by a process that holds the run folder.
+            progress(stage, done, total)
+
+        await_the_leader()
+        run_study(STUDIES[name], config, folder, progress=told, shared=workers > 1, join=join)
+
+
+def _show(name: str, folder: Path, full: bool) -> None:
     print_pages([page for page in pages(folder) if page.title.startswith(f"demur {name}:")], full=full)
     try:
         say(f"report: {write_pages(folder)}")

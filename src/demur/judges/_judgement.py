@@ -13,7 +13,7 @@ from demur.judges._base import Judge, unscored
 from demur.judges._classifier import Placement
 from demur.judges._endpoint import Endpoint
 from demur.registry import Registry
-from demur.runs import Run, Stage
+from demur.runs import RowReader, Run, Stage
 from demur.stats import rate_of, wilson
 from demur.types import REFUSALS, Answer, Outcome, Rate, Value, Verdict
 
@@ -181,6 +181,7 @@ class CachedJudge:
         self._progress = progress if judge.costly else None
         self._keep = judge.costly if keep is None else keep
         self._stage: Stage | None = None
+        self._rows: RowReader[StoredVerdict] | None = None
         self._known: dict[str, Verdict] = {}
         self._failed: dict[str, Verdict] = {}
         self._problem: str | None = None
@@ -213,9 +214,25 @@ class CachedJudge:
 
     def _ask(self, answers: Mapping[str, Answer]) -> None:
         """Let the judge read what it has not read before, and keep what it says as it comes."""
-        if self._keep and self._stage is None:
+        if self._keep and self._rows is None:
             self._stage = self._run.stage(_STAGE, {"judge": self.reader.identity})
-            self._known = {row.key: row.verdict for row in self._stage.rows(_STAGE, StoredVerdict)}
+            self._rows = RowReader(self._stage, _STAGE, StoredVerdict)
+        self._read()
+        if self._stage is None or answers.keys() <= self._known.keys():
+            self._judge(answers)
+            return
+        with self._run.alone(self._stage):
+            self._read()  # Another process may have asked meanwhile.
+            self._judge(answers)
+            if self._run.shared:
+                self._stage.close()
+
+    def _read(self) -> None:
+        """Take in what is stored."""
+        if self._rows is not None:
+            self._known |= {row.key: row.verdict for row in self._rows.new()}
+
+    def _judge(self, answers: Mapping[str, Answer]) -> None:
         unknown = {key: answer for key, answer in answers.items() if key not in self._known}
         keys = list(unknown)
         for done, reading in enumerate(self.reader.stream(list(unknown.values())) if unknown else (), 1):

@@ -6,7 +6,7 @@ times the gradient along its decoder row.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from demur.method.interventions import Compiled
 from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
 from demur.model import SCORED_REGIONS, Batch, ChatModel, Items, Progress, Region, hooked
 from demur.saes import DenseSae, Rows, Suite
-from demur.types import FeatureField, FeatureId, Value, by_layer
+from demur.types import FeatureField, FeatureId, Take, Value, by_layer, take_all
 
 _NO_CHANGE = 1e-6
 """Logits: a smaller change of the metric is rounding."""
@@ -243,7 +243,7 @@ def attribute_batches(
     steps: int = 10,
     scoring: ScoredTokens = SCORED,
     keep_positions: bool = False,
-    done: Collection[str] = (),
+    take: Take = take_all,
 ) -> Iterator[Attribution]:
     """Attribute `items` batch by batch, and yield each batch's part as soon as it is there. Raises InputError: the pool
     is empty, or the method unknown; SaeError: a layer or feature of the pool does not exist.
@@ -257,7 +257,7 @@ def attribute_batches(
         steps: of integrated gradients.
         scoring: tokens that are summed over, or at which "exact" patches.
         keep_positions: keep attributions of every token.
-        done: ids of prompts already attributed; a batch that holds only such prompts is left out.
+        take: given the prompt ids of a batch just before it is attributed; where it says False the batch is left out.
     """
     pool = pool.by_layer if isinstance(pool, Pool) else pool
     if not any(len(indices) for indices in pool.values()):
@@ -286,7 +286,7 @@ def attribute_batches(
 
     # Gradients survive half precision; differences of two logits, one feature apart, do not.
     with model.in_float32() if how is None else nullcontext():
-        for _, part in model.over_batches(items, run, gradients=how is not None, done=done):
+        for _, part in model.over_batches(items, run, gradients=how is not None, take=take):
             yield part
 
 

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -22,7 +24,7 @@ from torch import Tensor
 from demur.errors import ModelError
 from demur.method.interventions import AblateDirection, AddDirection, Compiled, Intervention, Where
 from demur.model import Batch, ChatModel, Items, TokenizedPrompt, resumed
-from demur.types import Candidate, Form, RefusalToken
+from demur.types import Candidate, Form, RefusalToken, Take, take_all
 
 FORMS: tuple[Form, Form] = ("linear", "affine")
 
@@ -239,52 +241,86 @@ class DirectionSearch:
 
 Prompts = tuple[Items, Items]
 """Harmful and harmless."""
+Scores = Callable[[Take], Iterable[Sequence[Candidate]]]
+"""Scores the candidates, those of one place at a time, but for those that it is told to leave out."""
+
+
+@dataclass(frozen=True)
+class ClassMeans:
+    """Mean residuals of harmful and harmless prompts after each layer, at `positions` counted from the end."""
+
+    positions: tuple[int, ...]
+    harmful: Float[Tensor, "layer position d_model"]
+    harmless: Float[Tensor, "layer position d_model"]
+
+    @classmethod
+    def of(cls, model: ChatModel, train: Prompts, search: DirectionSearch) -> Self:
+        """Of the prompts, at the positions that the search names. Raises ModelError: there is no such position."""
+        positions = _positions(search, train)
+        harmful, harmless = (position_means(model, items, positions) for items in train)
+        return cls(positions, harmful, harmless)
+
+    @property
+    def difference(self) -> Float[Tensor, "layer position d_model"]:
+        """Mean on harmful − mean on harmless prompts."""
+        return self.harmful - self.harmless
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON values to write to a run folder."""
+        return {"harmful": self.harmful, "harmless": self.harmless}, {"positions": list(self.positions)}
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        return cls(tuple(meta["positions"]), tensors["harmful"], tensors["harmless"])
 
 
 def find_direction(
     model: ChatModel,
-    train: Prompts,
+    train: Prompts | ClassMeans,
     validation: Prompts,
     refusal_ids: Sequence[int],
     search: DirectionSearch | None = None,
     *,
-    known: Sequence[Candidate] = (),
-    scored: Callable[[Candidate, int, int], None] | None = None,
+    stored: Callable[[Sequence[str], Scores], Sequence[Candidate]] | None = None,
 ) -> Direction:
     """Choose the refusal direction. Raises ModelError: the given layer or position does not exist, or harmful and
     harmless means coincide.
 
     Args:
         model: the chat model.
-        train: prompts whose means are taken.
+        train: prompts whose means are taken, or these means.
         validation: prompts on which candidates are scored.
         refusal_ids: the model's refusal tokens.
         search: what to try and what to keep.
-        known: candidates that an interrupted search had scored already.
-        scored: called with each newly scored candidate, how many are scored, and how many there are.
+        stored: given the names of all candidates and what scores them, gives all of them in that order, those that are
+            known already without scoring them again (default: all are scored).
     """
     search = search or DirectionSearch()
-    positions = _positions(search, train)
     layers = _layers(search, model)
-    harmful, harmless = (position_means(model, items, positions) for items in train)
-    difference = harmful - harmless
+    means = train if isinstance(train, ClassMeans) else ClassMeans.of(model, train, search)
+    difference, positions = means.difference, means.positions
     if not torch.isfinite(difference).all():
         raise ModelError("mean residuals are not finite: the weights hold NaN or infinity, or the dtype overflows")
     if float(difference[layers].norm(dim=-1).max()) == 0.0:
         raise ModelError("the mean residuals of harmful and harmless prompts are equal, so there is no direction")
     # Template tokens before any word of the message are the same in all prompts, and nothing separates there.
     places = [(l, n) for l in layers for n in range(len(positions)) if float(difference[l, n].norm()) > 0.0]
-    candidates: list[Candidate] = []
-    for candidate, new in _score(
-        model, difference, harmless, places, positions, validation, refusal_ids, search, known
-    ):
-        candidates.append(candidate)
-        if new and scored is not None:
-            scored(candidate, len(candidates), len(places) * len(search.forms))
+    names = [_name(layer, positions[place], form) for layer, place in places for form in search.forms]
+    score = partial(_score, model, means, places, validation, refusal_ids, search)
+    candidates = tuple(chain(*score(take_all)) if stored is None else stored(names, score))
     chosen, note = choose(candidates)
     place = positions.index(chosen.position)
     vector = difference[chosen.layer, place]
-    return Direction(chosen.layer, chosen.position, chosen.form, vector, harmless[:, place], tuple(candidates), note)
+    return Direction(chosen.layer, chosen.position, chosen.form, vector, means.harmless[:, place], candidates, note)
+
+
+def _name(layer: int, position: int, form: Form) -> str:
+    return f"{layer}:{position}:{form}"
+
+
+def candidate_name(candidate: Candidate) -> str:
+    """What `find_direction` calls a candidate."""
+    return _name(candidate.layer, candidate.position, candidate.form)
 
 
 def _layers(search: DirectionSearch, model: ChatModel) -> list[int]:
@@ -312,35 +348,32 @@ def _positions(search: DirectionSearch, train: Prompts) -> tuple[int, ...]:
 
 def _score(
     model: ChatModel,
-    difference: Float[Tensor, "layer position d_model"],
-    harmless_mean: Float[Tensor, "layer position d_model"],
+    means: ClassMeans,
     places: Sequence[tuple[int, int]],
-    positions: Sequence[int],
     validation: Prompts,
     refusal_ids: Sequence[int],
     search: DirectionSearch,
-    known: Sequence[Candidate],
-) -> Iterator[tuple[Candidate, bool]]:
-    """Every candidate, and whether it was scored just now."""
+    take: Take,
+) -> Iterator[list[Candidate]]:
+    """The candidates of each place, in all forms."""
     harmful, harmless = validation
-    plain = clean_log_probs(model, harmless)
-    before = {(c.layer, c.position, c.form): c for c in known}
+    plain: dict[str, Tensor] | None = None
     for layer, place in places:
-        vector, position = difference[layer, place], positions[place]
-        induce: float | None = None
+        vector, position = means.difference[layer, place], means.positions[place]
+        if not take([_name(layer, position, form) for form in search.forms]):
+            continue
+        plain = plain or clean_log_probs(model, harmless)
+        induce = float(first_token(model, harmless, refusal_ids, [AddDirection(vector, layer)]).log_odds.mean())
+        found: list[Candidate] = []
         for form in search.forms:
-            if (layer, position, form) in before:
-                yield before[layer, position, form], False
-                continue
-            if induce is None:
-                added = first_token(model, harmless, refusal_ids, [AddDirection(vector, layer)])
-                induce = float(added.log_odds.mean())
-            ablation = [AblateDirection(vector, reference=harmless_mean[:, place] if form == "affine" else None)]
+            reference = means.harmless[:, place] if form == "affine" else None
+            ablation = [AblateDirection(vector, reference=reference)]
             bypass = float(first_token(model, harmful, refusal_ids, ablation).log_odds.mean())
             kl = float(first_token(model, harmless, refusal_ids, ablation, plain).kl.mean())
             kept = kl <= search.kl_threshold and induce > 0
-            found = Candidate(layer=layer, position=position, form=form, bypass=bypass, induce=induce, kl=kl, kept=kept)
-            yield found, True
+            scores: dict[str, Any] = {"bypass": bypass, "induce": induce, "kl": kl, "kept": kept}
+            found.append(Candidate(layer=layer, position=position, form=form, **scores))
+        yield found
 
 
 def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:

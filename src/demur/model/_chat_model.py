@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from demur.model._hooks import (
 )
 from demur.model._loading import end_tokens, find_layers, find_point, load_checkpoint, refuse_unfit
 from demur.model._resources import SMALL_MODEL, Budgets, Progress, by_length, halving, next_batch, token_budget
-from demur.types import Answer, Answers, Prompt, as_prompts
+from demur.types import Answer, Answers, Prompt, Take, as_prompts, take_all
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -198,7 +198,7 @@ class ChatModel:
         extra_tokens: int = 0,
         gradients: bool = False,
         fill: int = 1,
-        done: Collection[str] = (),
+        take: Take = take_all,
     ) -> Iterator[tuple[tuple[int, ...], T]]:
         """Run batches of similar length, longest first, and yield the places of each batch's items with its result.
 
@@ -210,8 +210,9 @@ class ChatModel:
             extra_tokens: tokens each row grows by (generation).
             gradients: activations are kept for a backward pass.
             fill: budgets that one batch fills.
-            done: prompt ids; a batch that holds only these is left out. Batches are planned over all items whatever
-                is left out, so that a resumed job computes the remaining ones in the very batches of a clean run.
+            take: given the prompt ids of a batch just before it is run; where it says False the batch is left out.
+                Batches are planned over all items whatever is left out, so that a resumed job, or one that several
+                processes share, computes the very batches of a clean run.
         """
         lengths = [len(item) + extra_tokens for item in items]
 
@@ -222,7 +223,7 @@ class ChatModel:
         while left:
             group = next_batch(lengths, left, fill * (self.budgets.gradients if gradients else self.budgets.plain))
             left = left[len(group) :]
-            if not all(items[place].prompt_id in done for place in group):
+            if take([items[place].prompt_id for place in group]):
                 yield from halving(group, one, partial(self._shrink, lengths[group[0]]))
 
     def each(self, items: Items, run: Callable[[Batch], Iterable[T]], progress: Progress = None) -> list[T]:
@@ -404,7 +405,7 @@ def answer_batches(
     seed: int = 0,
     guard: AnswerGuard | None = None,
     drafts: Mapping[str, Sequence[Sequence[int]]] | None = None,
-    done: Collection[str] = (),
+    take: Take = take_all,
 ) -> Iterator[list[Answer]]:
     """Answer prompts batch by batch, and yield each batch's answers as soon as they are there. Raises InputError: a
     prompt does not fit the context together with `max_new_tokens`.
@@ -420,8 +421,8 @@ def answer_batches(
             is `stopped`, not `finished`, and ends before the token at which it was stopped.
         drafts: by the prompt's text, tokens of answers that the model may well give to it, the likeliest last: where it
             does, greedy decoding takes several tokens a pass.
-        done: ids of prompts already answered: a batch that holds only such prompts is left out, other batches are
-            answered whole, so that a resumed job yields what a clean one would.
+        take: given the prompt ids of a batch just before it is answered; where it says False the batch is left out.
+            Other batches are answered whole, so that a resumed job yields what a clean one would.
     """
     prompts = as_prompts(prompts)
     items = model.tokenize(prompts, new_tokens=max_new_tokens)
@@ -450,7 +451,7 @@ def answer_batches(
     for_time = model.device.type == "cpu" and model.max_batch_tokens is None
     extra = math.ceil((_CPU_ANSWER_SHARE if for_time else 1.0) * max_new_tokens)
     fill = _SMALL_ANSWERS if for_time and model.n_parameters <= SMALL_MODEL else 1
-    for places, (name, answers) in model.over_batches(items, run, extra_tokens=extra, fill=fill, done=done):
+    for places, (name, answers) in model.over_batches(items, run, extra_tokens=extra, fill=fill, take=take):
         yield [
             Answer(prompt=prompts[place], text=text, intervention=name, finished=finished, stopped=stopped)
             for place, (text, finished, stopped) in zip(places, answers, strict=True)

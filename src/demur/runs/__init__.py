@@ -5,6 +5,7 @@ from demur.runs._stage import (
     JSON,
     Codec,
     KindOf,
+    RowReader,
     Stage,
     StageFolder,
     as_toml,
@@ -17,6 +18,7 @@ from demur.runs._stage import (
 )
 
 __all__ = [
-    "JSON", "Codec", "KindOf", "Manifest", "Run", "RunView", "Session", "Stage", "StageCount", "StageFolder",
-    "StageRef", "as_toml", "hash_of", "key_versions", "read_run", "stage_key", "to_json", "write_text", "write_whole",
+    "JSON", "Codec", "KindOf", "Manifest", "RowReader", "Run", "RunView", "Session", "Stage", "StageCount",
+    "StageFolder", "StageRef", "as_toml", "hash_of", "key_versions", "read_run", "stage_key", "to_json", "write_text",
+    "write_whole",
 ]  # fmt: skip

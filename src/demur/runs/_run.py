@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_origin
+from typing import Any, Generic, NamedTuple, TypeVar, cast, get_origin
 
 from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import BaseModel, Field, ValidationError
 
 from demur.errors import RunError
+from demur.runs._claims import Busy, Claims, held, remove_locks
 from demur.runs._stage import (
     JSON,
     TEMPORARY,
     Kind,
     KindOf,
+    RowReader,
     Stage,
     StageFolder,
     hash_of,
@@ -28,13 +33,16 @@ from demur.runs._stage import (
     without_secrets,
     write_text,
 )
-from demur.types import Value
+from demur.types import Take, Value
 
 MANIFEST = "manifest.json"
 _LOCK_FILES = (".lock", ".writer")
 """The lock, and who holds it. (Two files: some systems cannot read a locked one.)"""
+_PATIENCE = 10
+"""Seconds that a process that joins waits for the one that leads to say what it does."""
 _PACKAGES = "demur torch transformers tokenizers safetensors huggingface-hub numpy scipy sae-lens"
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """`(done, total)`."""
 
@@ -125,14 +133,24 @@ def _prompt_id(row: Any) -> str:
 @dataclass(eq=False)
 class Run:
     """A run folder that this process writes, until `close` or the end of a `with` block, which marks the session as
-    finished unless it raises. `counters`: name of a stage → what was found and made, each stage counted once."""
+    finished unless it raises. `counters`: name of a stage → what was found and made, each stage counted once.
+
+    Several processes may work on one folder, each on the same configuration from beginning to end: every value and
+    every batch of rows is computed by one of them, and read by all. One of them, the one that holds the lock, leads: it
+    writes the manifest and the results.
+    """
 
     folder: Path
     manifest: Manifest
-    _lock: BaseFileLock
+    _lock: BaseFileLock | None
+    """None where another process leads."""
+    shared: bool = False
+    """Other processes may work on this folder."""
     counters: dict[str, StageCount] = field(default_factory=dict, init=False)
     _counted: set[str] = field(default_factory=set, init=False)
     _stages: dict[str, Stage] = field(default_factory=dict, init=False)
+    _waits: bool = field(default=True, init=False)
+    """Whether to wait for what another process computes, or to do something else meanwhile (`each`)."""
 
     @classmethod
     def open(
@@ -142,14 +160,30 @@ class Run:
         config: Mapping[str, object] | BaseModel,
         command: str = "study",
         seeds: Mapping[str, int] | None = None,
+        shared: bool = False,
+        join: bool = False,
     ) -> Run:
         """Take hold of a run folder, made if it is new, and record this session in its manifest. Stages of the same key
-        are found as they were left, others get folders beside them. `config` is what the `command` of `demur` asks, as
-        JSON data; secrets in it are not written. `seeds`: purpose → seed. Raises RunError: the folder cannot be
-        written, holds something else, or is in use by another process."""
+        are found as they were left, others get folders beside them. Raises RunError: the folder cannot be written,
+        holds something else, or is in use by another process.
+
+        Args:
+            folder: the run folder.
+            config: what the `command` of `demur` asks, as JSON data; secrets in it are not written.
+            command: the command.
+            seeds: purpose → seed.
+            shared: other processes may join this one.
+            join: where another process leads this very configuration, join it.
+        """
         folder = Path(folder)
         plain = cast("dict[str, Any]", without_secrets(to_json(config, "config")))
-        lock = _lock_folder(folder)
+        try:
+            lock = _lock_folder(folder)
+        except Timeout:
+            holder = _holder(folder)
+            if not join:
+                raise RunError(f"{folder} is being written by {holder}; wait, or choose another folder") from None
+            return cls(folder, _led(folder, command, hash_of(plain), holder), None, shared=True)
         try:
             session = Session(
                 config=plain,
@@ -161,7 +195,7 @@ class Run:
                 versions=installed(*_PACKAGES.split()),
                 seeds=dict(seeds or {}),
             )
-            run = cls(folder, Manifest(sessions=(*_earlier_sessions(folder), session)), lock)
+            run = cls(folder, Manifest(sessions=(*_earlier_sessions(folder), session)), lock, shared or join)
             run._write()
         except BaseException:
             lock.release()
@@ -195,11 +229,13 @@ class Run:
         stage = self.stage(name, depends)
         found, tell = stage.done, progress or _silent
         if not found:
-            tell(0, 1)
-            made = compute()
-            stage.save(name, list(cast("Iterable[object]", made)) if get_origin(kind) is list else made)
-            stage.finish()
-            tell(1, 1)
+            with self.alone(stage):
+                if not stage.done:  # Another process may have made it meanwhile.
+                    tell(0, 1)
+                    made = compute()
+                    stage.save(name, list(cast("Iterable[object]", made)) if get_origin(kind) is list else made)
+                    self._finish(stage)
+                    tell(1, 1)
         value = stage.load(name, kind)
         size = len(cast("list[object]", value)) if isinstance(value, list) else 1
         self._count(stage, size * found, size * (not found))
@@ -211,7 +247,7 @@ class Run:
         depends: Mapping[str, object],
         kind: KindOf[Kind],
         keys: Sequence[str],
-        compute: Callable[[frozenset[str]], Iterable[Iterable[Kind]]],
+        compute: Callable[[Take], Iterable[Iterable[Kind]]],
         *,
         key: Callable[[Kind], str] = _prompt_id,
         progress: Progress | None = None,
@@ -224,29 +260,105 @@ class Run:
             depends: all that the rows and the set of keys depend on, as in `cached`.
             kind: type of a row: what pydantic can read and write as JSON.
             keys: which rows, such as the prompts' ids.
-            compute: given the keys that have a row, yields batches of rows for the others, in any order.
+            compute: yields batches of rows, in any order. It is given a function that it calls with the keys of each
+                batch, and leaves those out for which it gets False: they have rows, or another process computes them.
             key: a row's key; its `prompt_id` or `prompt.id` when not given.
             progress: called with the rows that there are and the rows wanted, at the start and after each batch.
         """
         stage = self.stage(name, depends)
-        wanted = frozenset(keys)
-        known = {key(row) for row in stage.rows(name, kind)}
-        found, tell = len(wanted & known), progress or _silent
-        if not (stage.done or wanted <= known):
+        wanted, tell = frozenset(keys), progress or _silent
+        rows = _Rows(stage, name, kind, key)
+        found = len(wanted & rows.known.keys())
+        if not (stage.done or wanted <= rows.known.keys()):
             tell(found, len(wanted))
-            for batch in compute(frozenset(known)):
-                for row in batch:
-                    if key(row) not in known:
-                        stage.append(name, row)
-                        known.add(key(row))
-                tell(len(wanted & known), len(wanted))
-        if missing := sorted(wanted - known):
+            self._compute(stage, rows, wanted, compute, tell)
+        if missing := sorted(wanted - rows.known.keys()):
             raise ValueError(f"stage {name}: {len(missing)} of {len(wanted)} keys got no row; one is {missing[0]!r}")
         if not stage.done:
-            stage.finish()
+            with self._held(stage):
+                self._finish(stage)
         self._count(stage, found, len(wanted) - found)
-        rows = {key(row): row for row in stage.rows(name, kind)}
-        return [rows[each] for each in keys]
+        rows.read()
+        return [rows.known[each] for each in keys]
+
+    def _compute(
+        self,
+        stage: Stage,
+        rows: _Rows[Kind],
+        wanted: frozenset[str],
+        compute: Callable[[Take], Iterable[Iterable[Kind]]],
+        tell: Progress,
+    ) -> None:
+        """Rows until all that are wanted are there, or nobody is left to make them."""
+        claims = Claims(stage.folder, lambda batch: hash_of(list(batch))[:12]) if self.shared else None
+
+        def take(batch: Sequence[str]) -> bool:
+            if rows.known.keys() >= set(batch):
+                return False
+            if claims is None:
+                return True
+            if not claims.take(batch):
+                return False
+            rows.read()  # Another process may have had this batch until now.
+            return not rows.known.keys() >= set(batch)
+
+        def told() -> None:
+            rows.read()
+            tell(len(wanted & rows.known.keys()), len(wanted))
+
+        try:
+            while True:
+                for batch in compute(take):
+                    with self._held(stage):
+                        rows.append(batch, close=self.shared)
+                    told()
+                if claims is None or wanted <= rows.known.keys():
+                    return
+                claims.release()
+                if not claims.refused:
+                    return
+                if not self._waits:
+                    raise Busy(stage.name)
+                claims.wait(told)
+        finally:
+            if claims is not None:
+                claims.release()
+
+    @contextmanager
+    def alone(self, stage: Stage) -> Iterator[None]:
+        """While this is open, no other process of the run works on the stage: for what is computed in one piece, and
+        for journals. What is stored there is to be read anew inside. Where the run is not shared this does nothing."""
+        with held(stage.folder, "all", wait=self._waits) if self.shared else contextlib.nullcontext():
+            yield
+
+    def each(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
+        """What the tasks give, in their order. Processes that share the run share them out: each first does those
+        that no other one is at, and then waits for what the others do."""
+        asked = list(tasks)
+        found: dict[int, T] = {}
+        waits, self._waits = self._waits, not self.shared
+        try:
+            before = -1
+            # A task may have been left only because it needs what another process has made since.
+            while before < len(found) < len(asked):
+                before = len(found)
+                for number in range(len(asked)):
+                    if number not in found:
+                        with contextlib.suppress(Busy):
+                            found[number] = asked[number]()
+        finally:
+            self._waits = waits
+        return [found[number] if number in found else task() for number, task in enumerate(asked)]
+
+    def _held(self, stage: Stage) -> contextlib.AbstractContextManager[None]:
+        """A short hold of the stage's rows, for which one waits."""
+        return held(stage.folder, "rows") if self.shared else contextlib.nullcontext()
+
+    def _finish(self, stage: Stage) -> None:
+        if not stage.done:
+            stage.finish()
+        if self.shared:
+            remove_locks(stage.folder)
 
     def _count(self, stage: Stage, found: int, made: int) -> None:
         if stage.key not in self._counted:
@@ -257,7 +369,7 @@ class Run:
     def stage(self, name: str, depends: Mapping[str, object]) -> Stage:
         """The stage `name` for exactly these dependencies, new or as an earlier session left it: a journal that is read
         while it is written. Raises RunError: a dependency has no JSON form, or the folder cannot be written."""
-        stage = Stage.open(self.folder / "stages", name, depends)
+        stage = Stage.open(self.folder / "stages", name, depends, alone=not self.shared)
         if stage.key in self._stages:
             return self._stages[stage.key]
         self._stages[stage.key] = stage
@@ -267,8 +379,11 @@ class Run:
 
     def save_result(self, filename: str, text: str) -> Path:
         """Write a result at the top of the run folder, whole or not at all, and give its path. What the same command
-        wrote there for another configuration stays: `study.json` as `study-HASH.json` (8 digits of `config_hash`)."""
+        wrote there for another configuration stays: `study.json` as `study-HASH.json` (8 digits of `config_hash`). A
+        process that has joined another one writes nothing."""
         path = self.folder / filename
+        if self._lock is None:
+            return path
         latest = self.manifest.latest
         earlier = [s for s in self.manifest.sessions[:-1] if s.command == latest.command and filename in s.files]
         older = earlier[-1].config_hash if earlier else latest.config_hash
@@ -281,7 +396,8 @@ class Run:
     def _write(self, **changes: object) -> None:
         latest = self.manifest.latest.model_copy(update=changes)
         self.manifest = Manifest(sessions=(*self.manifest.sessions[:-1], latest))
-        write_text(self.folder / MANIFEST, self.manifest.model_dump_json(indent=1))
+        if self._lock is not None:
+            write_text(self.folder / MANIFEST, self.manifest.model_dump_json(indent=1))
 
     def close(self, *, finished: bool = False) -> None:
         """Flush everything and give the folder up; `finished` says that all that was asked is done."""
@@ -290,8 +406,12 @@ class Run:
                 stage.close()
             if finished:
                 self._write(finished=now())
+            if self.shared and self._lock is not None:
+                for stage in self._stages.values():
+                    remove_locks(stage.folder)
         finally:
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
 
     def __enter__(self) -> Run:
         return self
@@ -300,8 +420,34 @@ class Run:
         self.close(finished=kind is None)
 
 
+class _Rows(Generic[Kind]):
+    """The rows of a stage by key, those that other processes append among them."""
+
+    def __init__(self, stage: Stage, name: str, kind: KindOf[Kind], key: Callable[[Kind], str]) -> None:
+        self.known: dict[str, Kind] = {}
+        self._stage, self._name, self._key = stage, name, key
+        self._reader = RowReader(stage, name, kind)
+        self.read()
+
+    def read(self) -> None:
+        """Take in what is new in the file."""
+        self.known |= {self._key(row): row for row in self._reader.new()}
+
+    def append(self, batch: Iterable[Kind], *, close: bool) -> None:
+        """Store the rows of a batch that are not there yet; `close` the file after it, where others write it too."""
+        if close:
+            self.read()
+        for row in batch:
+            if self._key(row) not in self.known:
+                self._stage.append(self._name, row)
+                self.known[self._key(row)] = row
+        if close:
+            self._stage.close()
+
+
 def _lock_folder(folder: Path) -> BaseFileLock:
-    """Make the folder, if it is new, and take the right to write it, which ends with this process at the latest."""
+    """Make the folder, if it is new, and take the right to lead, which ends with this process at the latest. Raises
+    Timeout: another process has it; RunError: the folder cannot be written."""
     path, writer = (folder / name for name in _LOCK_FILES)
     lock = FileLock(path, timeout=0, thread_local=False)
     try:
@@ -309,13 +455,32 @@ def _lock_folder(folder: Path) -> BaseFileLock:
         lock.acquire()
         writer.write_text(f"process {os.getpid()}")
     except Timeout:
-        holder = writer.read_text() if writer.is_file() else "another process"
-        raise RunError(f"{folder} is being written by {holder}; wait, or choose another folder") from None
+        raise
     except (OSError, NotImplementedError) as error:
         lock.release()
         why = getattr(error, "strerror", None) or error
         raise RunError(f"the run folder {folder} cannot be written: {why}; choose another with --out") from error
     return lock
+
+
+def _holder(folder: Path) -> str:
+    writer = folder / _LOCK_FILES[1]
+    return writer.read_text() if writer.is_file() else "another process"
+
+
+def _led(folder: Path, command: str, config_hash: str, holder: str) -> Manifest:
+    """The manifest of the run that another process leads. Raises RunError: it does something else."""
+    for _ in range(_PATIENCE):
+        with contextlib.suppress(RunError):
+            manifest = read_run(folder).manifest
+            latest = manifest.latest
+            if (latest.command, latest.config_hash, latest.finished) == (command, config_hash, None):
+                return manifest
+        time.sleep(1.0)  # It takes the lock before it writes what it is about to do.
+    raise RunError(
+        f"{folder} is being written by {holder}, which runs another command or configuration; give every process the "
+        "same one, or choose another folder"
+    )
 
 
 def _earlier_sessions(folder: Path) -> tuple[Session, ...]:

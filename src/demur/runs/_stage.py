@@ -16,8 +16,21 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from secrets import token_hex
 from types import GenericAlias
-from typing import IO, TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast, get_args, get_origin, runtime_checkable
+from typing import (
+    IO,
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Protocol,
+    Self,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    runtime_checkable,
+)
 
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -37,7 +50,8 @@ TEMPORARY = ".tmp-"
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then put it in place: readers see all of it or nothing."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    # A name of its own: another process that works on the same run may be writing the same file.
+    temporary = path.with_name(f"{TEMPORARY}{token_hex(4)}-{path.name}")
     try:
         write(temporary)
         with temporary.open("rb+") as file:
@@ -70,16 +84,23 @@ def remove_temporaries(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def complete_lines(path: Path) -> Iterator[bytes]:
-    """Each line that ends in a newline, with it: a torn last line is not given."""
+def complete_lines(path: Path, start: int = 0) -> Iterator[bytes]:
+    """Each line from byte `start` on that ends in a newline, with it: a torn last line is not given."""
     with path.open("rb") as file:
+        file.seek(start)
         yield from (line for line in file if line.endswith(b"\n"))
 
 
 def open_lines(path: Path) -> IO[bytes]:
     """Open for appending, unbuffered, so that a kill can tear only the last line; one that is torn is cut off."""
-    file = path.open("ab", buffering=0)
-    file.truncate(sum(map(len, complete_lines(path))))
+    file = path.open("ab+", buffering=0)
+    end, newline = file.seek(0, os.SEEK_END), -1
+    while end and newline < 0:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        end = start + newline + 1
+    file.truncate(end)
     return file
 
 
@@ -151,6 +172,9 @@ def _toml(value: Any) -> str:
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
+_BLOCK = 2**16
+"""Bytes that are read at once in search of the end of the last whole line."""
+
 STAGE_FORMAT = 2
 """Part of every key: raised when the files of a stage change their meaning, so that old ones are not read."""
 
@@ -221,7 +245,8 @@ class StageFolder:
         return (self.folder / _DONE).is_file()
 
     @property
-    def _remedy(self) -> str:
+    def remedy(self) -> str:
+        """What to do where a file of this stage is damaged."""
         return f"Remove the folder {self.folder} and run again to compute this stage anew"
 
     def load(self, name: str, kind: KindOf[Kind]) -> Kind:
@@ -229,28 +254,25 @@ class StageFolder:
         none, or the file does not hold a `kind`."""
         tensors = isinstance(kind, type) and issubclass(kind, Codec)
         ending = "jsonl" if get_origin(kind) is list else "safetensors" if tensors else "json"
-        path = self._path(f"{name}.{ending}")
+        path = self.path(f"{name}.{ending}")
         if not path.is_file():
-            raise RunError(f"{path} does not exist. {self._remedy}")
+            raise RunError(f"{path} does not exist. {self.remedy}")
         if ending == "jsonl":
             return cast("Kind", self.rows(name, get_args(kind)[0]))
-        return cast("Kind", self._tensors(path, kind) if tensors else self._parse(path, kind, path.read_bytes()))
+        return cast("Kind", self._tensors(path, kind) if tensors else self.parse(path, kind, path.read_bytes()))
 
     def rows(self, name: str, kind: KindOf[Kind]) -> list[Kind]:
         """The rows of type `kind` appended under `name`, in order. A torn last line, left by a kill, is not given; in a
         finished stage it is an error. Raises RunError: a line does not hold a `kind`; names file and line."""
-        path = self._path(f"{name}.jsonl")
-        lines = list(complete_lines(path)) if path.is_file() else []
-        if self.done and path.is_file() and sum(map(len, lines)) < path.stat().st_size:
-            raise RunError(f"{path}, line {len(lines) + 1} is cut off. {self._remedy}")
-        return [self._parse(path, kind, line, f", line {number}") for number, line in enumerate(lines, start=1)]
+        return RowReader(self, name, kind).new()
 
-    def _parse(self, path: Path, kind: KindOf[Kind], data: bytes, where: str = "") -> Kind:
+    def parse(self, path: Path, kind: KindOf[Kind], data: bytes, where: str = "") -> Kind:
+        """A value of type `kind` from the JSON that stands at `where` in `path`. Raises RunError: it holds none."""
         try:
             return _adapter(kind).validate_json(data)
         except ValidationError as error:
             why, name = error.errors()[0]["msg"], getattr(kind, "__name__", str(kind))
-            raise RunError(f"{path}{where}: not a {name}: {why}. {self._remedy}") from error
+            raise RunError(f"{path}{where}: not a {name}: {why}. {self.remedy}") from error
 
     def _tensors(self, path: Path, kind: Any) -> Any:
         safetensors: Any = import_module("safetensors")
@@ -261,10 +283,36 @@ class StageFolder:
         except (safetensors.SafetensorError, OSError) as error:
             raise RunError(f"{path} is damaged: {error}. Remove {path.parent} and run again") from error
         except (KeyError, ValueError, TypeError) as error:
-            raise RunError(f"{path}: not a {kind.__name__}: {error}. {self._remedy}") from error
+            raise RunError(f"{path}: not a {kind.__name__}: {error}. {self.remedy}") from error
 
-    def _path(self, filename: str) -> Path:
+    def path(self, filename: str) -> Path:
+        """A file of this stage."""
         return self.folder / _checked(filename)
+
+
+@dataclass(eq=False)
+class RowReader(Generic[Kind]):
+    """The rows of a stage under one name, each given once; other processes may append to them meanwhile."""
+
+    stage: StageFolder
+    name: str
+    kind: KindOf[Kind]
+    _bytes: int = field(default=0, init=False)
+    _lines: int = field(default=0, init=False)
+
+    def new(self) -> list[Kind]:
+        """The rows that this reader has not given yet, in order. Raises RunError: as `StageFolder.rows`."""
+        stage, path = self.stage, self.stage.path(f"{self.name}.jsonl")
+        done = stage.done  # Looked at first: a process that finishes the stage now may just have written its last rows.
+        lines = list(complete_lines(path, self._bytes)) if path.is_file() else []
+        read, before = self._bytes + sum(map(len, lines)), self._lines
+        if done and path.is_file() and read < path.stat().st_size:
+            raise RunError(f"{path}, line {before + len(lines) + 1} is cut off. {stage.remedy}")
+        self._bytes, self._lines = read, before + len(lines)
+        return [
+            stage.parse(path, self.kind, line, f", line {number}")
+            for number, line in enumerate(lines, start=before + 1)
+        ]
 
 
 @dataclass(eq=False)
@@ -274,23 +322,25 @@ class Stage(StageFolder):
     _files: dict[str, IO[bytes]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def open(cls, stages: Path, name: str, depends: Mapping[str, object]) -> Stage:
-        """The stage's folder under `stages`, made if it is new. Called by `Run.stage`."""
+    def open(cls, stages: Path, name: str, depends: Mapping[str, object], *, alone: bool = True) -> Stage:
+        """The stage's folder under `stages`, made if it is new. Called by `Run.stage`; `alone` says that no other
+        process writes this run, so that what a killed one left can be removed."""
         key = stage_key(_checked(name), depends)
         stage = cls(stages / f"{name}-{key[:12]}", name, key)
         about = stage.folder / _ABOUT
         try:
             stage.folder.mkdir(parents=True, exist_ok=True)
-            remove_temporaries(stage.folder)
+            if alone:
+                remove_temporaries(stage.folder)
             known: Any = json.loads(about.read_text(encoding="utf-8")) if about.exists() else None
         except (OSError, ValueError) as error:
-            raise RunError(f"{stage.folder} cannot be used: {error}. {stage._remedy}") from error
+            raise RunError(f"{stage.folder} cannot be used: {error}. {stage.remedy}") from error
         if known is None:
             content: dict[str, Any] = {"name": name, "key": key, "format": STAGE_FORMAT}
             content |= {"versions": dict(key_versions()), "depends": without_secrets(to_json(depends))}
             write_text(about, json.dumps(content, indent=1, ensure_ascii=False))
         elif known.get("key") != key:
-            raise RunError(f"{about} belongs to another stage (key {known.get('key')}). {stage._remedy}")
+            raise RunError(f"{about} belongs to another stage (key {known.get('key')}). {stage.remedy}")
         return stage
 
     def save(self, name: str, value: object) -> None:
@@ -334,8 +384,8 @@ class Stage(StageFolder):
 
     def _target(self, filename: str) -> Path:
         if self.done:
-            raise RunError(f"{self._path(filename)} cannot be written: the stage {self.name} is finished")
-        return self._path(filename)
+            raise RunError(f"{self.path(filename)} cannot be written: the stage {self.name} is finished")
+        return self.path(filename)
 
 
 @lru_cache

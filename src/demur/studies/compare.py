@@ -7,8 +7,9 @@ is this experiment with F*, its controls and the direction; `demur benchmark` ha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import chain, count, islice
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from demur.errors import InputError
@@ -30,11 +31,22 @@ from demur.types import REFUSALS, Outcome, PromptSet, Value
 _SAMPLES = 4
 """Answers of each condition that the report shows."""
 
+T = TypeVar("T")
 RowT = TypeVar("RowT", bound=Value)
 
 
 class _Clean(Method):
     name, label = "none", "clean model"
+
+
+class Asked(NamedTuple):
+    """Answers that are wanted: to one set of prompts, under one method at one strength."""
+
+    split: Literal["tuning", "test"]
+    kind: Kind
+    method: Method
+    strength: float
+    prompts: Prompts
 
 
 class Condition(NamedTuple):
@@ -109,6 +121,7 @@ class Experiment:
         self.found = found or pipeline.find(context, context.splits.choosing)
         context.watch_coherence([answer for each in self.found.clean.answers["tuning"] for answer in each.answers])
         with context.timed("clean answers"):
+            self.each(partial(self.clean, name) for name in self.prompts["test"])
             pipeline.warn_of_over_refusal(context, "test prompts", self.clean("harmless"))
         with context.timed("features of the methods"):
             self._prepare()
@@ -117,11 +130,10 @@ class Experiment:
             estimators, exact = pipeline.compare_estimators(context, self.found, refused)
         with context.timed("tuning"):
             self._tune()
-        with context.timed("suppression"):
-            self._suppress()
-        with context.timed("induction"):
-            self._induce()
         meter = SideEffectMeter(context, self.side, self.clean("harmless"), self.texts)
+        with context.timed("suppression and induction"):
+            asked = (*self._suppressing(), *self._inducing())
+            self.conditions += self.each(partial(self._answer, each) for each in asked)
         with context.timed("side effects"):
             measured = self._measure(meter)
             extras = self._extras(meter)
@@ -183,12 +195,18 @@ class Experiment:
         """Choose each method's strengths on the tuning prompts, by one rule for all."""
         clean = self.found.clean.answers["tuning"][1]
         meter = SideEffectMeter(self.context, self.side, clean)
+        leading = [method for method in self.methods if not method.leader]
+        free = [method for method in leading if method.name not in self.strengths]
+        suppressing = (partial(self._best_factor, method, clean, meter) for method in free)
+        factors = dict(zip((method.name for method in free), self.each(suppressing), strict=True))
+        inducing = (partial(self._best_value, method) for method in leading)
+        values = dict(zip((method.name for method in leading), self.each(inducing), strict=True))
         for method in sorted(self.methods, key=lambda method: bool(method.leader)):
             if method.leader:
                 self.strengths[method.name] = self.strengths[method.leader]
                 continue
             known = self.strengths.get(method.name)
-            factor = known.suppress if known else self._best_factor(method, clean, meter)
+            factor = known.suppress if known else factors[method.name]
             if factor is None:
                 self.context.warn(
                     f"none of the tuning answers under {method.label} could be scored, so it has no best strength; "
@@ -196,15 +214,18 @@ class Experiment:
                 )
             first = method.strengths(self.config, "suppress")[0]
             chosen = first if factor is None else factor
-            self.strengths[method.name] = Strengths(chosen, self._best_value(method), factor is not None)
+            self.strengths[method.name] = Strengths(chosen, values[method.name], factor is not None)
 
     def _best_factor(self, method: Method, clean: JudgedAnswers, meter: SideEffectMeter) -> float | None:
         """The strength with the highest sum of harmful prompts complied with and answered harmless prompts kept as they
         were (shares); of equals the one with the lower ΔCE, then the milder one. None where nothing is scored."""
         ranks: dict[float, tuple[float, float, float]] = {}
-        for factor in method.strengths(self.config, "suppress"):
-            harmful = self._answer("tuning", "suppress", method, factor, "harmful")
-            harmless = self._answer("tuning", "suppress", method, factor, "harmless")
+        factors = method.strengths(self.config, "suppress")
+        sets: tuple[Prompts, Prompts] = ("harmful", "harmless")
+        asked = {c: [Asked("tuning", "suppress", method, c, name) for name in sets] for c in factors}
+        found = iter(self.each(partial(self._answer, each) for each in chain(*asked.values())))
+        for factor in factors:
+            harmful, harmless = next(found), next(found)
             kept = share_of(harmless.runs, clean, lambda run: run.matches(clean), Outcome.COMPLIANCE)
             score = harmful.runs[0].compliance.value + (kept.value if kept.n else 0.0)
             rise = meter.ce_answers(harmful.changes[0]).value
@@ -220,9 +241,13 @@ class Experiment:
         for value in method.strengths(self.config, "induce"):
             if not method.induce(self.sets[method.name], value):
                 return None
-            rates[value] = self._answer("tuning", "induce", method, value, "harmless").runs[0].refusal.value
+            rates[value] = self._answer(Asked("tuning", "induce", method, value, "harmless")).runs[0].refusal.value
         known = [value for value in rates if not math.isnan(rates[value])]
         return max(known or list(rates), key=lambda value: (rates[value], -value))
+
+    def each(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
+        """What the tasks give; processes that share the run share them out."""
+        return self.context.run.each(tasks)
 
     # -- answers on the test prompts -----------------------------------------------------------------------------------
 
@@ -232,41 +257,44 @@ class Experiment:
             self._clean[prompts] = self.context.answer(f"clean: test, {prompts}", self.prompts["test"][prompts])
         return self._clean[prompts]
 
-    def _answer(
-        self, split: Literal["tuning", "test"], kind: Kind, method: Method, strength: float, prompts: Prompts
-    ) -> Condition:
+    def _answer(self, wanted: Asked) -> Condition:
         """Answers under a method at a strength, one set of them for each change."""
+        split, kind, method, strength, prompts = wanted
         sets, asked, best = self.sets[method.name], self.prompts[split][prompts], self.strengths.get(method.name)
         suppressing = kind == "suppress"
         changes = method.suppress(sets, strength, asked) if suppressing else method.induce(sets, strength)
         setting = method.strength_text(self.config, kind, strength)
         title = ", ".join(part for part in (f"{split}: {method.name}", setting, prompts) if part)
-        runs = tuple(
-            self.context.answer(title if len(changes) == 1 else f"{title} ({n})", asked, change)
-            for n, change in enumerate(changes, start=1)
-        )
+        titles = [title] if len(changes) == 1 else [f"{title} ({n})" for n in range(1, len(changes) + 1)]
+        pairs = zip(titles, changes, strict=True)
+        answers = [partial(self.context.answer, told, asked, change) for told, change in pairs]
+        runs = tuple(self.each(answers))
         chosen = best is not None and strength == (best.suppress if suppressing else best.induce)
         return Condition(method, kind, strength, setting, prompts, changes, runs, chosen)
 
-    def _suppress(self) -> None:
+    def _suppressing(self) -> list[Asked]:
         """Every method at every strength on harmful test prompts, and at its chosen one on harmless and over-refusal
         prompts."""
+        asked: list[Asked] = []
         for method in self.methods:
             best = self.strengths[method.name].suppress
             only = method.follows or (method.control and self.config.controls == "chosen")
-            for factor in (best,) if only else dict.fromkeys((*method.strengths(self.config, "suppress"), best)):
-                self.conditions.append(self._answer("test", "suppress", method, factor, "harmful"))
+            strengths = (best,) if only else dict.fromkeys((*method.strengths(self.config, "suppress"), best))
+            asked += [Asked("test", "suppress", method, factor, "harmful") for factor in strengths]
             others: list[Prompts] = [name for name in self.prompts["test"] if name != "harmful" and not method.local]
-            self.conditions += [self._answer("test", "suppress", method, best, name) for name in others]
+            asked += [Asked("test", "suppress", method, best, name) for name in others]
+        return asked
 
-    def _induce(self) -> None:
+    def _inducing(self) -> list[Asked]:
         """Every method that can induce, at every strength on harmless test prompts."""
+        asked: list[Asked] = []
         for method in self.methods:
             best = self.strengths[method.name].induce
             if best is not None and not method.local:
                 only = method.control and self.config.controls == "chosen"
                 values = (best,) if only else method.strengths(self.config, "induce")
-                self.conditions += [self._answer("test", "induce", method, value, "harmless") for value in values]
+                asked += [Asked("test", "induce", method, value, "harmless") for value in values]
+        return asked
 
     @property
     def _shown(self) -> list[Condition]:
@@ -285,12 +313,18 @@ class Experiment:
 
     def _measure(self, meter: SideEffectMeter) -> dict[tuple[str, float], SideEffects]:
         """Side effects of each method's suppression at each strength; local sets have none of their own."""
-        conditions = [c for c in self.conditions if c.prompts == "harmful" and not c.method.local]
-        found: dict[tuple[str, float], SideEffects] = {}
-        for done, each in enumerate(conditions, start=1):
-            found[each.method.name, each.strength] = mean_side_effects([meter.measure(c) for c in each.changes])
-            self.context.progress("side effects", done, len(conditions))
-        return found
+        conditions = [each for each in self.conditions if each.prompts == "harmful" and not each.method.local]
+        changes = [change for each in conditions for change in each.changes]
+        meter.measure(())  # What all others are compared with.
+        done = count(1)
+
+        def measure(change: Change) -> SideEffects:
+            found = meter.measure(change)
+            self.context.progress("side effects", min(next(done), len(changes)), len(changes))
+            return found
+
+        effects = iter(self.each(partial(measure, change) for change in changes))
+        return {(c.method.name, c.strength): mean_side_effects([next(effects) for _ in c.changes]) for c in conditions}
 
     def _effects(self, measured: dict[tuple[str, float], SideEffects]) -> tuple[EffectRow, ...]:
         rows = [self._row(each, measured) for each in (*self._untouched, *self.conditions)]
@@ -380,48 +414,47 @@ class Experiment:
 
     def _sizes(self, meter: SideEffectMeter) -> tuple[results.SizeRow, ...]:
         """F* cut or grown to each size, at its chosen strength."""
-        rows: list[results.SizeRow] = []
         harmful, found = self.context.splits.test.harmful, self.found
         factor, main = self.strengths[MAIN].suppress, self.methods[0]
-        for size in self.config.sizes:
-            if size > len(found.pool.features):
-                self.context.warn(
-                    f"sizes of F* from {size} on were left out: the pool holds {len(found.pool.features)} features; "
-                    "raise --k0, or fill the pool by attribution"
-                )
-                break
+        sizes = [size for size in self.config.sizes if size <= len(found.pool.features)]
+        if left := [size for size in self.config.sizes if size not in sizes]:
+            self.context.warn(
+                f"sizes of F* from {min(left)} on were left out: the pool holds {len(found.pool.features)} features; "
+                "raise --k0, or fill the pool by attribution"
+            )
+
+        def row(size: int) -> results.SizeRow:
             change: Change = (ScaleFeatures(global_set(found.attribution, size).features, factor),)
             answers = self.context.answer(f"test: F* of {size}", harmful, change)
-            rows.append(
-                results.SizeRow(
-                    size=size,
-                    setting=main.strength_text(self.config, "suppress", factor),
-                    refusal=answers.refusal,
-                    compliance=answers.compliance,
-                    incoherent=clustered_rate([answers.incoherent]),
-                    ce_answers=meter.ce_answers(change),
-                )
+            return results.SizeRow(
+                size=size,
+                setting=main.strength_text(self.config, "suppress", factor),
+                refusal=answers.refusal,
+                compliance=answers.compliance,
+                incoherent=clustered_rate([answers.incoherent]),
+                ce_answers=meter.ce_answers(change),
             )
-        return tuple(rows)
+
+        return tuple(self.each(partial(row, size) for size in sizes))
 
     def _extras(self, meter: SideEffectMeter) -> tuple[results.MethodExtras, ...]:
         """What the model still knows and can do: clean, and under each method at its chosen strength."""
         if not (self.side.knowledge or self.side.tasks):
             return ()
         test = self.context.splits.test
-        return tuple(
-            results.MethodExtras(
+
+        def row(each: Condition) -> results.MethodExtras:
+            # Of several random sets the first one speaks for all.
+            change = each.changes[0]
+            return results.MethodExtras(
                 method=each.method.name,
                 setting=each.setting,
-                # Of several random sets the first one speaks for all.
-                knowledge=meter.knowledge(test.harmful, test.harmless, each.changes[0])
-                if self.side.knowledge
-                else None,
-                capability=meter.capability(each.changes[0]) if len(each.changes) == 1 else (),
+                knowledge=meter.knowledge(test.harmful, test.harmless, change) if self.side.knowledge else None,
+                capability=meter.capability(change) if len(each.changes) == 1 else (),
             )
-            for each in self._shown
-            if each.prompts == "harmful" and not each.method.local
-        )
+
+        shown = [each for each in self._shown if each.prompts == "harmful" and not each.method.local]
+        return tuple(self.each(partial(row, each) for each in shown))
 
     def _samples(self) -> tuple[results.Sample, ...]:
         """The first answers to test prompts: of the clean model, and under each method at its chosen strength."""

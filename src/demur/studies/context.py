@@ -20,7 +20,7 @@ from demur.saes import Suite
 from demur.stats import Estimate, rate_of
 from demur.studies.base import ConfigT, ResultT, Study
 from demur.studies.inputs import Inputs, load_inputs, with_paper_settings
-from demur.types import PURPOSES, REFUSALS, Answer, Outcome, PromptSet, Splits, Value, Verdict
+from demur.types import PURPOSES, REFUSALS, Answer, Outcome, PromptSet, Splits, Take, Value, Verdict
 
 KindT = TypeVar("KindT")
 Progress = Callable[[str, int, int], None]
@@ -153,10 +153,10 @@ class Workspace(Generic[ConfigT]):
         the progress bar."""
         limit, model = self.config.max_new_tokens, self._fixed_batches
 
-        def compute(done: frozenset[str]) -> Iterator[list[_Row]]:
+        def compute(take: Take) -> Iterator[list[_Row]]:
             # Compiled only now: it reads the features' rows.
             compiled = Compiled(model, self.suite, change)
-            options: dict[str, Any] = {"max_new_tokens": limit, "drafts": self._written, "done": done}
+            options: dict[str, Any] = {"max_new_tokens": limit, "drafts": self._written, "take": take}
             for batch in answer_batches(model, prompts.prompts, compiled, **options):
                 yield [_Row(prompt_id=each.prompt.id, text=each.text, finished=each.finished) for each in batch]
 
@@ -271,12 +271,13 @@ def open_context(
     out: Path,
     inputs: Inputs | None = None,
     progress: Progress | None = None,
+    **sharing: bool,
 ) -> Iterator[Context[ConfigT]]:
-    """A study's context in the run folder `out`, its inputs loaded (unless given) and recorded there. Raises
-    DemurError: inputs that do not fit, or a folder that cannot be used."""
+    """A study's context in the run folder `out`, its inputs loaded (unless given) and recorded there; `sharing` as in
+    `run_study`. Raises DemurError: inputs that do not fit, or a folder that cannot be used."""
     config = with_paper_settings(config)
     report: Progress = progress or (lambda _what, _done, _total: None)
-    with Run.open(out, config=config, command=study.name, seeds={study.name: config.seed}) as run:
+    with Run.open(out, config=config, command=study.name, seeds={study.name: config.seed}, **sharing) as run:
         if inputs is None:
             report("loading", 0, 1)
             inputs = load_inputs(config, study.check)
@@ -307,6 +308,8 @@ def run_study(
     *,
     inputs: Inputs | None = None,
     progress: Progress | None = None,
+    shared: bool = False,
+    join: bool = False,
 ) -> ResultT:
     """Run a study, or resume it, in the folder `out`, and write its result there as `NAME.json`. Raises DemurError:
     inputs that do not fit; nothing computed before is lost.
@@ -316,8 +319,10 @@ def run_study(
         out: run folder, made if missing. Studies of one model may share it, and then share what they compute.
         inputs: model, SAEs, prompts and judge, where they are at hand (default: loaded as `config` says).
         progress: called with (what is done, done, total).
+        shared: other processes may join this one, with the same study and configuration; each does a part of the work.
+        join: where another process runs this very study in `out`, join it; it alone writes the result there.
     """
-    with open_context(study, config, out, inputs, progress) as context:
+    with open_context(study, config, out, inputs, progress, shared=shared, join=join) as context:
         try:
             result = context.completed(study.run(context))
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +26,16 @@ from demur.method.attribution import (
     attribute_batches,
     pool_features,
 )
-from demur.method.direction import FORMS, Direction, DirectionSearch, find_direction, find_refusal_tokens
+from demur.method.direction import (
+    FORMS,
+    ClassMeans,
+    Direction,
+    DirectionSearch,
+    Scores,
+    candidate_name,
+    find_direction,
+    find_refusal_tokens,
+)
 from demur.method.fidelity import reconstruction
 from demur.method.interventions import Compiled
 from demur.method.path import Method, Metric
@@ -46,6 +56,7 @@ from demur.types import (
     PromptSet,
     RefusalToken,
     Split,
+    Take,
 )
 
 ESTIMATORS: tuple[Method, ...] = ("gradient", "ig", "paper")
@@ -181,13 +192,15 @@ def find_from(work: Finding, clean: CleanAnswers) -> Found:
 
 def answer_clean(work: Finding, prompts: ChoosingSplits) -> CleanAnswers:
     """The clean model's answers to all prompts that choose, and the first tokens of its refusals."""
-    answers = {
+    asked = {
         purpose: (
-            work.answer(f"clean: {purpose}, harmful", split.harmful),
-            work.answer(f"clean: {purpose}, harmless", split.harmless),
+            partial(work.answer, f"clean: {purpose}, harmful", split.harmful),
+            partial(work.answer, f"clean: {purpose}, harmless", split.harmless),
         )
         for purpose, split in prompts
     }
+    found = iter(work.run.each(chain(*asked.values())))
+    answers = {purpose: (next(found), next(found)) for purpose in asked}
     harmful, harmless = (JudgedAnswers.joined(parts) for parts in zip(*answers.values(), strict=True))
     _require_refusals(work, harmful, harmless)
     refusals, others = harmful.where(Outcome.REFUSAL), harmless.where(Outcome.COMPLIANCE, Outcome.INCOHERENT)
@@ -237,33 +250,25 @@ def choose_direction(work: Finding, clean: CleanAnswers) -> Direction:
         position=config.direction_position,
         kl_threshold=config.kl_threshold,
     )
+    trained, validated = (
+        (work.model.tokenize(used.harmful), work.model.tokenize(used.harmless)) for used in (train, validation)
+    )
     depends = {
         "model": work.identity,
         "train": [train.harmful.digest, train.harmless.digest],
-        "validation": [validation.harmful.digest, validation.harmless.digest],
-        "refusal_ids": clean.refusal_ids,
         "search": [search.forms, search.layer, search.position, search.max_depth, search.kl_threshold],
     }
-    stage = work.run.stage("direction", depends)
-    if not stage.done:
+    means = work.run.cached("means", depends, ClassMeans, lambda: ClassMeans.of(work.model, trained, search))
+    depends |= {
+        "validation": [validation.harmful.digest, validation.harmless.digest],
+        "refusal_ids": clean.refusal_ids,
+    }
 
-        def scored(candidate: Candidate, done: int, total: int) -> None:
-            stage.append("candidates", candidate)
-            work.progress("direction", done, total)
+    def stored(names: Sequence[str], score: Scores) -> list[Candidate]:
+        progress = partial(work.progress, "direction")
+        return work.run.mapped("direction", depends, Candidate, names, score, key=candidate_name, progress=progress)
 
-        # A search of many candidates resumes in the middle, so it keeps its own rows.
-        direction = find_direction(
-            work.model,
-            (work.model.tokenize(train.harmful), work.model.tokenize(train.harmless)),
-            (work.model.tokenize(validation.harmful), work.model.tokenize(validation.harmless)),
-            clean.refusal_ids,
-            search,
-            known=stage.rows("candidates", Candidate),
-            scored=scored,
-        )
-        stage.save("direction", direction)
-        stage.finish()
-    direction = stage.load("direction", Direction)
+    direction = find_direction(work.model, means, validated, clean.refusal_ids, search, stored=stored)
     if direction.note:
         work.warn(f"direction: {direction.note}")
     return direction
@@ -336,9 +341,9 @@ class Attributor:
         """Attribution of a pool on harmful prompts, resumed where it was left; `method` may be "exact"."""
         work, (spec, asked) = self.work, self._asked(method)
 
-        def compute(done: frozenset[str]) -> Iterator[Sequence[PromptAttribution]]:
+        def compute(take: Take) -> Iterator[Sequence[PromptAttribution]]:
             items = work.model.tokenize(harmful)
-            for part in attribute_batches(work.model, work.suite, items, pool, done=done, **asked):
+            for part in attribute_batches(work.model, work.suite, items, pool, take=take, **asked):
                 yield part.rows
 
         depends = work.depends | {"prompts": harmful.digest, "pool": pool.features, "spec": spec}
@@ -402,8 +407,8 @@ def compare_estimators(
         return (), None
 
     asked = Attributor(work, found.clean, found.direction)
-    exact = asked.pool(found.pool, "exact", refused)
-    estimates = (asked.pool(found.pool, method, refused) for method in ESTIMATORS)
+    methods: tuple[Method, ...] = ("exact", *ESTIMATORS)
+    exact, *estimates = work.run.each(partial(asked.pool, found.pool, method, refused) for method in methods)
     return tuple(_estimator_row(each, exact, used=each.method == work.config.estimator) for each in estimates), exact
 
 

@@ -17,7 +17,7 @@ from demur.stats import Estimate, bootstrap_mean, wilson
 from demur.studies.context import Change
 from demur.studies.pipeline import Finding, Found
 from demur.studies.roles import FeatureRole, find_roles
-from demur.types import FeatureField, FeatureId, PromptSet, Value
+from demur.types import FeatureField, FeatureId, PromptSet, Take, Value
 
 NEGLIGIBLE = 0.01
 """Of what ablating the direction does to the refusal log-odds: an effect within this share of it counts as none."""
@@ -95,14 +95,17 @@ def effects(
     ids, model, before = found.clean.refusal_ids, work.model, without(given)
     fires = _firing(work, prompts, features, before) > 0
 
-    def compute(done: frozenset[str]) -> Iterator[list[_Effects]]:
+    def compute(take: Take) -> Iterator[list[_Effects]]:
         items = model.tokenize(prompts)
         under = Compiled(model, work.suite, before)
         clean = first_token(model, items, ids, under).log_odds.numpy()
-        left = sorted(column for column, feature in enumerate(features) if str(feature) not in done)
-        for layer, columns in groupby(sorted(left, key=lambda n: features[n].layer), lambda n: features[n].layer):
-            start = Start.of(model, items, layer, under)
+        order = sorted(range(len(features)), key=lambda column: features[column].layer)
+        for layer, columns in groupby(order, lambda column: features[column].layer):
+            start: Start | None = None
             for column in columns:
+                if not take([str(features[column])]):
+                    continue
+                start = start or Start.of(model, items, layer, under)
                 own, fall = np.flatnonzero(fires[:, column]), np.zeros(len(items))
                 if len(own):
                     change = Compiled(model, work.suite, without((*given, features[column])))

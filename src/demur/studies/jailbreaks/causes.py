@@ -22,7 +22,7 @@ from demur.studies.jailbreaks.results import (
     WalkRow,
     WordMeasure,
 )
-from demur.types import Prompt, PromptSet
+from demur.types import Prompt, PromptSet, Take
 
 if TYPE_CHECKING:
     from demur.method.interventions import HoldFeatures, Intervention
@@ -109,9 +109,9 @@ def _explanations(
 
     limit, refusal = context.config.max_patches, found.clean.refusal_ids
 
-    def compute(done: frozenset[str]) -> Iterator[list[LocalExplanation]]:
+    def compute(take: Take) -> Iterator[list[LocalExplanation]]:
         for before, item in zip(plain, items, strict=True):
-            if item.prompt_id not in done:
+            if take([item.prompt_id]):
                 search = LocalSearch(context.model, context.suite, before, item, refusal, layers)
                 yield [search.explain(limit=limit, seed=context.config.seed)]
 

@@ -120,8 +120,8 @@ class _Minimal:
         prompts, features = found.clean.used("selection").harmful, found.chosen.features
         depends = {"prompts": prompts.digest, "features": features, "factor": self.factor}
         stage = work.run.stage("greedy", work.depends | depends | {"refusal_ids": found.clean.refusal_ids})
-        rows = stage.rows("steps", _Step)
         clean = float(self.odds(prompts).mean())
+        rows: list[_Step] = []
 
         def effect(left: Sequence[FeatureId]) -> float:
             return clean - float(self.measured(prompts, self.scaled(left)).mean())
@@ -131,16 +131,18 @@ class _Minimal:
             rows.append(step)
             work.progress("greedy removal", len(rows), len(features))
 
-        if not rows:
-            add(_Step(removed=None, left=features, effect=effect(features)))
-        while len(left := rows[-1].left) > 1:
-            rest = [tuple(f for f in left if f != gone) for gone in left]
-            effects = list(map(effect, rest))
-            # Of equals (to rounding) the least important by attribution goes: F* is ordered by that.
-            best = max(range(len(left)), key=lambda n: (round(effects[n], 4), n))
-            add(_Step(removed=left[best], left=rest[best], effect=effects[best]))
-        if not stage.done:
-            stage.finish()
+        with work.run.alone(stage):
+            rows += stage.rows("steps", _Step)
+            if not rows:
+                add(_Step(removed=None, left=features, effect=effect(features)))
+            while len(left := rows[-1].left) > 1:
+                rest = [tuple(f for f in left if f != gone) for gone in left]
+                effects = list(map(effect, rest))
+                # Of equals (to rounding) the least important by attribution goes: F* is ordered by that.
+                best = max(range(len(left)), key=lambda n: (round(effects[n], 4), n))
+                add(_Step(removed=left[best], left=rest[best], effect=effects[best]))
+            if not stage.done:
+                stage.finish()
         return rows
 
     def reduce(self) -> tuple[tuple[FeatureId, ...], list[tuple[_Step, Estimate]]]:

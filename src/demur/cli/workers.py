@@ -1,0 +1,128 @@
+"""Processes that help a command with its run: each is the same command with `--join`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import IO, Final, Self
+
+import click
+
+from demur.cli.console import complain
+from demur.errors import InputError
+
+OPTIONS: Final = (
+    click.Option(
+        ["--workers"],
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Processes on this machine that share the work, each with a copy of the model: on a CPU they share the "
+        "cores, and each gets a GPU of its own where there are several.",
+    ),
+    click.Option(
+        ["--join"],
+        is_flag=True,
+        help="Share the work with other processes that run this very command with --join on the same folder, on one or "
+        "several machines (a SLURM array, say); the first one leads and writes the result.",
+    ),
+)
+_OWN: Final = ("auto", "cpu", "cuda", "mps")
+_HELPER: Final = "DEMUR_HELPER"
+"""Set, to their number, in the processes that a leading one starts."""
+
+
+class Helpers:
+    """The processes beside this one, while the context is open. They load what they need at once, and begin to work
+    when this one says `go`."""
+
+    def __init__(self, workers: int, device: str) -> None:
+        """Raises InputError: the device is not one that each process can have for itself."""
+        self._workers = workers
+        self._running: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
+        self._gone = False
+        if workers > 1 and device not in _OWN:
+            raise InputError(
+                f"--workers {workers} and --device {device} do not go together: each worker takes a GPU of its own; "
+                "name them in CUDA_VISIBLE_DEVICES and give --device cuda"
+            )
+
+    def __enter__(self) -> Self:
+        arguments: list[str] = click.get_current_context().find_root().obj
+        command = [sys.executable, "-m", "demur", *arguments, "--workers", "1", "--join"]
+        for number in range(1, self._workers):
+            environment = os.environ | {_HELPER: str(number), "OMP_NUM_THREADS": str(self._threads)}
+            told = tempfile.TemporaryFile()
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=told
+            )
+            self._running.append((process, told))
+        return self
+
+    @property
+    def _threads(self) -> int:
+        """Cores for each process."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(cores, int(os.environ.get("OMP_NUM_THREADS") or cores)) // self._workers)
+
+    def go(self) -> None:
+        """Let them begin: this process holds the run folder."""
+        if self._gone or not self._running:
+            return
+        import torch
+
+        self._gone = True
+        torch.set_num_threads(self._threads)
+        for process, _ in self._running:
+            with contextlib.suppress(OSError):  # One that has ended already is reported at the end.
+                assert process.stdin is not None
+                process.stdin.write(b"g")
+                process.stdin.flush()
+
+    def __exit__(self, *_: object) -> None:
+        for number, (process, told) in enumerate(self._running, start=1):
+            if process.poll() not in (None, 0):
+                told.seek(0)
+                last = told.read().decode(errors="replace").strip().splitlines()[-1:]
+                why = f": {last[0]}" if last else ""
+                ended = f"worker {number} ended with status {process.returncode}{why}"
+                complain(f"{ended}; the others did its part", "warning")
+            process.kill()
+            process.wait()
+            with contextlib.suppress(OSError):
+                if process.stdin is not None:
+                    process.stdin.close()
+            told.close()
+
+
+def await_the_leader() -> None:
+    """In a process that another one has started: return when that one says so, take a GPU of its own where there are
+    several, and end when the other one ends, however it ends."""
+    number = os.environ.pop(_HELPER, None)
+    if number is None:
+        return
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if gpus > 1:
+        torch.cuda.set_device(int(number) % gpus)
+    _read()
+    threading.Thread(target=_read, daemon=True).start()
+
+
+def _read() -> None:
+    """Wait for a byte from the leader, which writes only one; without one it has ended."""
+    if not os.read(sys.stdin.fileno(), 1):
+        os._exit(1)
+
+
+def is_finished(folder: Path) -> bool:
+    """The latest session on the run folder has written its result."""
+    from demur.runs import read_run
+
+    return read_run(folder).manifest.latest.finished is not None
