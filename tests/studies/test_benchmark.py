@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_parts import unshown
+from page_parts import blocks, unshown
 from planted_study import effect, lasting
 
+from demur.capability import CapabilityRow
+from demur.report.blocks import Table
 from demur.stats import holm, mcnemar
 from demur.studies.benchmark import STUDY
-from demur.studies.results import CompareResult, Comparison
+from demur.studies.config import CompareConfig
+from demur.studies.methods import get_method
+from demur.studies.results import CompareResult, Comparison, MethodExtras
 
 SMALL: dict[str, Any] = {
     "suppress": "0.9,0",
@@ -117,6 +121,7 @@ def test_curves_are_read_at_levels_of_side_effects(benched: Any) -> None:
     assert not [row for row in result.comparisons if row.level is not None and row.other.endswith("-local")]
     row = compared(result, "cossim", 0.01)
     assert row.value is not None
+    assert row.ce == row.other_ce == 0.01
     # F* has no side effect here, so at any level it gets everything complied with.
     assert row.value.value == 1.0
     assert row.difference is not None
@@ -158,3 +163,33 @@ def test_what_the_result_holds_is_on_its_page(benched: Any) -> None:
         "Sample.prompt",
         "SizeRow.setting",
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "strength", "held", "said"),
+    [
+        ("suppress", -3.0, None, "c = \N{MINUS SIGN}3"),
+        ("suppress", 0.5, None, "c = 0.5"),
+        ("induce", 0.5, None, "0.5 × max"),
+        ("induce", 12.0, (12.0,), "v = 12"),
+    ],
+)
+def test_a_strength_has_its_unit(kind: Any, strength: float, held: Any, said: str) -> None:
+    config = CompareConfig.model_construct(induce=held)
+    assert get_method("cossim+ap").strength_text(config, kind, strength) == said
+
+
+def test_tasks_are_held_against_the_clean_model_s(benched: Any) -> None:
+    def scored(method: str, value: float) -> MethodExtras:
+        row = CapabilityRow(
+            task="arc", metric="acc", value=value, stderr=None, n=4, shots=0, higher_is_better=True, version="1",
+            harness="0.4", digest="same", intervention=method, scores=(1.0, 1.0, 1.0, 4 * value - 3),
+        )  # fmt: skip
+        return MethodExtras(method=method, setting="", capability=(row,))
+
+    result = benched[0].model_copy(update={"extras": (scored("none", 1.0), scored("cossim+ap", 0.75))})
+    tables = [table for table in blocks(result, Table, "Side effects") if table.title == "Capability"]
+    clean, changed = tables[0].rows
+    assert clean[3:5] == ("1.000", "–")
+    assert changed[3] == "0.750"
+    assert changed[4].startswith("−0.250")

@@ -40,6 +40,16 @@ def test_cards_are_f_star_then_harm_features(files: Any, result: Result) -> None
     assert "3 fire where the answer begins (refusal), 8 on the user's words (harm)" in result.page().verdicts[0]
 
 
+def test_harm_features_beyond_f_star_have_cards_of_their_own(files: Any, tmp_path: Path) -> None:
+    found = files.study(tmp_path / "run", "features", **few(files, k=3, harm_features=4, neuronpedia=False))
+    own, beyond = ([card for card in found.cards if (card.score is None) is new] for new in (False, True))
+    assert len(own) == 3
+    assert beyond
+    assert {card.feature for card in beyond} < files.truth.truth.harm
+    without = files.study(tmp_path / "run", "features", **few(files, k=3, harm_features=0, neuronpedia=False))
+    assert [card.feature for card in without.cards] == [card.feature for card in own]
+
+
 def test_the_lens_reads_what_a_refusal_feature_writes(files: Any, result: Result) -> None:
     for card in result.cards:
         if card.feature in files.truth.truth.refusal:

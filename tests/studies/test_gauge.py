@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 from demur.data import AttackPair
-from demur.model import Region, TokenizedPrompt
-from demur.studies.gauge import Gauge, Parts, Walk, drops, walked
-from demur.types import FeatureId
+from demur.method.interventions import ScaleFeatures
+from demur.model import ChatModel, Region, TokenizedPrompt
+from demur.studies.gauge import Gauge, Parts, Walk, drops, p_refuse, walked
+from demur.testing import planted
+from demur.types import FeatureId, PromptSet
 
 
 def gauge() -> Gauge:
@@ -34,6 +37,23 @@ def test_a_signal_is_a_share_of_the_reference_and_unknown_without_features() -> 
     bare = Gauge(cast("Any", None), (), (FeatureId(3, 4),), np.array([2.0]), (7,))
     assert bare.signals(np.array([[1.0]]))[0, 1] == 0.5
     assert np.isnan(bare.signals(np.array([[1.0]]))[0, 0])
+
+
+def test_the_first_token_is_read_under_the_change() -> None:
+    made = planted()
+    model = ChatModel(made.model, made.tokenizer, name="planted")
+    refusing = made.tokenizer("I", add_special_tokens=False)["input_ids"][0]
+    work: Any = SimpleNamespace(
+        model=model,
+        suite=made.suite,
+        under=lambda _: {},
+        cached=lambda _name, _depends, _kind, compute, _label: compute(),
+    )
+    off = (ScaleFeatures(tuple(sorted(made.truth.causal | made.truth.redundant)), 0.0),)
+    asked = PromptSet(name="asked", prompts=made.harmful.prompts[:4])
+    clean, changed = p_refuse(work, asked, [refusing]), p_refuse(work, asked, [refusing], off)
+    assert (clean > 0.9).all()
+    assert (changed < 0.1).all()
 
 
 def test_drops_are_shares_of_the_start() -> None:
