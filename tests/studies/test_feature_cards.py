@@ -102,8 +102,14 @@ class Pages(BaseHTTPRequestHandler):
 
     status: ClassVar[int] = 200
     asked: ClassVar[list[str]] = []
+    moved: ClassVar[bool] = False
 
     def do_GET(self) -> None:
+        if self.moved and not self.path.startswith("/new"):
+            self.send_response(307)
+            self.send_header("Location", f"/new{self.path}")
+            self.end_headers()
+            return
         self.asked.append(self.path)
         self.send_response(self.status)
         self.end_headers()
@@ -140,6 +146,15 @@ def test_descriptions_are_asked_for_once(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     files.study(tmp_path / "offline", "features", **few(files, harm_features=0))
     assert len(pages.asked) == len(found.cards)
+
+
+def test_a_neuronpedia_that_has_moved_is_followed(
+    files: Any, pages: type[Pages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "moved", True)
+    found = files.study(tmp_path / "run", "features", **few(files, harm_features=0))
+    assert all(card.description.startswith("about") for card in found.cards)
+    assert all(path.startswith("/new/api/feature/") for path in pages.asked)
 
 
 def test_a_neuronpedia_that_fails_is_a_warning(
