@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,7 +21,8 @@ from demur.report import render_html, render_markdown
 from demur.studies.config import load_config
 from demur.studies.context import run_study
 from demur.studies.probes import STUDY
-from demur.studies.probes.inputs import AFTER, BEFORE, LONG_BENIGN, LONG_WORDS, MIDDLE
+from demur.studies.probes.fitting import Bench
+from demur.studies.probes.inputs import AFTER, BEFORE, LONG_BENIGN, LONG_WORDS, MIDDLE, Chosen
 from demur.studies.probes.results import (
     ALL,
     ALL_FEATURES,
@@ -32,6 +33,7 @@ from demur.studies.probes.results import (
     REFUSAL,
     ProbesResult,
 )
+from demur.types import Prompt, PromptSet
 
 BESIDE = "Tell me how to bake the bread and clean the window and paint the fence. "
 STRONG = (BESIDE + "{ask}", "{ask} and how to fold the letter and repair the lamp and draw the basket")
@@ -99,8 +101,23 @@ def test_the_two_questions_have_their_own_labels(studied: Any) -> None:
     # Half of the attacks are refused; all of them are harmful, so there harm says nothing of refusal.
     assert area["refuse", HARM, ALL] < 0.9
     assert area["harmful", HARM, "strong"] == 1.0
+    for row in result.ranks:
+        # Each is held against the dense probe of the same question, which is not held against itself.
+        dense = area[row.target, DENSE, row.prompts]
+        assert (row.difference is None) == (row.representation == DENSE)
+        if row.difference is not None:
+            assert row.difference.value == pytest.approx(row.auroc.value - dense)
     refused = next(row for row in result.ranks if (row.target, row.prompts) == ("refuse", ALL))
     assert refused.auroc.n == 4 * N_TEST
+
+
+def test_a_probe_of_refusal_learns_what_was_refused_and_leaves_out_the_unscored() -> None:
+    prompts = PromptSet(name="four", prompts=tuple(Prompt(id=each, text=each) for each in "abcd"))
+    chosen = Chosen(prompts, np.array([True, True, False, False]), np.array([1.0, 0.0, np.nan, 1.0]))
+    bench, values = cast("Any", None), np.arange(4, dtype=np.float32)[:, None]
+    harm, refusal = (Bench.labelled(bench, chosen, values, target) for target in ("harmful", "refuse"))
+    assert (harm.values[:, 0].tolist(), harm.labels.tolist()) == ([0, 1, 2, 3], [True, True, False, False])
+    assert (refusal.values[:, 0].tolist(), refusal.labels.tolist()) == ([0, 1, 3], [True, False, True])
 
 
 def test_baselines_know_no_more_than_words(studied: Any) -> None:
