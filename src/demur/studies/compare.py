@@ -132,8 +132,10 @@ class Experiment:
             self._tune()
         meter = SideEffectMeter(context, self.side, self.clean("harmless"), self.texts)
         with context.timed("suppression and induction"):
-            asked = (*self._suppressing(), *self._inducing())
-            self.conditions += self.each(partial(self._answer, each) for each in asked)
+            answers = (partial(self._answer, each) for each in (*self._suppressing(), *self._inducing()))
+            # What all side effects are compared with: a process for which no answers are left begins with it.
+            made: list[Any] = self.each((*answers, partial(meter.measure, ())))
+            self.conditions += made[:-1]
         with context.timed("side effects"):
             measured = self._measure(meter)
             extras = self._extras(meter)
@@ -198,9 +200,10 @@ class Experiment:
         leading = [method for method in self.methods if not method.leader]
         free = [method for method in leading if method.name not in self.strengths]
         suppressing = (partial(self._best_factor, method, clean, meter) for method in free)
-        factors = dict(zip((method.name for method in free), self.each(suppressing), strict=True))
         inducing = (partial(self._best_value, method) for method in leading)
-        values = dict(zip((method.name for method in leading), self.each(inducing), strict=True))
+        best = iter(self.each((*suppressing, *inducing)))
+        factors = {method.name: next(best) for method in free}
+        values = {method.name: next(best) for method in leading}
         for method in sorted(self.methods, key=lambda method: bool(method.leader)):
             if method.leader:
                 self.strengths[method.name] = self.strengths[method.leader]
@@ -237,11 +240,12 @@ class Experiment:
     def _best_value(self, method: Method) -> float | None:
         """The strength under which most harmless tuning prompts are refused; the mildest of equals. None where the
         method cannot induce."""
-        rates: dict[float, float] = {}
-        for value in method.strengths(self.config, "induce"):
-            if not method.induce(self.sets[method.name], value):
-                return None
-            rates[value] = self._answer(Asked("tuning", "induce", method, value, "harmless")).runs[0].refusal.value
+        values = method.strengths(self.config, "induce")
+        if not all(method.induce(self.sets[method.name], value) for value in values):
+            return None
+        asked = (Asked("tuning", "induce", method, value, "harmless") for value in values)
+        answered = self.each(partial(self._answer, each) for each in asked)
+        rates = {value: each.runs[0].refusal.value for value, each in zip(values, answered, strict=True)}
         known = [value for value in rates if not math.isnan(rates[value])]
         return max(known or list(rates), key=lambda value: (rates[value], -value))
 
@@ -315,7 +319,6 @@ class Experiment:
         """Side effects of each method's suppression at each strength; local sets have none of their own."""
         conditions = [each for each in self.conditions if each.prompts == "harmful" and not each.method.local]
         changes = [change for each in conditions for change in each.changes]
-        meter.measure(())  # What all others are compared with.
         done = count(1)
 
         def measure(change: Change) -> SideEffects:
