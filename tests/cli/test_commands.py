@@ -195,6 +195,15 @@ def test_defects_keep_their_traceback(tmp_path: Path) -> None:
         main(["toy", *SMALL, "--out", str(tmp_path / "run")])
 
 
+@pytest.mark.parametrize("device", ["cuda:1", "balanced"])
+def test_workers_cannot_share_one_device(device: str, tmp_path: Path) -> None:
+    ran = run("study", "--workers", "2", "--device", device, "--out", str(tmp_path / "run"))
+    assert ran.code == 2
+    assert f"--workers 2 and --device {device} do not go together" in ran.error
+    assert "CUDA_VISIBLE_DEVICES" in ran.error
+    assert not (tmp_path / "run").exists()
+
+
 def test_interrupting_a_study_says_how_to_resume(tmp_path: Path) -> None:
     stopping(KeyboardInterrupt())
     code, _, error = run("toy", *SMALL, "--words", "two words", "--out", tmp_path / "run")

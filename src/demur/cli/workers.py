@@ -84,9 +84,10 @@ class Helpers:
                 process.stdin.write(b"g")
                 process.stdin.flush()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, (process, told) in enumerate(self._running, start=1):
-            if process.poll() not in (None, 0):
+            # An interruption from the keyboard reaches all of them.
+            if kind is None and process.poll() not in (None, 0):
                 told.seek(0)
                 last = told.read().decode(errors="replace").strip().splitlines()[-1:]
                 why = f": {last[0]}" if last else ""
