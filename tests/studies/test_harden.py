@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from page_parts import unshown
+from page_parts import blocks, drawn, unshown
 from planted_study import write_prompts
 from test_jailbreaks import BESIDE, STRONG, WEAK
 
@@ -17,6 +17,7 @@ from demur.errors import InputError
 from demur.method.interventions import SetFeatures, bind, conditional
 from demur.model import ChatModel
 from demur.report import render_html, render_markdown
+from demur.report.blocks import Chart, Table
 from demur.stats import Estimate
 from demur.studies.harden import HardenResult
 from demur.studies.harden.bench import Told, rise, share_of_requests, split_attacks
@@ -158,6 +159,18 @@ def test_the_report_says_what_came_out(studied: HardenResult) -> None:
     assert "harmless in the attacks' words" in text
     assert "<svg" in render_html([studied.page()])
     assert HardenResult.model_validate_json(studied.model_dump_json()).model_dump_json() == studied.model_dump_json()
+
+
+def test_the_thresholds_that_were_chosen_are_marked(studied: HardenResult) -> None:
+    (table,) = (each for each in blocks(studied, Table) if each.title == "As the threshold moves")
+    assert [row[-1] == "yes" for row in table.rows] == [row.chosen for row in studied.thresholds]
+    assert {row.chosen for row in studied.thresholds} == {True, False}
+
+
+def test_the_best_arm_is_drawn_beside_the_direction(studied: HardenResult) -> None:
+    chart = next(each for each in blocks(studied, Chart) if "benign prompts lost" in str(each.draw().to_dict()))
+    names = {text for row in drawn(chart) for text in row.values() if isinstance(text, str)}
+    assert {f"{arm}, {gating}" for arm in ("set", "direction") for gating in ("probe", "always")} <= names
 
 
 def test_a_second_run_gives_the_same(files: Any, studied: HardenResult, folder: Path) -> None:

@@ -18,6 +18,7 @@ from demur.errors import InputError
 from demur.guard import Guard
 from demur.model import ChatModel
 from demur.report import render_html, render_markdown
+from demur.report.format import rate_text
 from demur.studies.config import load_config
 from demur.studies.context import run_study
 from demur.studies.probes import STUDY
@@ -226,6 +227,7 @@ def test_it_is_shown_everywhere(studied: Any) -> None:
     page = result.page()
     assert "At equal false alarms" in page.verdicts[0]
     assert result.best in page.verdicts[0]
+    assert f"it flags {rate_text(result.flag(result.winner, ALL))} of the attacks, " in page.verdicts[0]
     html, markdown = render_html([page]), render_markdown([page])
     for words in ("Harmful prompts flagged at 1%", "Answers stopped", "A family held out", "not detection"):
         assert words in html
