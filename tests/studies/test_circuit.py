@@ -57,6 +57,7 @@ def test_harm_features_drive_refusal_and_random_ones_do_not(circuit: Any) -> Non
         assert drawn.draws == pytest.approx((0.0, 0.0, 0.0), abs=1e-3)
         assert drawn.one_more.p == 0.25
     assert result.page().verdicts[0].count("beyond the range of one more random set") == 2
+    assert "); scaled by −3, by 1.00" in result.page().verdicts[0]
 
 
 def test_edges_are_those_of_the_circuit(circuit: Any, files: Any) -> None:

@@ -161,6 +161,10 @@ def test_the_report_says_what_came_out(studied: HardenResult) -> None:
     assert HardenResult.model_validate_json(studied.model_dump_json()).model_dump_json() == studied.model_dump_json()
 
 
+def test_random_features_take_the_strength_of_those_they_control_for(studied: HardenResult) -> None:
+    assert studied.controls["random-down"] == "turn-down"
+
+
 def test_the_thresholds_that_were_chosen_are_marked(studied: HardenResult) -> None:
     (table,) = (each for each in blocks(studied, Table) if each.title == "As the threshold moves")
     assert [row[-1] == "yes" for row in table.rows] == [row.chosen for row in studied.thresholds]
