@@ -224,8 +224,6 @@ class CachedJudge:
         with self._run.alone(self._stage):
             self._read()  # Another process may have asked meanwhile.
             self._judge(answers)
-            if self._run.shared:
-                self._stage.close()
 
     def _read(self) -> None:
         """Take in what is stored."""

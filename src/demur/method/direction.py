@@ -371,8 +371,9 @@ def _score(
             bypass = float(first_token(model, harmful, refusal_ids, ablation).log_odds.mean())
             kl = float(first_token(model, harmless, refusal_ids, ablation, plain).kl.mean())
             kept = kl <= search.kl_threshold and induce > 0
-            scores: dict[str, Any] = {"bypass": bypass, "induce": induce, "kl": kl, "kept": kept}
-            found.append(Candidate(layer=layer, position=position, form=form, **scores))
+            found.append(
+                Candidate(layer=layer, position=position, form=form, bypass=bypass, induce=induce, kl=kl, kept=kept)
+            )
         yield found
 
 

@@ -275,7 +275,7 @@ class Run:
         if missing := sorted(wanted - rows.known.keys()):
             raise ValueError(f"stage {name}: {len(missing)} of {len(wanted)} keys got no row; one is {missing[0]!r}")
         if not stage.done:
-            with self._held(stage):
+            with self._held(stage, "rows"):
                 self._finish(stage)
         self._count(stage, found, len(wanted) - found)
         rows.read()
@@ -309,8 +309,8 @@ class Run:
         try:
             while True:
                 for batch in compute(take):
-                    with self._held(stage):
-                        rows.append(batch, close=self.shared)
+                    with self._held(stage, "rows"):
+                        rows.append(batch)
                     told()
                 if claims is None or wanted <= rows.known.keys():
                     return
@@ -324,12 +324,10 @@ class Run:
             if claims is not None:
                 claims.release()
 
-    @contextmanager
-    def alone(self, stage: Stage) -> Iterator[None]:
+    def alone(self, stage: Stage) -> contextlib.AbstractContextManager[None]:
         """While this is open, no other process of the run works on the stage: for what is computed in one piece, and
         for journals. What is stored there is to be read anew inside. Where the run is not shared this does nothing."""
-        with held(stage.folder, "all", wait=self._waits) if self.shared else contextlib.nullcontext():
-            yield
+        return self._held(stage, "all", wait=self._waits)
 
     def each(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
         """What the tasks give, in their order. Processes that share the run share them out: each first does those
@@ -350,9 +348,17 @@ class Run:
             self._waits = waits
         return [found[number] if number in found else task() for number, task in enumerate(asked)]
 
-    def _held(self, stage: Stage) -> contextlib.AbstractContextManager[None]:
-        """A short hold of the stage's rows, for which one waits."""
-        return held(stage.folder, "rows") if self.shared else contextlib.nullcontext()
+    @contextmanager
+    def _held(self, stage: Stage, part: str, *, wait: bool = True) -> Iterator[None]:
+        """Keep other processes of a shared run from a part of the stage."""
+        if not self.shared:
+            yield
+            return
+        with held(stage.folder, part, wait=wait):
+            try:
+                yield
+            finally:
+                stage.close()  # Opening anew cuts off the line that another process was writing when it was killed.
 
     def _finish(self, stage: Stage) -> None:
         if not stage.done:
@@ -433,16 +439,13 @@ class _Rows(Generic[Kind]):
         """Take in what is new in the file."""
         self.known |= {self._key(row): row for row in self._reader.new()}
 
-    def append(self, batch: Iterable[Kind], *, close: bool) -> None:
-        """Store the rows of a batch that are not there yet; `close` the file after it, where others write it too."""
-        if close:
-            self.read()
+    def append(self, batch: Iterable[Kind]) -> None:
+        """Store the rows of a batch that are not there yet."""
+        self.read()
         for row in batch:
             if self._key(row) not in self.known:
                 self._stage.append(self._name, row)
                 self.known[self._key(row)] = row
-        if close:
-            self._stage.close()
 
 
 def _lock_folder(folder: Path) -> BaseFileLock:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain, count, islice
+from itertools import count, islice
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from demur.errors import InputError
@@ -225,8 +225,8 @@ class Experiment:
         ranks: dict[float, tuple[float, float, float]] = {}
         factors = method.strengths(self.config, "suppress")
         sets: tuple[Prompts, Prompts] = ("harmful", "harmless")
-        asked = {c: [Asked("tuning", "suppress", method, c, name) for name in sets] for c in factors}
-        found = iter(self.each(partial(self._answer, each) for each in chain(*asked.values())))
+        asked = (Asked("tuning", "suppress", method, factor, name) for factor in factors for name in sets)
+        found = iter(self.each(partial(self._answer, each) for each in asked))
         for factor in factors:
             harmful, harmless = next(found), next(found)
             kept = share_of(harmless.runs, clean, lambda run: run.matches(clean), Outcome.COMPLIANCE)
@@ -323,7 +323,7 @@ class Experiment:
 
         def measure(change: Change) -> SideEffects:
             found = meter.measure(change)
-            self.context.progress("side effects", min(next(done), len(changes)), len(changes))
+            self.context.progress("side effects", next(done), len(changes))
             return found
 
         effects = iter(self.each(partial(measure, change) for change in changes))
