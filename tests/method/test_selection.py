@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from demur.errors import InputError, ModelError
-from demur.method.activations import firing_rates, mean_activations, mean_max_activations
+from demur.method.activations import mean_activations, mean_max_activations
 from demur.method.attribution import Attribution, AttributionSpec, PromptAttribution, ScoredTokens
 from demur.method.path import Method, Metric
 from demur.method.selection import (
@@ -152,7 +152,7 @@ def test_activations_over_scored_tokens(model: ChatModel, activation: Activation
     for reduce in ("max", "mean", "last"):
         found = mean_activations(model, suite, items, layers=[2], reduce=reduce)
         torch.testing.assert_close(found[2], torch.stack(expected[reduce]).mean(0), rtol=1e-4, atol=1e-4)
-    rates = firing_rates(model, suite, items, layers=[2])
+    rates = mean_activations(model, suite, items, reduce="rate", layers=[2])
     torch.testing.assert_close(rates[2], torch.stack(expected["rate"]).mean(0), rtol=1e-4, atol=1e-4)
     some = [17, 0, d_sae - 1]
     peaks = mean_max_activations(model, suite, items, [FeatureId(2, n) for n in some])
@@ -166,7 +166,11 @@ def test_means_do_not_depend_on_how_prompts_are_batched(model: ChatModel) -> Non
 
     def measured() -> list[torch.Tensor]:
         maxima = mean_max_activations(model, suite, items, some)
-        return [mean_activations(model, suite, items)[1], firing_rates(model, suite, items)[1], maxima]
+        return [
+            mean_activations(model, suite, items)[1],
+            mean_activations(model, suite, items, reduce="rate")[1],
+            maxima,
+        ]
 
     together, before = measured(), model.budgets
     try:
@@ -187,7 +191,7 @@ def test_decoders_and_controls_of_a_topk_suite(model: ChatModel) -> None:
     values, places = cosines.topk(4)
     assert chosen.features == tuple(FeatureId(suite.layers[n // 24], n % 24) for n in places.tolist())
     assert chosen.scores == pytest.approx(values.tolist(), abs=1e-6)
-    rates = firing_rates(model, suite, model.tokenize(TEXTS))
+    rates = mean_activations(model, suite, model.tokenize(TEXTS), reduce="rate")
     drawn = random_set(chosen, rates, neighbours=3, seed=1)
     used = {*chosen.features}
     for found, original in zip(drawn.features, chosen.features, strict=True):

@@ -99,13 +99,18 @@ def test_blocks_cover_the_dictionary_in_order():
         (2, [3.0]),
     ]
     blocks = list(sae.encoder_blocks(2))
-    assert [block.indices for block in blocks] == [(0, 1), (2,)]
     assert [block.b_enc.tolist() for block in blocks] == [[0.0, 1.0], [-1.0]]
+    assert [block.w_enc.shape[1] for block in blocks] == [2, 1]
+    whole = list(sae.blocks(2))
+    assert [block.b_enc.tolist() for block in whole] == [[0.0, 1.0], [-1.0]]
+    assert [block.w_dec[:, 0].tolist() for block in whole] == [[1.0, 2.0], [3.0]]
 
 
-def test_topk_refuses_encoder_blocks():
-    with pytest.raises(SaeError, match="TopK dictionary"):
-        ones(k=1).sae().encoder_blocks(2)
+def test_a_topk_dictionary_is_one_block():
+    sae = ones(k=1).sae()
+    x = torch.tensor([[1.0, 2.0]])
+    for blocks in (list(sae.encoder_blocks(2)), list(sae.blocks(2))):
+        assert [block.encode(x).tolist() for block in blocks] == [sae.dense().encode(x).tolist()]
 
 
 def test_block_of_no_features_is_refused():

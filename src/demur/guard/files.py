@@ -22,7 +22,7 @@ from demur.guard.streaming import Stream
 from demur.model import ChatModel
 from demur.report.format import percent, rate_text
 from demur.runs import write_text
-from demur.saes import FeatureRows, Rows, TopKRows
+from demur.saes import FeatureRows, Rows, TopKEncoder, TopKRows
 from demur.types import FeatureField, FeatureId, Value
 
 JSON, ARRAYS, CARD = "guard.json", "guard.safetensors", "README.md"
@@ -90,7 +90,9 @@ def save_guard(guard: Guard, folder: Path) -> Path:
         thresholds={axis: dict(levels) for axis, levels in guard.thresholds.items()},
         stream=guard.stream and _StoredStream(window=guard.stream.window, threshold=guard.stream.threshold),
         rows=tuple(
-            _StoredRows(layer=rows.layer, indices=rows.indices, top=rows.top if isinstance(rows, TopKRows) else None)
+            _StoredRows(
+                layer=rows.layer, indices=rows.indices, top=rows.dictionary.top if isinstance(rows, TopKRows) else None
+            )
             for rows in guard.rows.values()
         ),
         reference=tuple(
@@ -133,7 +135,7 @@ def _tensors(rows: Rows) -> Iterator[tuple[str, Tensor]]:
     if rows.threshold is not None:
         yield "threshold", rows.threshold
     if isinstance(rows, TopKRows):
-        yield from (("dictionary_w_enc", rows.dictionary_w_enc), ("dictionary_b_enc", rows.dictionary_b_enc))
+        yield from (("dictionary_w_enc", rows.dictionary.w_enc), ("dictionary_b_enc", rows.dictionary.b_enc))
 
 
 def card_of(guard: Guard) -> str:
@@ -282,4 +284,4 @@ def _rows(stored: _StoredRows, arrays: Mapping[str, Tensor]) -> Rows:
     if stored.top is None:
         return rows
     whole = arrays[f"{prefix}dictionary_w_enc"], arrays[f"{prefix}dictionary_b_enc"]
-    return TopKRows(**vars(rows), top=stored.top, dictionary_w_enc=whole[0], dictionary_b_enc=whole[1])
+    return TopKRows(**vars(rows), dictionary=TopKEncoder(stored.layer, *whole, threshold=None, top=stored.top))

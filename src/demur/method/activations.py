@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -13,14 +15,28 @@ from torch import Tensor
 
 from demur.method.attribution import SCORED, ScoredTokens
 from demur.model import SCORED_REGIONS, Batch, ChatModel, Items, Region
-from demur.saes import DenseSae, FeatureRows, Rows, Sae, Suite
+from demur.saes import Suite
 from demur.types import FeatureId, by_layer
 
-_BLOCK = 8192
-"""Features encoded at a time."""
+BLOCK = 8192
+"""Features of a dictionary that are read at a time."""
+_VALUES = 1 << 24
+"""Activations of a block that are held at once."""
+KEPT_BYTES = 1 << 29
+"""What is kept of prompts before dictionaries are read, once for all of them."""
 
 Reduce = Literal["max", "mean", "last", "rate"]
 """What is taken over a prompt's scored tokens: a feature's maximum, mean or last activation, or how often it fires."""
+_REDUCED: Final[Mapping[Reduce, Callable[[Tensor], Tensor]]] = {
+    "max": lambda values: values.amax(0),
+    "mean": lambda values: values.mean(0),
+    "last": lambda values: values[-1],
+    "rate": lambda values: (values > 0).float().mean(0),
+}
+
+Kept = dict[int, tuple[Float[Tensor, "token _"], ...]]
+"""Layer → what is kept of one prompt's scored tokens."""
+Name = TypeVar("Name")
 
 
 def feature_activations(
@@ -78,30 +94,130 @@ class TokenActivations:
         return cls(features, {prompt: tensors[str(n)] for n, prompt in enumerate(meta["prompts"])})
 
 
+def dictionary_means(
+    model: ChatModel,
+    suite: Suite,
+    groups: Sequence[Items],
+    reduces: Sequence[Reduce],
+    *,
+    layers: Sequence[int] | None = None,
+    scoring: ScoredTokens = SCORED,
+) -> tuple[dict[Reduce, dict[int, Float[Tensor, " d_sae"]]], ...]:
+    """Mean over the prompts of each group of what is taken of each feature over a prompt's scored tokens (0 where it
+    has none), by layer (default: every layer of the suite).
+
+    Residuals at the scored tokens are kept, up to half a gibibyte; then each dictionary is read once for all of them,
+    in blocks.
+    """
+    chosen = tuple(suite.layers if layers is None else layers)
+
+    def zeros() -> dict[int, Tensor]:
+        return {layer: torch.zeros(suite[layer].spec.d_sae, dtype=torch.float64) for layer in chosen}
+
+    totals: list[dict[Reduce, dict[int, Tensor]]] = [{name: zeros() for name in reduces} for _ in groups]
+
+    def run(batch: Batch) -> list[Kept]:
+        with torch.inference_mode():
+            residuals = model.residuals(batch, chosen, suite.reads)
+        mask = scoring.mask(batch)
+        return by_prompt({layer: [x[mask.to(x.device)]] for layer, x in residuals.items()}, mask)
+
+    every = ((n, each) for n, items in enumerate(groups) for _, kept in model.over_batches(items, run) for each in kept)
+    for some in filled(every):
+        for layer in chosen:
+            start = 0
+            for block in suite[layer].encoder_blocks(BLOCK):
+                block, width = block.to(some[0][1][layer][0].device), len(block.b_enc)
+                for number, of_group in groupby(some, itemgetter(0)):
+                    for (x,), counts in chunks((kept[layer] for _, kept in of_group), width):
+                        values = [each for each in block.encode(x).split(counts) if len(each)]
+                        for name, total in totals[number].items():
+                            part = [_REDUCED[name](each) for each in values]
+                            if part:
+                                total[layer][start : start + width] += torch.stack(part).cpu().double().sum(0)
+                start += width
+    return tuple(
+        {name: {layer: (each / len(items)).float() for layer, each in total.items()} for name, total in found.items()}
+        for items, found in zip(groups, totals, strict=True)
+    )
+
+
+def by_prompt(values: Mapping[int, Sequence[Float[Tensor, "tokens _"]]], mask: Bool[Tensor, "batch pos"]) -> list[Kept]:
+    """What a batch has at the scored tokens, of one prompt after the other, for each prompt alone."""
+    counts = mask.sum(1).tolist()
+    parts = {layer: [x.split(counts) for x in each] for layer, each in values.items()}
+    return [{layer: tuple(x[row] for x in each) for layer, each in parts.items()} for row in range(len(counts))]
+
+
+def filled(prompts: Iterable[tuple[Name, Kept]]) -> Iterator[list[tuple[Name, Kept]]]:
+    """Prompts in order, as many at a time as may be kept."""
+    some: list[tuple[Name, Kept]] = []
+    size = 0
+    for name, kept in prompts:
+        some.append((name, kept))
+        size += sum(each.nbytes for parts in kept.values() for each in parts)
+        if size >= KEPT_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def chunks(
+    prompts: Iterable[Sequence[Float[Tensor, "token _"]]], width: int
+) -> Iterator[tuple[list[Float[Tensor, "tokens _"]], list[int]]]:
+    """What is kept of several prompts, each part of it joined, and how many tokens each prompt has: as many at a time
+    as a block of `width` features may be encoded at."""
+    some: list[Sequence[Tensor]] = []
+    tokens = 0
+    for parts in prompts:
+        if some and (tokens + len(parts[0])) * width > _VALUES:
+            yield _joined(some)
+            some, tokens = [], 0
+        some.append(parts)
+        tokens += len(parts[0])
+    if some:
+        yield _joined(some)
+
+
+def _joined(prompts: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[int]]:
+    return [torch.cat(each) for each in zip(*prompts, strict=True)], [len(parts[0]) for parts in prompts]
+
+
 def mean_activations(
+    model: ChatModel, suite: Suite, items: Items, *, reduce: Reduce = "mean", **options: Any
+) -> dict[int, Float[Tensor, " d_sae"]]:
+    """`dictionary_means` of one group of prompts, of one kind."""
+    return dictionary_means(model, suite, [items], [reduce], **options)[0][reduce]
+
+
+def feature_means(
     model: ChatModel,
     suite: Suite,
     items: Items,
+    features: Sequence[FeatureId],
+    reduces: Sequence[Reduce],
     *,
-    layers: Sequence[int] | None = None,
-    reduce: Reduce = "mean",
     scoring: ScoredTokens = SCORED,
-) -> dict[int, Float[Tensor, " d_sae"]]:
-    """Mean over prompts of each feature's mean, maximum or last activation over the scored tokens, by layer (default:
-    every layer of the suite). Whole dictionaries are encoded, in blocks; nothing dense over positions is kept."""
+) -> dict[Reduce, Float[Tensor, " feature"]]:
+    """As `dictionary_means` of some features, in the order of `features`; only their rows are read."""
+    wanted = by_layer(features)
+    rows = {layer: suite[layer].rows(indices).to(model.layer_device(layer)) for layer, indices in wanted.items()}
+    totals: dict[Reduce, Tensor] = {name: torch.zeros(len(features), dtype=torch.float64) for name in reduces}
 
-    def read(layer: int, residual: Tensor, batch: Batch) -> Tensor:
-        blocks = dictionary_blocks(suite[layer])
-        return torch.cat([_over_tokens(block, residual, scoring.mask(batch), reduce).cpu() for block in blocks], -1)
+    def run(batch: Batch) -> tuple[Tensor, ...]:
+        mask = scoring.mask(batch)
+        with torch.inference_mode():
+            residuals = model.residuals(batch, tuple(wanted), suite.reads)
+            encoded = {layer: rows[layer].encode(x[mask.to(x.device)]).cpu() for layer, x in residuals.items()}
+        columns = [encoded[layer][:, wanted[layer].index(index)] for layer, index in features]
+        return torch.stack(columns, -1).split(mask.sum(1).tolist())
 
-    return model.mean_over(items, suite.layers if layers is None else layers, read, suite.reads)
-
-
-def firing_rates(
-    model: ChatModel, suite: Suite, items: Items, *, layers: Sequence[int] | None = None, scoring: ScoredTokens = SCORED
-) -> dict[int, Float[Tensor, " d_sae"]]:
-    """Mean over prompts of the share of scored tokens on which each feature is active, by layer."""
-    return mean_activations(model, suite, items, layers=layers, reduce="rate", scoring=scoring)
+    for _, prompts in model.over_batches(items, run):
+        for values in prompts:
+            for name, total in totals.items():
+                total += _REDUCED[name](values).double() if len(values) else 0.0
+    return {name: (total / len(items)).float() for name, total in totals.items()}
 
 
 def mean_max_activations(
@@ -109,35 +225,7 @@ def mean_max_activations(
 ) -> Float[Tensor, " feature"]:
     """Mean over prompts of each feature's maximum activation over the scored tokens, in the order of `features`; only
     their rows are read."""
-    wanted = by_layer(features)
-    rows = {layer: suite[layer].rows(indices) for layer, indices in wanted.items()}
-
-    def read(layer: int, residual: Tensor, batch: Batch) -> Tensor:
-        return _over_tokens(rows[layer], residual, scoring.mask(batch), "max")
-
-    means = model.mean_over(items, wanted, read, suite.reads)
-    return torch.stack([means[layer][wanted[layer].index(index)] for layer, index in features])
-
-
-def dictionary_blocks(sae: Sae) -> Iterator[FeatureRows | DenseSae]:
-    """A whole dictionary in blocks of features, or in one where a feature is active only against all others (TopK)."""
-    if sae.spec.activation == "topk":
-        yield sae.dense()
-    else:
-        yield from sae.encoder_blocks(_BLOCK)
-
-
-def _over_tokens(
-    block: Rows | DenseSae, residual: Float[Tensor, "batch pos _"], scored: Bool[Tensor, "batch pos"], reduce: Reduce
-) -> Float[Tensor, "batch k"]:
-    values = block.to(residual.device).encode(residual)
-    if reduce == "last":
-        return values[:, -1]
-    scored = scored.to(residual.device)
-    if reduce == "max":
-        # Activations are never negative, so a masked 0 cannot win a maximum that matters.
-        return (values * scored[..., None]).amax(1)
-    return mean_within((values > 0).float() if reduce == "rate" else values, scored)
+    return feature_means(model, suite, items, features, ["max"], scoring=scoring)["max"]
 
 
 def mean_within(values: Float[Tensor, "batch pos k"], where: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch k"]:

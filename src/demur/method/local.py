@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from demur.method.activations import dictionary_blocks, feature_activations
+from demur.method.activations import BLOCK, feature_activations
 from demur.method.interventions import Compiled, HoldFeatures, PerPrompt
 from demur.model import ChatModel, Region, TokenizedPrompt, hooked
 from demur.saes import Rows, Suite
@@ -142,7 +142,7 @@ class LocalSearch:
         for layer in layers:
             there, here = theirs[layer][list(pairs.values())], ours[layer][self._tokens]
             both = torch.cat([there, here])
-            blocks = dictionary_blocks(suite[layer])
+            blocks = suite[layer].encoder_blocks(BLOCK)
             active = torch.cat([(b.to(both.device).encode(both) > 0).any(0).cpu() for b in blocks])
             if indices := active.nonzero()[:, 0].tolist():
                 self._indices[layer] = indices

@@ -10,14 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from demur.method.activations import dictionary_blocks
+from demur.method.activations import BLOCK, Kept, by_prompt, chunks, filled
 from demur.method.attribution import SCORED
 from demur.model import Batch, ChatModel, Items
 from demur.saes import Suite
 from demur.types import FeatureId, by_layer
-
-_BLOCK = 8192
-"""Features at a time."""
 
 
 def unit_rows(
@@ -84,7 +81,7 @@ def by_cosine(
 
     def scores(layer: int, indices: Sequence[int]) -> Tensor:
         rows, _ = unit_rows(first, [FeatureId(layer, index) for index in indices])
-        blocks = (block.float().cpu() for _, block in second[layer].decoder_blocks(_BLOCK))
+        blocks = (block.float().cpu() for _, block in second[layer].decoder_blocks(BLOCK))
         return torch.cat([rows @ (b / b.norm(dim=-1, keepdim=True).clamp(min=1e-12)).T for b in blocks], 1)
 
     return _best(second, features, scores)
@@ -123,27 +120,31 @@ def _correlations(
 ) -> Float[Tensor, "k d_sae"]:
     """Correlation over all scored tokens of some features with every feature of the other suite's SAE."""
     rows = first[layer].rows(indices).to(model.layer_device(layer))
-    # Sums over tokens: of a, a², b, b² and ab.
-    sums: dict[str, Tensor] = {}
 
-    def add(name: str, value: Tensor) -> None:
-        sums[name] = sums.get(name, 0.0) + value.double().cpu()
+    def run(batch: Batch) -> list[tuple[str, Kept]]:
+        mask = SCORED.mask(batch)
+        with torch.inference_mode():
+            x = model.residuals(batch, [layer])[layer]
+        return list(zip(batch.prompt_ids, by_prompt({layer: [x[mask.to(x.device)]]}, mask), strict=True))
 
-    def run(batch: Batch) -> int:
-        mask = SCORED.mask(batch).to(model.layer_device(layer))
-        with torch.inference_mode(), model.capture([layer]) as residuals:
-            model.last_logits(batch)
-            x = residuals[layer]
-            a = rows.encode(x)[mask].double()
-            b = torch.cat([block.to(x.device).encode(x)[mask] for block in dictionary_blocks(second[layer])], -1)
-        b = b.double()
-        for name, value in (("a", a.sum(0)), ("aa", (a * a).sum(0)), ("b", b.sum(0)), ("bb", (b * b).sum(0))):
-            add(name, value)
-        add("ab", a.T @ b)
-        return int(mask.sum())
-
-    n = sum(count for _, count in model.over_batches(items, run))
-    covariance = sums["ab"] - torch.outer(sums["a"], sums["b"]) / n
-    spreads = [(sums[2 * x] - sums[x] ** 2 / n).clamp(min=0).sqrt() for x in ("a", "b")]
+    # Sums over tokens: of a and a², b and b², and ab.
+    first_sums = torch.zeros(2, len(indices), dtype=torch.float64)
+    second_sums = torch.zeros(2, second[layer].spec.d_sae, dtype=torch.float64)
+    products = torch.zeros(len(indices), second[layer].spec.d_sae, dtype=torch.float64)
+    n = 0
+    for some in filled(each for _, part in model.over_batches(items, run) for each in part):
+        start = 0
+        for block in second[layer].encoder_blocks(BLOCK):
+            block, width = block.to(model.layer_device(layer)), len(block.b_enc)
+            for (x,), _ in chunks((kept[layer] for _, kept in some), width):
+                a, b = (each.encode(x).cpu().double() for each in (rows, block))
+                second_sums[:, start : start + width] += torch.stack([b.sum(0), b.square().sum(0)])
+                products[:, start : start + width] += a.T @ b
+                if start == 0:
+                    first_sums += torch.stack([a.sum(0), a.square().sum(0)])
+                    n += len(x)
+            start += width
+    covariance = products - torch.outer(first_sums[0], second_sums[0]) / n
+    spreads = [(squares - total**2 / n).clamp(min=0).sqrt() for total, squares in (first_sums, second_sums)]
     scale = torch.outer(*spreads)
     return torch.where(scale > 1e-9, covariance / scale.clamp(min=1e-12), 0.0).float()

@@ -5,26 +5,23 @@ All baselines see the same tokens (the scored ones), so no method gains or loses
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from demur.errors import InputError, ModelError
-from demur.method.activations import Reduce, dictionary_blocks, mean_activations
+from demur.method.activations import BLOCK, Kept, Reduce, by_prompt, chunks, dictionary_means, filled
 from demur.method.attribution import SCORED, Attribution, Pool, ScoredTokens, no_signal
 from demur.method.interventions import Compiled
 from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
 from demur.model import Batch, ChatModel, Items, Progress
-from demur.saes import Sae, Suite
+from demur.saes import Features, Suite
 from demur.types import FeatureId, FeatureSet, by_layer
-
-_BLOCK = 8192
-"""Features encoded at a time."""
 
 Score = Literal["mean", "total"]
 Measure = Mapping[int, Float[Tensor, " d_sae"]]
@@ -39,7 +36,7 @@ def cosine_pool(
     features: list[FeatureId] = []
     cosines: list[float] = []
     for layer in suite.layers if layers is None else layers:
-        found = torch.cat([_cosines(rows, direction) for _, rows in suite[layer].decoder_blocks(_BLOCK)])
+        found = torch.cat([_cosines(rows, direction) for _, rows in suite[layer].decoder_blocks(BLOCK)])
         values, places = found.topk(min(k0, len(found)))
         features += [FeatureId(layer, place) for place in places.tolist()]
         cosines += values.tolist()
@@ -117,7 +114,8 @@ def actdiff_set(
 ) -> FeatureSet:
     """ActDiff baseline: the `k` features whose activation (the maximum, mean or last over a prompt's scored tokens)
     differs most between harmful and harmless prompts."""
-    high, low = (mean_activations(model, suite, items, reduce=reduce, scoring=scoring) for items in (harmful, harmless))
+    means = dictionary_means(model, suite, [harmful, harmless], [reduce], scoring=scoring)
+    high, low = (each[reduce] for each in means)
     found: list[tuple[float, FeatureId]] = []
     for layer in high:
         values, places = (high[layer] - low[layer]).topk(min(k, len(high[layer])))
@@ -126,8 +124,6 @@ def actdiff_set(
     return feature_set((feature for _, feature in best), (value for value, _ in best), f"actdiff-{reduce}")
 
 
-Term = tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos d_model"]]
-"""Origin of the difference, and gradient (already weighted by 1/steps)."""
 Best = tuple[Float[Tensor, "*batch _"], Int[Tensor, "*batch _"]]
 """Highest scores so far and the codes of their features, best first."""
 
@@ -166,37 +162,38 @@ def attribute_dictionary(
     With `falling`, only tokens at which the feature is lower in the patched run count; with `to_zero`, what counts is
     not the patched run's activation but 0: the effect of taking the feature out, one at a time.
 
-    With `gradient` and `paper` each dictionary is passed over once a batch, in blocks; `ig` encodes anew at every step
-    and keeps the residuals and gradients of all. A TopK layer is taken whole: `8 · d_model · d_sae` bytes of weights,
-    and about four arrays of `4 · batch · pos · d_sae` bytes. Other arguments are as for `attribute_batches`. Raises
-    InputError: unknown method ("exact" cannot be afforded here); ModelError: every score is 0 on every prompt, so there
-    is nothing to rank by; says what to do.
+    Residuals and gradients at the scored tokens (with `ig`, those of every step) are kept, up to half a gibibyte; then
+    each dictionary is read once for all of them, in blocks; a TopK layer is taken whole, in `8 · d_model · d_sae`
+    bytes. Other arguments are as for `attribute_batches`. Raises InputError: unknown method ("exact" cannot be afforded
+    here); ModelError: every score is 0 on every prompt, so there is nothing to rank by; says what to do.
     """
     how = estimator(method, steps)
     codes = torch.cat([torch.arange(suite[layer].spec.d_sae) + layer * _LAYER for layer in suite.layers])
 
-    def run(batch: Batch) -> tuple[dict[str, Best], Float[Tensor, " feature"]]:
+    def run(batch: Batch) -> list[tuple[str, Kept]]:
         ends = run_ends(model, batch, patch, metric, how, suite.reads)
-        terms = _terms(model, suite, batch, ends, metric, how)
         mask = scoring.mask(batch)
-        weight = mask / mask.sum(-1, keepdim=True).clamp(min=1)
-        found: Best = torch.empty(len(batch), 0), torch.empty(len(batch), 0, dtype=torch.long)
-        sums, start = list[Tensor](), 0
-        for layer in suite.layers:
-            place = weight.to(model.layer_device(layer))
+        terms = _terms(model, suite, batch, ends, metric, how, mask)
+        for layer, each in terms.items():
             # As `patched_values`: what a transcoder reads comes before the patch of its layer.
-            patched = None if to_zero or layer in suite.reads else ends.patched[layer]
-            for scores in _block_scores(suite[layer], patched, terms[layer], place, falling):
-                found = _running_best(found, scores, codes[start : start + scores.shape[1]], top)
-                sums.append(scores.double().sum(0))
-                start += scores.shape[1]
-        return dict(zip(batch.prompt_ids, zip(*found, strict=True), strict=True)), torch.cat(sums)
+            if not to_zero and layer not in suite.reads:
+                each.append(ends.patched[layer][mask.to(ends.patched[layer].device)])
+        return list(zip(batch.prompt_ids, by_prompt(terms, mask), strict=True))
 
     best: dict[str, Best] = {}
     overall = torch.zeros(len(codes), dtype=torch.float64)
-    for _, (found, sums) in model.over_batches(items, run, gradients=True):
-        best |= found
-        overall += sums
+    for some in filled(each for _, part in model.over_batches(items, run, gradients=True) for each in part):
+        found: Best = torch.empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.long)
+        start = 0
+        for layer in suite.layers:
+            for block in suite[layer].blocks(BLOCK):
+                block, width = block.to(model.layer_device(layer)), len(block.b_enc)
+                parts = chunks((kept[layer] for _, kept in some), width)
+                scores = torch.cat([_block_scores(block, each, counts, falling) for each, counts in parts])
+                found = _running_best(found, scores, codes[start : start + width], top)
+                overall[start : start + width] += scores.double().sum(0)
+                start += width
+        best |= {prompt: values for (prompt, _), values in zip(some, zip(*found, strict=True), strict=True)}
         if progress is not None:
             progress(len(best), len(items))
     if not bool(overall.any()):
@@ -209,40 +206,49 @@ def attribute_dictionary(
 
 
 def _terms(
-    model: ChatModel, suite: Suite, batch: Batch, ends: Ends, metric: Metric, how: Estimator
-) -> dict[int, list[Term]]:
-    terms: dict[int, list[Term]] = {layer: [] for layer in suite.layers}
+    model: ChatModel,
+    suite: Suite,
+    batch: Batch,
+    ends: Ends,
+    metric: Metric,
+    how: Estimator,
+    mask: Bool[Tensor, "batch pos"],
+) -> dict[int, list[Float[Tensor, "tokens d_model"]]]:
+    """By layer, at the scored tokens: where the difference begins, gradient (times 1/steps), and so on for each step
+    that has a beginning of its own."""
+    terms: dict[int, list[Tensor]] = {layer: [] for layer in suite.layers}
     share = 1.0 / len(how.alphas)
 
     def visit(layer: int, _entered: Tensor, read: Tensor, gradient: Tensor) -> None:
         if layer not in terms:
             return
+        scored = mask.to(gradient.device)
         if how.path:
-            terms[layer] += [(x, g * share) for x, g in zip(read, gradient, strict=True)]
+            for x, g in zip(read, gradient, strict=True):
+                terms[layer] += [x[scored], g[scored] * share]
         elif terms[layer]:
-            terms[layer][0][1].add_(gradient.sum(0), alpha=share)
+            terms[layer][1].add_(gradient.sum(0)[scored], alpha=share)
         else:
-            terms[layer].append((ends.read[layer].float(), gradient.sum(0) * share))
+            terms[layer] += [ends.read[layer].float()[scored], gradient.sum(0)[scored] * share]
 
     run_path(model, batch, ends, metric, how, visit)
     return terms
 
 
 def _block_scores(
-    sae: Sae, patched: Tensor | None, terms: Sequence[Term], weight: Float[Tensor, "batch pos"], falling: bool
-) -> Iterator[Float[Tensor, "batch block"]]:
-    """Each feature's mean attribution over each prompt's tokens, block by block, on the CPU; to 0 without `patched`."""
-    for block in dictionary_blocks(sae):
-        block = block.to(weight.device)
-        target = 0.0 if patched is None else block.encode(patched)
-        means = torch.zeros(len(weight), len(block.w_dec), device=weight.device)
-        for origin, gradient in terms:
-            along = gradient @ block.w_dec.T
-            difference = target - block.encode(origin)
-            if falling:
-                difference = difference.clamp(max=0)
-            means += torch.einsum("bpk,bpk,bp->bk", difference, along, weight)
-        yield means.cpu()
+    block: Features, terms: Sequence[Float[Tensor, "tokens d_model"]], counts: Sequence[int], falling: bool
+) -> Float[Tensor, "prompt block"]:
+    """Each feature's mean attribution over each prompt's tokens, on the CPU: of `_terms`, and last, if its features are
+    not moved to 0, of the patched run."""
+    target = block.encode(terms[-1]) if len(terms) % 2 else 0.0
+    total: Tensor | float = 0.0
+    for origin, gradient in zip(terms[0::2], terms[1::2], strict=False):
+        difference = target - block.encode(origin)
+        if falling:
+            difference = difference.clamp(max=0)
+        total = total + difference * (gradient @ block.w_dec.T)
+    assert isinstance(total, Tensor)
+    return torch.stack([each.sum(0) / max(1, len(each)) for each in total.split(list(counts))]).cpu()
 
 
 def _running_best(found: Best, scores: Float[Tensor, "batch block"], codes: Int[Tensor, " block"], top: int) -> Best:
@@ -272,7 +278,7 @@ def random_set(
 
     Args:
         like: the set to be matched.
-        matched: measures, such as `firing_rates` and the size of what features add to the residual.
+        matched: measures, such as firing rates and the size of what features add to the residual.
         exclude: features that may not be drawn (the pool); those of `like` never are.
         neighbours: each draw is uniform over this many unused features that are nearest.
         seed: of the draw.

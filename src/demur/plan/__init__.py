@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from demur.errors import DemurError
+from demur.method.activations import KEPT_BYTES
 from demur.model import ChatFormat, chosen_dtype, find_device, fitting_threads, read_config
 from demur.plan.counting import EFFICIENCY, Machine, ModelSizes, PromptLengths, count_work, measure_machine, model_sizes
 from demur.report.blocks import Page, Section, Table, Text
@@ -52,7 +53,7 @@ def plan_study(study: Study[Any, Any], config: StudyConfig, *, prompt_tokens: in
     costs = [(name, machine.flops_of(each, model), machine.seconds(each, model)) for name, each in work.items()]
     costs.append(("in all", sum(flops for _, flops, _ in costs), sum(seconds for *_, seconds in costs)))
     times = [(name, f"{flops / 1e12:,.2f}", duration(seconds)) for name, flops, seconds in costs]
-    memory = _memory(config, model, machine, suite)
+    memory = _memory(config, model, machine, suite, lengths)
     downloads = {"model": _model_download(placed), "SAEs": _sae_download(suite, model.d_model)}
     known = [size for size in downloads.values() if size is not None]
     total = (
@@ -85,20 +86,24 @@ def _assumptions(config: StudyConfig, machine: Machine, lengths: PromptLengths) 
     )
 
 
-def _memory(config: StudyConfig, model: ModelSizes, machine: Machine, suite: Suite) -> dict[str, float]:
+def _memory(
+    config: StudyConfig, model: ModelSizes, machine: Machine, suite: Suite, lengths: PromptLengths
+) -> dict[str, float]:
     """What is held → bytes, and the most at once: a dictionary is looked through, or gradients are taken."""
     row, tokens = 4 * model.d_model, config.max_batch_tokens or 2048
     dictionary, weights = max(spec.d_sae for spec in suite.specs) * row, model.parameters * model.value_bytes
     # Reading one feature of a TopK dictionary takes the whole encoder.
     encoders = sum(spec.d_sae * row for spec in suite.specs if spec.activation == "topk")
+    kept = min(KEPT_BYTES, 2 * config.n.selection * sum(lengths) * len(suite.layers) * row)
     pool, activations = 2 * getattr(config, "k0", 10) * len(suite.layers) * row + encoders, tokens * model.saved_bytes
     return {
         "Python and libraries": machine.resident,
         "weights": weights,
         "SAE rows of the pool": pool,
         "one whole dictionary": dictionary,
+        "residuals that it reads": kept,
         f"activations, {tokens} tokens": activations,
-        "peak": machine.resident + weights + max(dictionary, pool + activations),
+        "peak": machine.resident + weights + max(dictionary + kept, pool + activations),
     }
 
 

@@ -67,15 +67,14 @@ def keep_top(pre: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batc
 
 
 @dataclass(frozen=True)
-class Features:
-    """Features of a ReLU or JumpReLU dictionary."""
+class Encoder:
+    """What reads features of a ReLU or JumpReLU dictionary."""
 
     layer: int
     w_enc: Float[Tensor, "d_model k"]
     b_enc: Float[Tensor, " k"]
     threshold: Float[Tensor, " k"] | None
     """JumpReLU thresholds, never negative; None means ReLU, or TopK in a class that says so."""
-    w_dec: Float[Tensor, "k d_model"]
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch k"]:
         """Activations, float32 whatever the dtype of `x`; their gradients are the true ones."""
@@ -84,8 +83,27 @@ class Features:
 
     def to(self, device: torch.device | str) -> Self:
         """The same values with all tensors on `device`."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: each.to(device) for name, each in tensors.items() if isinstance(each, Tensor)})
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: each.to(device) for name, each in parts.items() if isinstance(each, Tensor | Encoder)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class TopKEncoder(Encoder):
+    """The whole encoder of a TopK dictionary: whether a feature is active depends on all the others."""
+
+    top: int
+    """Features kept per token."""
+
+    def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
+        return keep_top(x.float() @ self.w_enc + self.b_enc, self.top)
+
+
+@dataclass(frozen=True)
+class Features(Encoder):
+    """Features of a ReLU or JumpReLU dictionary, with their decoder rows."""
+
+    w_dec: Float[Tensor, "k d_model"]
 
 
 @dataclass(frozen=True)
@@ -97,16 +115,12 @@ class FeatureRows(Features):
 
 @dataclass(frozen=True)
 class TopKRows(FeatureRows):
-    """Features of a TopK dictionary, with its whole encoder: whether one is active depends on all the others."""
+    """Features of a TopK dictionary, with its whole encoder."""
 
-    top: int
-    """Features kept per token."""
-    dictionary_w_enc: Float[Tensor, "d_model d_sae"]
-    dictionary_b_enc: Float[Tensor, " d_sae"]
+    dictionary: TopKEncoder
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch k"]:
-        pre = x.float() @ self.dictionary_w_enc + self.dictionary_b_enc
-        return keep_top(pre, self.top)[..., list(self.indices)]
+        return self.dictionary.encode(x)[..., list(self.indices)]
 
 
 Rows = FeatureRows | TopKRows
@@ -203,7 +217,7 @@ class SaeWeights:
     def decoder_rows(self, which: Which) -> Float[Tensor, "k d_model"]:
         stored, scale = self.decoder.take(which), self.convention.scale
         if not self.convention.unit_decoder:
-            return stored / scale
+            return stored if scale == 1 else stored / scale
         norms = _norms(stored)
         # A row of zeros decodes to nothing at any norm; dividing by it would make it NaN.
         return stored / (torch.where(norms > 0, norms, 1.0) * scale)[:, None]
@@ -214,9 +228,10 @@ class SaeWeights:
         w_enc = self.encoder.take(which)
         b_enc = self.b_enc.take(which) if self.b_enc else torch.zeros(len(which))
         if self.convention.centred:
-            shift = (w_enc.double() * self._stored_b_dec().double()).sum(dim=1)
+            shift = (w_enc.contiguous().double() * self._stored_b_dec().double()).sum(dim=1)
             b_enc = (b_enc.double() - shift).float()
-        w_enc = w_enc * self.convention.scale
+        if self.convention.scale != 1:
+            w_enc = w_enc * self.convention.scale
         if self.convention.unit_decoder:
             norms = _norms(self.decoder.take(which))
             w_enc, b_enc = w_enc * norms[:, None], b_enc * norms
@@ -250,4 +265,5 @@ class SaeWeights:
 
 
 def _norms(rows: Float[Tensor, "k d_model"]) -> Float[Tensor, " k"]:
-    return rows.double().square().sum(dim=1).sqrt().float()
+    # One after the other in memory, so that a row's sum does not depend on which others there are.
+    return rows.contiguous().double().square().sum(dim=1).sqrt().float()

@@ -57,7 +57,8 @@ class NamedArray:
         return self.stored_shape[::-1] if self.transposed else self.stored_shape
 
     def take(self, which: Which) -> Float[Tensor, "k ..."]:
-        """The slices `which` along the first axis, that of features; SaeError names a value that is not finite."""
+        """The slices `which` along the first axis, that of features, in the order of the file (strided where that is
+        the other one); SaeError names a value that is not finite."""
         return self._finite(which, "; feature {feature}")
 
     def whole(self) -> Float[Tensor, "..."]:
@@ -67,8 +68,8 @@ class NamedArray:
     def _finite(self, which: Which, note: str) -> Tensor:
         axis = int(self.transposed)
         values = self.read(which, axis)
-        bad = (~torch.isfinite(values)).nonzero()
-        if len(bad):
+        # The sum is much faster than a look at every value, and is not finite where one of them is not.
+        if not bool(torch.isfinite(values.sum())) and len(bad := (~torch.isfinite(values)).nonzero()):
             at: list[int] = bad[0].tolist()
             value = values[tuple(at)].item()
             at[axis] = which[at[axis]]
@@ -76,7 +77,7 @@ class NamedArray:
                 f"{self.file}: {self.name}{at} is {value}{note.format(feature=at[axis])}. Weights must be finite "
                 "float32 numbers; fetch or export the file again."
             )
-        return values.T.contiguous() if self.transposed else values
+        return values.T if self.transposed else values
 
 
 class Arrays(dict[str, NamedArray]):
@@ -146,7 +147,7 @@ class _Place:
         if self.dtype == "bfloat16":
             return torch.from_numpy(part.view("<i2")).view(torch.bfloat16).float()
         with np.errstate(over="ignore"):  # a float64 too large for float32 becomes inf, which is reported
-            return torch.from_numpy(part.view(self.dtype).astype(np.float32))
+            return torch.from_numpy(part.view(self.dtype).astype(np.float32, copy=False))
 
     def array(self, path: Path, name: str, buffer: mmap.mmap) -> NamedArray:
         """The array of this place in the mapped file."""

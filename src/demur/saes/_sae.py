@@ -19,11 +19,13 @@ from demur.errors import SaeError
 from demur.saes._canonical import (
     ActivationName,
     Convention,
+    Encoder,
     FeatureRows,
     Features,
     Rows,
     SaeSpec,
     SaeWeights,
+    TopKEncoder,
     TopKRows,
     keep_top,
     width_name,
@@ -75,8 +77,7 @@ class Sae:
         rows = self._feature_rows(chosen)
         if self.spec.activation != "topk":
             return rows
-        w_enc, b_enc = self._encoder()
-        return TopKRows(**vars(rows), top=self.spec.k or 0, dictionary_w_enc=w_enc, dictionary_b_enc=b_enc)
+        return TopKRows(**vars(rows), dictionary=self._topk_encoder())
 
     def decoder_blocks(self, size: int) -> Iterator[tuple[int, Float[Tensor, "rows d_model"]]]:
         """The decoder in order, at most `size` rows at a time: (index of the first row, rows)."""
@@ -87,12 +88,22 @@ class Sae:
         """The length of every decoder row; the decoder is read in blocks."""
         return torch.cat([rows.norm(dim=-1) for _, rows in self.decoder_blocks(_DENSE_BLOCK)])
 
-    def encoder_blocks(self, size: int) -> Iterator[FeatureRows]:
-        """The dictionary in order, at most `size` features at a time; SaeError for a TopK dictionary."""
+    def encoder_blocks(self, size: int) -> Iterator[Encoder]:
+        """The encoder in order, at most `size` features at a time; a TopK dictionary's in one piece. Decoder rows are
+        not read."""
         if self.spec.activation == "topk":
-            topk = f"layer {self.spec.layer} has a TopK dictionary ({self.spec.source})"
-            raise SaeError(f"{topk}: a block of it cannot be encoded without the rest; use dense() or rows()")
-        return (self._feature_rows(block) for block in _blocks(self.spec.d_sae, size))
+            yield self._topk_encoder()
+            return
+        for block in _blocks(self.spec.d_sae, size):
+            w_enc, b_enc = self._weights.encoder_rows(block)
+            yield Encoder(self.spec.layer, w_enc.T, b_enc, self._weights.thresholds(block))
+
+    def blocks(self, size: int) -> Iterator[Features]:
+        """The dictionary in order, at most `size` features at a time; a TopK dictionary in one piece."""
+        if self.spec.activation == "topk":
+            yield self.dense()
+        else:
+            yield from map(self._feature_rows, _blocks(self.spec.d_sae, size))
 
     def dense(self) -> DenseSae:
         """The whole SAE in memory: `8 · d_model · d_sae` bytes."""
@@ -109,6 +120,9 @@ class Sae:
         w_enc, b_enc = self._weights.encoder_rows(which)
         thresholds, w_dec = self._weights.thresholds(which), self._weights.decoder_rows(which)
         return FeatureRows(self.spec.layer, w_enc.T, b_enc, thresholds, w_dec, tuple(which))
+
+    def _topk_encoder(self) -> TopKEncoder:
+        return TopKEncoder(self.spec.layer, *self._encoder(), threshold=None, top=self.spec.k or 0)
 
     def _encoder(self) -> tuple[Float[Tensor, "d_model d_sae"], Float[Tensor, " d_sae"]]:
         w_enc, b_enc = torch.empty(self.spec.d_model, self.spec.d_sae), torch.empty(self.spec.d_sae)

@@ -205,12 +205,11 @@ class RandomMatched(FeatureMethod):
         rates: dict[int, Tensor] = {}
         sizes: dict[int, Tensor] = {}
         norms = {layer: work.suite[layer].decoder_norms() for layer in layers}
-        for prompts in (given.harmful, given.harmless):
-            fires = activations.firing_rates(work.model, work.suite, prompts, layers=layers)
-            moves = activations.mean_activations(work.model, work.suite, prompts, layers=layers)
+        groups = [given.harmful, given.harmless]
+        for found in activations.dictionary_means(work.model, work.suite, groups, ["rate", "mean"], layers=layers):
             for layer in layers:
-                rates[layer] = rates.get(layer, 0.0) + fires[layer] / 2
-                sizes[layer] = sizes.get(layer, 0.0) + moves[layer] * norms[layer] / 2
+                rates[layer] = rates.get(layer, 0.0) + found["rate"][layer] / 2
+                sizes[layer] = sizes.get(layer, 0.0) + found["mean"][layer] * norms[layer] / 2
         return rates, sizes
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from demur.errors import ModelError
 from demur.method import selection
-from demur.method.activations import firing_rates, mean_max_activations
+from demur.method.activations import feature_means
 from demur.method.attribution import (
     SCORED,
     Attribution,
@@ -357,14 +357,14 @@ def feature_rows(work: Finding, found: Found, exact: Attribution | None) -> tupl
     used, features, suite = found.clean.used("selection"), found.chosen.features, work.suite
 
     def compute() -> Activity:
-        layers = tuple(found.chosen.by_layer())
         harmful, harmless = work.model.tokenize(used.harmful), work.model.tokenize(used.harmless)
-        often, seldom = (firing_rates(work.model, suite, each, layers=layers) for each in (harmful, harmless))
+        often = feature_means(work.model, suite, harmful, features, ["rate", "max"])
+        seldom = feature_means(work.model, suite, harmless, features, ["rate"])
         return Activity(
             features=features,
-            rate_harmful=tuple(float(often[layer][index]) for layer, index in features),
-            rate_harmless=tuple(float(seldom[layer][index]) for layer, index in features),
-            max_harmful=tuple(mean_max_activations(work.model, suite, harmful, features).tolist()),
+            rate_harmful=tuple(often["rate"].tolist()),
+            rate_harmless=tuple(seldom["rate"].tolist()),
+            max_harmful=tuple(often["max"].tolist()),
         )
 
     depends = {"prompts": [used.harmful.digest, used.harmless.digest], "features": features}
