@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from perf import attribution, common, generation
+from perf import attribution, common, generation, stages
 
 
 @pytest.fixture
@@ -69,3 +69,22 @@ def test_full_shapes_have_the_sizes_of_the_models_they_are_named_after() -> None
 def test_ratios_are_taken_within_a_round() -> None:
     found = common.ratio([2.0, 30.0, 8.0], [1.0, 10.0, 2.0])
     assert (found.low, found.median, found.high) == (2.0, 3.0, 4.0)
+
+
+def test_operations_of_matrix_products_are_counted_forward_backward_and_in_inference_mode() -> None:
+    layer, x = torch.nn.Linear(16, 32, bias=False), torch.randn(3, 5, 16)
+    product = 2 * (3 * 5) * 16 * 32
+
+    def gradient() -> None:
+        point = x.clone().requires_grad_()
+        torch.autograd.grad(layer(point).sum(), [point])
+
+    def inference() -> None:
+        with torch.inference_mode():
+            layer(x)
+
+    layer.requires_grad_(False)
+    assert stages.flops_of(lambda: layer(x)) == product
+    assert stages.flops_of(inference) == product
+    assert stages.flops_of(gradient) == 2 * product
+    assert stages.flops_of(lambda: x + x) == 0
