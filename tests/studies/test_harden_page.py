@@ -71,7 +71,8 @@ def hardened(**changes: Any) -> HardenResult:
                       after={"labels": about(0.1), "always": about(0.3), "probe": about(0.2)}),
         ),
         "gaps": tuple(
-            GapRow(arm="set", cost=cost, level=level, probe=about(0.7), always=about(0.4), difference=about(0.3),
+            GapRow(arm="set", cost=cost, level=level,  # pyright: ignore[reportArgumentType]
+                   probe=about(0.7), always=about(0.4), difference=about(0.3),
                    p=0.01, p_holm=0.04)
             for cost, level in (("answers lost", 0.01), ("ΔCE", 0.05))
         ),
@@ -183,6 +184,7 @@ def test_the_aim_is_met_by_the_cut_and_on_every_benign_set(cut: float, half: flo
     verdict = hardened(rows=(row,)).page().verdicts[0]
     words = ("at the ends", "in the point estimates", "on the over-refusal prompts", "misses")
     assert [each for each in words if each in verdict] == [said]
+    assert f"at most ({BENIGN[added.index(max(added))]})" in verdict
     # What better choosing prompts could have reached: of thresholds that lose at most 1 %, the one that cuts most.
     assert ("60% [55–65] and loses 1%" in verdict) == (said in words[2:])
 

@@ -22,7 +22,7 @@ from demur.model import Region, answer_batches
 from demur.stats import Estimate, wilson
 from demur.studies.context import Context
 from demur.studies.pipeline import Found
-from demur.studies.probes.fitting import Arrays, log_losses
+from demur.studies.probes.fitting import Arrays
 from demur.studies.probes.inputs import Sets
 from demur.studies.probes.results import EqualAlarms, StreamRow
 from demur.types import REFUSALS, Answer, Outcome, PromptSet, Value
@@ -90,7 +90,7 @@ def best_stream(
     for layer, residuals in enumerate(zip(*tables, strict=True)):
         train, held = (windows(each, y, window) for each, y in zip(residuals, labels, strict=True))
         probe = fit_probe(Reading(kind="dense", layer=layer, pooling="mean"), train, held)
-        tried.append((float(log_losses(probe, held).mean()), layer, Stream(probe, window, 0.0)))
+        tried.append((float(probe.log_losses(held).mean()), layer, Stream(probe, window, 0.0)))
     _, layer, best = min(tried, key=lambda each: each[:2])
     highest = max(float(best.running(x).max()) for x, quiet in zip(tables[1][layer], benign, strict=True) if quiet)
     return replace(best, threshold=highest + _MARGIN)
