@@ -48,7 +48,8 @@ def setting(
 
 def hardened(**changes: Any) -> HardenResult:
     rows = (
-        setting("direction", "probe", 10), setting("set", "labels", 70), setting("set", "probe", 60),
+        setting("direction", "probe", 10), setting("set", "labels", 75, strength=0.5, chosen=False),
+        setting("set", "labels", 70), setting("set", "probe", 60),
         setting("set", "always", 50), setting("set", "always", 40, strength=0.5, chosen=False),
         setting("random-set", "probe", 5, sets=3, side_effects=None), setting("ablate", "probe", 45, purpose="repair"),
         setting("turn-down", "always", 20, purpose="repair"), setting("turn-down", "probe", 30, purpose="repair"),
@@ -108,10 +109,10 @@ def test_arms_stand_in_their_order_with_each_number_in_its_column() -> None:
 
 def test_curves_are_drawn_under_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("scatter_lines", "line_chart"):
-        monkeypatch.setattr(charts, name, lambda lines, **_: lines)
+        monkeypatch.setattr(charts, name, lambda lines, **options: (lines, options))
 
     def curves(result: HardenResult, section: str, n: int = 0) -> dict[str, list[tuple[float, float, bool]]]:
-        series = blocks(result, Chart, section)[n].draw()
+        series, _ = blocks(result, Chart, section)[n].draw()
         return {
             each.name: [(round(p.x, 3), round(p.y, 3), p.chosen) for p in each.points] for each in series if each.points
         }
@@ -124,12 +125,16 @@ def test_curves_are_drawn_under_their_names(monkeypatch: pytest.MonkeyPatch) -> 
     assert list(curves(best, "Hardening")) == ["direction, probe", "set, probe", "set, always"]
     assert curves(hardened(), "Hardening", 1) == {
         "always": [(0.5, 0.4, False), (1, 0.5, True)], "if the probe fires": [(1, 0.6, True)],
-        "perfect probe": [(1, 0.7, True)],
+        "perfect probe": [(0.5, 0.75, False), (1, 0.7, True)],
     }  # fmt: skip
     assert curves(hardened(), "Hardening", 2)["always"] == [(0.5, 0.43, False), (1, 0.53, True)]
     assert curves(hardened(), "The probe") == {
         "features set": [(0.03, 0.8, False), (0.02, 0.7, True), (0.01, 0.6, False), (0, 0.5, False)]
     }
+    drawn = [chart.draw()[1] for chart in blocks(hardened(), Chart)]
+    assert [each.get("guides") for each in drawn] == [[0.01], None, None, [0.01], None]
+    wholes = ("attacks refused", "attacks refused", "prompts lost", "attacks refused", "over-refusal repaired")
+    assert all(each["y_title"].endswith(words) for each, words in zip(drawn, wholes, strict=True))
     # Refusals of plain harmful prompts given up, and repair on the set of which most are refused.
     assert curves(hardened(), "Repair of over-refusal") == {
         "turn-down, probe": [(-0.37, 0.37, True)], "turn-down, always": [(-0.27, 0.27, True)],
@@ -148,6 +153,7 @@ def test_the_other_tables_hold_each_number_in_its_column() -> None:
         (SUCCEEDED, "35", "55% [50–60]", "5% [0–10]"),
     ]  # fmt: skip
     assert [row[0] for row in cells(result, "The probe")[3:]] == list(BENIGN)
+    assert [row[-1] for row in cells(result, "The probe", 1)] == ["", "yes", "", ""]
     assert cells(result, "The probe", 1)[1] == ("0.1000", "70% [65–75]", "2% [1–3]", "yes")
     (table,) = blocks(result, Table, "Repair of over-refusal")
     assert table.rows[1] == (
