@@ -169,7 +169,8 @@ def test_the_headline_names_what_f_star_does_and_what_random_sets_do_instead() -
         said,
         "With 2 features scaled by −1", "complies with 21% [20–22] of 40 harmful prompts", "(clean: 91% [90–92])",
         "22% of its answers", "Random 15% (3 sets, 5% to 30%)", "still answers 14% [13–15]",
-        "Set to 2 × max, they make it refuse 70% [69–71]", "(clean: 2% [1–3])", "F* is within the range of one more draw",
+        "Set to 2 × max, they make it refuse 70% [69–71]", "(clean: 2% [1–3])",
+        "F* is within the range of one more draw",
     )  # fmt: skip
     (one, *_) = compared(k=1).page().verdicts
     assert "With 1 feature scaled" in one
