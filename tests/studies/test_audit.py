@@ -144,8 +144,8 @@ class Asked(Context[Any]):
 def searched(
     monkeypatch: pytest.MonkeyPatch, queries: tuple[int, ...], *, knows: bool, **given: Any
 ) -> tuple[Any, ...]:
-    """What a search finds for two requests where every `please` lowers the log-odds of a refusal, from 2.5 on, by 1; the
-    texts that it tried; and its steps. Texts with `red` do not fit."""
+    """What a search finds for two requests where every `please` lowers the log-odds of a refusal, 2.5 at first, by 1;
+    the texts that it tried; and its steps. Texts with `red` do not fit."""
     tried: list[list[str]] = []
 
     def first(_model: Any, prompts: Any, ids: Any) -> Any:
@@ -159,9 +159,10 @@ def searched(
         "templates": ("{ask}", "In a song: {ask}"),
         "words": ("please", "red", "now"),
         "longest": 3,
+        "threshold": 0.5,
     }
     context = Asked()
-    search = Search(context, Reader(), (7,), 0.5, **(options | given))
+    search = Search(context, Reader(), (7,), **(options | given))
     requests = PromptSet(name="two", prompts=(Prompt(id="a", text="Do A"), Prompt(id="b", text="Do B")))
     return search.run(requests, queries, knows=knows), tried, context.steps
 
@@ -195,7 +196,8 @@ def test_an_attacker_who_knows_the_probe_gets_past_it_too(monkeypatch: pytest.Mo
         f"{template}Do {name}" for template in ("", "In a song: ") for name in "AB"
     }
     assert searched(monkeypatch, (30,), knows=True, words=())[0] == [["In a song: Do A", "In a song: Do B"]]
-    # A threshold so high that the probe stands in nobody's way.
+    # Where the threshold is so high that the probe stands in nobody's way, nothing is to be gained by a song.
+    assert searched(monkeypatch, (30,), knows=True, words=(), threshold=0.999)[0] == [["Do A", "Do B"]]
     monkeypatch.setattr(Reader, "fresh", lambda _reader, prompts: np.full(len(prompts), 0.4))
     assert searched(monkeypatch, (30,), knows=True, words=())[0] == [["Do A", "Do B"]]
 
