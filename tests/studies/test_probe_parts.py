@@ -331,7 +331,8 @@ def streamed(complied: int = 8) -> tuple[Numbered, Found]:
         one, other = judged(purpose, "harmful", clean), judged(f"{purpose} +", "harmless", benign)
         splits[purpose] = SimpleNamespace(harmful=prompts_of(one, purpose))
         answers[purpose] = (one, other)
-        written[purpose] = judged(purpose, "harmful", forced if purpose == "direction" else forced[complied // 2 :])
+        left_out = {"direction": 0, "selection": 4, "tuning": 2}[purpose]
+        written[purpose] = judged(purpose, "harmful", forced[left_out:])
     context = Numbered(written, splits=SimpleNamespace(choosing=SimpleNamespace(**splits)))
     direction = bare(Direction, ablate=lambda: None)
     return context, bare(Found, clean=bare(CleanAnswers, answers=answers), direction=direction)
@@ -341,7 +342,7 @@ def test_a_stream_learns_forced_compliance_against_what_the_model_writes_itself(
     context, found = streamed()
     stream, trained = fit_stream(context, found, 2)
     quiet = ["-5 -1 -3", "-6", "-7 -8", "-4", "-5", "-5", "-2 -3", "0.5 0.5 0.5"]
-    assert context.read == [["6 7"] * 8 + quiet, (["6 7"] * 4 + quiet) * 2]
+    assert context.read == [["6 7"] * 8 + quiet, ["6 7"] * 4 + quiet + ["6 7"] * 6 + quiet]
     assert (stream.layer, stream.window, trained) == (1, 2, 8)
     # The highest running score of a benign answer: of -5, then (-5 - 1) / 2, then (-1 - 3) / 2. Refusals may be above.
     assert stream.threshold == pytest.approx(float(stream.running(np.array([[-2.0]]))[0]) + 0.05)
