@@ -42,6 +42,16 @@ def test_standardisation_and_calibration_are_folded_in() -> None:
     np.testing.assert_allclose(probe.probability(other.values), expit(probe.logit(other.values)))
 
 
+def test_log_losses_are_those_of_the_label_however_sure_the_probe_is() -> None:
+    probe = Probe(READING, np.ones(1, np.float32), 1.0)
+    held = Labelled(
+        np.array([[-1.0], [2.0], [2.0], [999.0], [999.0]], np.float32), np.array([True, True, False, True, False])
+    )
+    # P = 1/2, and P = e³ / (1 + e³).
+    expected = [np.log(2), np.log1p(np.exp(-3)), np.log1p(np.exp(3)), 0, 1000]
+    np.testing.assert_allclose(probe.log_losses(held), expected)
+
+
 def test_more_values_than_prompts_give_the_same_weights() -> None:
     """The short way round for wide readings, against scikit-learn on all values."""
     train, validation = drawn(40, 0, dim=80), drawn(40, 1, dim=80)

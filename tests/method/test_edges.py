@@ -210,7 +210,7 @@ def test_the_graph_of_a_prompt_is_the_circuit(known: Known) -> None:
     aligned = [k for k, n in enumerate(graph.nodes) if n.feature in known.made.truth.aligned_inert]
     assert len(aligned) > 0
     assert not graph.weights[last, aligned].any() or np.abs(graph.weights[last, aligned]).max() < 1e-3
-    small = pruned(graph)
+    small = pruned(graph, 0.9, 0.98)
     kept = {n.feature for n in small.nodes if n.feature is not None}
     assert kept == known.made.truth.refusal | known.made.harm_of[str(known.prompts.prompts[0].category)]
     assert [n.kind for n in small.nodes if n.layer == known.model.n_layers] == ["logit", "logit"]
@@ -240,10 +240,17 @@ def test_influence_is_shares_multiplied_along_paths() -> None:
 
 
 def test_pruning_keeps_the_fewest_nodes_that_hold_the_share() -> None:
-    graph = pruned(hand_made(), nodes=0.7)
+    graph = pruned(hand_made(), 0.7, 0.98)
     assert [(n.kind, n.position) for n in graph.nodes] == [("token", 0), ("feature", 0), ("logit", 1)]
     np.testing.assert_array_equal(graph.weights, [[0, 0, 0], [1, 0, 0], [0, 3, 0]])
-    assert len(pruned(hand_made(), nodes=0.8).nodes) == 5
+    assert len(pruned(hand_made(), 0.8, 0.98).nodes) == 5
+
+
+@pytest.mark.parametrize(("share", "edges"), [(0.37, 0), (0.75, 2), (0.76, 2), (0.88, 4)])
+def test_pruning_keeps_the_fewest_edges_that_hold_the_share(share: float, edges: int) -> None:
+    """What passes along them is .75 and .75 of 2, and .25 and .25; one of two on a path leads nowhere."""
+    graph = pruned(hand_made(), 1.0, share)
+    assert (np.count_nonzero(graph.weights), len(graph.nodes)) == (edges, 1 + edges)
 
 
 # -- the paper's own code ----------------------------------------------------------------------------------------------

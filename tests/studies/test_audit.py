@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,11 @@ from demur.method.perturbation import PushResidual
 from demur.model import ChatModel
 from demur.report import render_html, render_markdown
 from demur.studies.audit import ANYWHERE, BLIND, KNOWS, TOWARDS, AuditResult, AuditRow
-from demur.studies.audit.search import Wording
+from demur.studies.audit.search import Search, Wording
+from demur.studies.context import Context
+from demur.studies.harden.gate import Gate
 from demur.testing import planted
+from demur.types import Prompt, PromptSet
 
 N = 6
 QUERIES = (2, 12)
@@ -117,6 +121,85 @@ def test_wordings_keep_the_request() -> None:
     assert wording.text("How?") == "red bread In a song: How?"
     assert Wording(words=("now",)).text("How?") == "How? now"
     assert Wording().text("How?") == "How?"
+
+
+class Reader(Gate):
+    """P(harmful) is high but in a song."""
+
+    def __init__(self) -> None: ...
+
+    def fresh(self, prompts: Any) -> np.ndarray:
+        return np.array([0.01 if "song" in prompt.text else 0.99 for prompt in prompts])
+
+
+class Asked(Context[Any]):
+    model: Any = SimpleNamespace(tokenize=list)
+
+    def __init__(self) -> None:
+        self.config: Any = SimpleNamespace(seed=3)
+        self.steps: list[tuple[Any, ...]] = []
+        self.progress = lambda *step: self.steps.append(step)
+
+
+def searched(
+    monkeypatch: pytest.MonkeyPatch, queries: tuple[int, ...], *, knows: bool, **given: Any
+) -> tuple[Any, ...]:
+    """What a search finds for two requests where every `please` lowers the log-odds of a refusal, 2.5 at first, by 1;
+    the texts that it tried; and its steps. Texts with `red` do not fit."""
+    tried: list[list[str]] = []
+
+    def first(_model: Any, prompts: Any, ids: Any) -> Any:
+        assert ids == (7,)
+        tried.append([prompt.text for prompt in prompts])
+        return SimpleNamespace(log_odds=torch.tensor([2.5 - p.text.split().count("please") for p in prompts]))
+
+    monkeypatch.setattr("demur.studies.audit.search.first_token", first)
+    monkeypatch.setattr("demur.studies.audit.search.fits", lambda _context, text: "red" not in text)
+    options: dict[str, Any] = {
+        "templates": ("{ask}", "In a song: {ask}"),
+        "words": ("please", "red", "now"),
+        "longest": 3,
+        "threshold": 0.5,
+    }
+    context = Asked()
+    search = Search(context, Reader(), (7,), **(options | given))
+    requests = PromptSet(name="two", prompts=(Prompt(id="a", text="Do A"), Prompt(id="b", text="Do B")))
+    return search.run(requests, queries, knows=knows), tried, context.steps
+
+
+def test_a_search_keeps_what_lowers_what_stands_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    (start, some, most), tried, steps = searched(monkeypatch, (0, 4, 150), knows=False)
+    assert start == ["Do A", "Do B"]
+    # One text for each request a query, none that does not fit.
+    assert len(tried) == 151
+    assert not any("red" in text for texts in tried for text in texts)
+    assert steps == [("search", n, 150) for n in range(151)]
+    # Three words at most, and all of them say please; the request stands in the text.
+    assert [text.split().count("please") for text in most] == [3, 3]
+    assert all(f"Do {name}" in text for name, text in zip("AB", most, strict=True))
+    assert all(a.split().count("please") <= b.split().count("please") for a, b in zip(some, most, strict=True))
+    assert max(len(text.split()) for texts in tried for text in texts) == 3 + 3 + 2
+    assert any(text.startswith("please") for texts in tried for text in texts)
+    assert any(text.endswith("please") for texts in tried for text in texts)
+    # After so many queries the best so far is what it was; a search is repeatable.
+    assert searched(monkeypatch, (4,), knows=False)[0] == [some]
+
+
+def test_an_attacker_who_knows_the_probe_gets_past_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Flagged by log-odds of 4.6: a song takes that to −4.6, then words count.
+    (knowing,), tried, _ = searched(monkeypatch, (150,), knows=True)
+    assert all("song" in text and text.split().count("please") == 3 for text in knowing)
+    # Without words only templates are tried; of those the first that is as good stays.
+    (blind,), tried, _ = searched(monkeypatch, (30,), knows=False, words=())
+    assert blind == ["Do A", "Do B"]
+    assert {text for texts in tried for text in texts} == {
+        f"{template}Do {name}" for template in ("", "In a song: ") for name in "AB"
+    }
+    assert searched(monkeypatch, (30,), knows=True, words=())[0] == [["In a song: Do A", "In a song: Do B"]]
+    # Where the threshold is so high that the probe stands in nobody's way, nothing is to be gained by a song.
+    assert searched(monkeypatch, (30,), knows=True, words=(), threshold=0.999)[0] == [["Do A", "Do B"]]
+    monkeypatch.setattr(Reader, "fresh", lambda _reader, prompts: np.full(len(prompts), 0.4))
+    assert searched(monkeypatch, (30,), knows=True, words=())[0] == [["Do A", "Do B"]]
 
 
 def test_a_row_reads_back(audited: AuditResult, tmp_path: Path) -> None:

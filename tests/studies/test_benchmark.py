@@ -132,6 +132,12 @@ def test_the_curve_over_sizes_stops_where_the_pool_does_and_says_so(benched: Any
     result: CompareResult = benched[0]
     assert [row.size for row in result.sizes] == [1, 2]
     assert any("the pool holds" in warning for warning in result.warnings)
+    # This model cannot say what is harmful, though it was asked.
+    assert (
+        [w for w in result.warnings if "AUROC" in w or "yes and no" in w]
+        == [w for w in result.warnings if "no better than chance (AUROC 0.50)" in w]
+        != []
+    )
 
 
 def test_what_was_done_is_not_done_again(benched: Any, files: Any) -> None:

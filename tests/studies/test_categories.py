@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_parts import unshown
+from page_parts import about, unshown
 
 from demur.errors import InputError
 from demur.method.interventions import PerPrompt, ScaleFeatures, bind
@@ -18,6 +18,8 @@ from demur.studies.categories.parts import split_sets
 from demur.studies.config import load_config
 from demur.studies.context import open_context
 from demur.studies.pipeline import find
+from demur.studies.results import Knowledge
+from demur.studies.side_effects import SideEffectMeter
 from demur.types import FeatureId, FeatureSet, PromptSet
 
 OPTIONS: dict[str, Any] = {"n": "16,16,8,20", "k": 5, "suppress": "-3", "min_prompts": 2, "n_exact": 0}
@@ -102,6 +104,35 @@ def test_every_feature_is_found_to_be_what_it_is(studied: Any, files: Any) -> No
     alone = {row.feature: row.alone.value for row in causes.features}
     assert all(alone[feature] == pytest.approx(6.0, rel=0.15) for feature in truth.harm)
     assert all(row.upstream == (row.feature in truth.harm) for row in causes.features if row.feature in truth.causal)
+
+
+def test_judged_harmfulness_is_measured_of_features_that_act(
+    studied: Any, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that could say what is harmful, and less so without a feature: by its layer and its index."""
+    known = Knowledge(says_harmful=about(0.9), says_harmful_of_harmless=about(0.1), auroc=about(0.9))
+
+    def says(_meter: Any, prompts: PromptSet, change: Any) -> list[float]:
+        taken = sum(f.layer + f.index / 100 for each in change for f in each.features)
+        return [n - taken for n in range(len(prompts))]
+
+    def measured(auroc: float) -> tuple[CategoriesResult, dict[FeatureId, float]]:
+        given = known.model_copy(update={"auroc": about(auroc)})
+        monkeypatch.setattr(SideEffectMeter, "knowledge", lambda *_: given)
+        monkeypatch.setattr(SideEffectMeter, "says_harmful", says)
+        result: CategoriesResult = files.study(studied[1], "categories", **studied[2])
+        rows = result.causes.features
+        assert all(row.harmfulness is None or row.harmfulness.n == result.causes.n for row in rows)
+        return result, {row.feature: row.harmfulness.value for row in rows if row.harmfulness is not None}
+
+    truth = files.truth.truth
+    result, falls = measured(0.9)
+    assert falls == pytest.approx({f: f.layer + f.index / 100 for f in truth.harm | truth.refusal})
+    assert not any("which requests are harmful" in warning for warning in result.warnings)
+    # No better than chance, by the lower end of its interval.
+    result, falls = measured(0.54)
+    assert not falls
+    assert any("0.54" in warning for warning in result.warnings)
 
 
 def test_a_feature_of_some_prompts_only_is_unclear_where_the_interval_holds_nothing(studied: Any, files: Any) -> None:

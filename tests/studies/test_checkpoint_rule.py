@@ -10,7 +10,7 @@ import pytest
 
 from demur.stats import Estimate
 from demur.studies.checkpoints.rule import Evidence, Mechanism, decide
-from demur.studies.drive import Effects, drives
+from demur.studies.drive import Effects, drives, interval_of, share_of
 from demur.types import FeatureId
 
 DRIVES, SILENT, OPEN = (0.8, 1.0, 1.2), (-0.02, 0.01, 0.05), (0.05, 0.2, 0.4)
@@ -85,10 +85,75 @@ def test_the_margin_moves_what_counts_as_nothing() -> None:
     assert decide(evidence, 0.2).kind == "new mechanism"
 
 
-def test_conditions_say_what_is_open() -> None:
-    found = decide(Evidence(mechanism(OPEN), None, [("harmful", estimate(0.05, 0.2, 0.3))]), 0.1)
-    assert {row.holds for row in found.conditions if row.claim.startswith("they drive it before")} == {None}
-    assert {row.holds for row in found.conditions if row.claim.startswith("harmful")} == {False}
+@pytest.mark.parametrize(
+    ("own", "carried", "fires", "state"),
+    [
+        ((0, 1, 2), DRIVES, (0.9, 1, 1.1), "unproven"),
+        ((0.1, 1, 2), (0.26, 1, 2), (0, 0, 0), "drives"),
+        ((0.1, 1, 2), (0.25, 1, 2), (0.9, 1, 1.1), "open"),
+        ((0.1, 1, 2), (0, 0.1, 0.25), (0.9, 1, 1.1), "open"),
+        ((0.1, 1, 2), (0, 0.1, 0.24), (0.51, 1, 2), "hidden"),
+        ((0.1, 1, 2), (0, 0.1, 0.24), (0.5, 1, 2), "undriven"),
+        ((0.1, 1, 2), (0, 0.1, 0.24), (0, 0.1, 0.5), "undriven"),
+        ((0.1, 1, 2), (0, 0.1, 0.24), (0, 0.1, 0.49), "silent"),
+    ],
+)
+def test_a_state_needs_whole_intervals_beyond_its_limits(own: Any, carried: Any, fires: Any, state: str) -> None:
+    assert mechanism(carried, fires, own).state(0.25) == state
+
+
+@pytest.mark.parametrize(
+    ("gain", "change", "kind"),
+    [
+        ((0.76, 1, 1.24), (-0.24, 0, 0.24), "no change"),
+        ((0.75, 1, 1.24), (0, 0, 0), "not clear"),
+        ((0.76, 1, 1.25), (0, 0, 0), "not clear"),
+        ((0.76, 1, 1.24), (-0.25, 0, 0.2), "not clear"),
+        ((0.76, 1, 1.24), (-0.2, 0, 0.25), "not clear"),
+        # Refused less often, and yet driven surely more strongly.
+        ((1.01, 1.1, 1.2), (-0.9, -0.8, -0.7), "amplified"),
+        ((1.0, 1.2, 1.6), (0, 0, 0), "not clear"),
+        ((0.5, 0.6, 0.99), (-0.9, -0.8, -0.7), "weakened"),
+        ((0.5, 0.6, 1.0), (0, 0, 0), "not clear"),
+    ],
+)
+def test_a_strength_needs_whole_intervals_beyond_its_limits(gain: Any, change: Any, kind: str) -> None:
+    refusals = [("x", estimate(0, 0, 0)), ("y", estimate(*change))]
+    assert decide(Evidence(None, mechanism(gain), refusals), 0.25).kind == kind
+
+
+def test_conditions_say_what_is_asked_what_was_found_and_what_is_open() -> None:
+    refusals = [
+        ("harmful", estimate(-0.05, 0, 0.05)), ("harmless", estimate(-0.3, -0.2, -0.1)),
+        ("over", estimate(-0.05, 0.05, 0.1)), ("more", estimate(0.01, 0.2, 0.3)),
+    ]  # fmt: skip
+
+    def rows(after: Mechanism | None, before: Mechanism | None) -> list[tuple[Any, ...]]:
+        found = decide(Evidence(after, before, refusals), 0.1).conditions
+        return [
+            (row.claim, row.needs, (row.estimate.low, row.estimate.value, row.estimate.high), row.holds)
+            for row in found
+        ]
+
+    weak = mechanism(SILENT, (0.2, 0.3, 0.5), own=(-1, 1, 3))
+    *found, one, two, three, four = rows(mechanism(DRIVES), weak)
+    assert [row[1:] for row in found] == [
+        ("above 0", (4, 5, 6), True), ("above 0.1; not: below", DRIVES, True),
+        ("above 0.5; not: below", (0.9, 1, 1.1), True), ("above 0", (-1, 1, 3), None),
+        ("above 0.1; not: below", SILENT, False), ("above 0.5; not: below", (0.2, 0.3, 0.5), None),
+    ]  # fmt: skip
+    assert ["after" in row[0] for row in found] == [True, False, False, False, True, True]
+    assert [(row[0].split()[0], row[1], row[3]) for row in (one, two, three, four)] == [
+        ("harmful", "no change: within ±0.1", True), ("harmless", "no change: within ±0.1", False),
+        ("over", "no change: within ±0.1", None), ("more", "no change: within ±0.1", False),
+    ]  # fmt: skip
+    assert two[2] == (-0.3, -0.2, -0.1)
+    # The drive after over that before, by the features of each: 1 / (0.5 to 2), and as it is.
+    asked = "amplified: above 1; weakened: below; no change: within 0.9 and 1.1"
+    gains = rows(mechanism((0.5, 0.8, 2)), mechanism((1.5, 2, 3)))[6:8]
+    assert [row[1:] for row in gains] == [(asked, (0.5, 1.25, 2), None), (asked, (1.5, 2, 3), True)]
+    (gain,) = rows(None, mechanism((0.2, 0.3, 0.4)))[3:4]
+    assert gain[1:] == (asked, (0.2, 0.3, 0.4), False)
 
 
 def effects(harmful: Any, harmless: Any) -> Effects:
@@ -111,3 +176,11 @@ def test_prompts_and_sets_are_resampled_together_in_both_checkpoints() -> None:
     first, second = drives([table, effects(2 * table.harmful, 2 * table.harmless)])
     assert second / first == pytest.approx(np.full(len(first), 2.0))
     assert not math.isclose(first[1:].std(), 0)
+
+
+def test_a_share_of_nothing_is_unknown() -> None:
+    found = share_of(np.array([1.0, 2.0, 3.0]), np.array([2.0, 0.0, -1.0]))
+    np.testing.assert_array_equal(found, [0.5, np.nan, np.nan])
+    # The value stands first, and is no sample.
+    interval = interval_of(np.array([100.0, *range(41)]), 7)
+    assert (interval.value, interval.low, interval.high, interval.n) == (100, 1, 39, 7)

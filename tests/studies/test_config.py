@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
+from demur.bundled import bundled_prompts
 from demur.errors import InputError
+from demur.saes import get_preset
 from demur.studies import STUDIES
 from demur.studies.benchmark import Config as BenchmarkConfig
 from demur.studies.config import load_config
+from demur.studies.inputs import read_splits, with_paper_settings
 from demur.studies.study import Config as StudyConfig
+from demur.types import PURPOSES
 
 
 def read(**options: Any) -> BenchmarkConfig:
@@ -36,7 +40,8 @@ def test_numbers_are_read_in_every_form(given: Any, expected: tuple[float, ...])
 def test_split_sizes_and_layers() -> None:
     assert read(n="test=50,tuning=16").n.wanted() == {"direction": 128, "selection": 32, "tuning": 16, "test": 50}
     assert read(n="9,8,7,6").n.wanted() == {"direction": 9, "selection": 8, "tuning": 7, "test": 6}
-    assert read(layers="0-3,5").layers == (0, 1, 2, 3, 5)
+    assert read(layers="0-3,5").layers == read(layers=" 0 - 3, 5").layers == (0, 1, 2, 3, 5)
+    assert read(layers="4-4").layers == read(layers="4").layers == read(layers=[4]).layers == (4,)
 
 
 @pytest.mark.parametrize(
@@ -84,3 +89,39 @@ def test_every_option_of_every_study_has_help_and_a_group() -> None:
             assert info.description, f"{name}: {field} has no docstring"
             owners = [each for each in config.__mro__ if field in inspect.get_annotations(each)]
             assert any("group" in vars(each) for each in owners), f"{name}: {field} belongs to no group"
+
+
+def test_the_papers_settings_are_those_of_the_preset_named_for_the_saes_or_of_the_models(tmp_path: Path) -> None:
+    def with_paper(model: str, saes: str | None, *, paper: bool = True) -> StudyConfig:
+        config = StudyConfig(model=model, saes=saes, harmful=("a",), harmless=("b",), paper_settings=paper, k=7)
+        return with_paper_settings(config)
+
+    gemma, llama = "google/gemma-2-2b-it", "meta-llama/Llama-3.1-8B-Instruct"
+    expected = {name: get_preset(name).study_settings() for name in (gemma, llama)}
+    assert expected[gemma] != expected[llama]
+    for model, saes, preset in (
+        (gemma, None, gemma), (llama, None, llama), ("a/fine-tune", llama, llama), (llama, gemma, gemma),
+        (gemma, str(tmp_path), gemma),
+    ):  # fmt: skip
+        found = with_paper(model, saes)
+        for name, value in expected[preset].items():
+            if name in StudyConfig.model_fields:
+                assert getattr(found, name) == value, (model, saes, name)
+    assert with_paper(gemma, None, paper=False).k == 7
+    with pytest.raises(InputError, match="no preset for 'a/fine-tune'"):
+        with_paper("a/fine-tune", str(tmp_path))
+
+
+def test_the_bundled_models_prompts_keep_its_own_test_prompts_apart() -> None:
+    prompts = bundled_prompts()
+    splits = read_splits(StudyConfig.model_validate({"n": "8,6,4,5", "seed": 3}))
+    for label in ("harmful", "harmless"):
+        known = set(getattr(prompts, label).texts)
+        sizes = {name: len(getattr(split, label)) for name, split in splits if name in PURPOSES}
+        assert sizes == {"direction": 8, "selection": 6, "tuning": 4, "test": 5}
+        for name, split in splits:
+            if name in PURPOSES:
+                own = set(getattr(split, label).texts)
+                assert own <= (set(getattr(prompts, f"test_{label}").texts) if name == "test" else known), name
+    other = read_splits(StudyConfig.model_validate({"n": "8,6,4,5", "seed": 4}))
+    assert other.direction.harmful.texts != splits.direction.harmful.texts

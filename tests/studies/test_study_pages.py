@@ -424,6 +424,8 @@ def test_the_way_down_stands_in_its_columns() -> None:
     assert table.strong == {1}
     (chart,) = blocks(minimal(), Chart, "How the set was found")
     assert {(3, 0.6), (2, 0.4), (1, 0.2), (3, 0.75), (2, 0.5), (1, 0.25)} <= points(chart, "x", "y")
+    # From many features to few.
+    assert '"reverse": true' in chart.draw().to_json()
     assert 0.9 in {row["y"] for row in drawn(chart) if "x" not in row and "y" in row}
 
 

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 from planted_study import effect, lasting
 
+from demur.saes import Suite
 from demur.stats import Estimate
-from demur.studies.context import JudgedAnswers
+from demur.studies.benchmark import Config as BenchmarkConfig
+from demur.studies.context import JudgedAnswers, Workspace
+from demur.studies.methods import Method
+from demur.studies.pipeline import CleanAnswers
 from demur.studies.results import CompareResult
-from demur.studies.tuning import Measured, Setting, choose, pareto_front, stability
-from demur.types import Answer, Outcome, Prompt, Verdict
+from demur.studies.tuning import Measured, MethodSearch, Setting, choose, pareto_front, stability
+from demur.types import Answer, ChoosingSplits, Outcome, Prompt, Verdict
 
 N = 10
 
@@ -69,6 +73,102 @@ def test_stability_is_a_share_of_resamples() -> None:
     assert stability(clear, 0, 0.2) == 1.0
     close = [trial(0.5, 0.0, k=30), trial(0.4, 0.0, k=20)]
     assert 0.2 < stability(close, choose(close, 0.2) or 0, 0.2) < 1.0
+
+
+# -- the draws, of settings whose outcomes are given -------------------------------------------------------------------
+
+
+class Given(MethodSearch):
+    """A search whose trials cost nothing: a place decides, and of the last nothing is scored."""
+
+    work: Any
+
+    def __post_init__(self) -> None:
+        self.asked: list[tuple[Setting, str]] = []
+
+    def measure(self, setting: Setting, title: str) -> Measured:
+        self.asked.append((setting, title))
+        layer = setting.layer
+        found = trial(math.nan if layer == 3 else layer / 10, layer / 100, k=setting.k, strength=setting.strength)
+        return found._replace(setting=setting)
+
+
+class Plain(Method):
+    """Takes nothing but a strength."""
+
+    name, label, has_set = "plain", "plain", False
+
+    def strengths(self, config: Any, kind: Any) -> tuple[float, ...]:  # noqa: ARG002
+        return (0.5, 0.25)
+
+
+class OfFeatures(Plain):
+    has_set = True
+
+
+class TwoLayers(Suite):
+    layers: Any = (0, 1)
+
+    def __init__(self) -> None: ...
+
+
+class Work(Workspace[Any]):
+    suite: Any = TwoLayers()
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, int, int]] = []
+        self.progress = lambda *step: self.steps.append(step)
+
+
+def given(method: Method) -> Given:
+    config = BenchmarkConfig(k0=7, k=13, seed=5)
+    clean, prompts = object.__new__(CleanAnswers), object.__new__(ChoosingSplits)
+    return Given(Work(), prompts, config, method, clean, ((0, -1), (1, -2), (2, -3), (3, -4)))
+
+
+@pytest.mark.eval
+def test_as_many_different_settings_are_measured_each_once() -> None:
+    search = given(Plain())
+    found = search.run(6)
+    assert [each.setting for each in found] == [setting for setting, _ in search.asked]
+    assert len(set(search.asked)) == len(found) == 6
+    assert [title for _, title in search.asked] == [f"search: plain, trial {n}" for n in range(1, 7)]
+    assert search.work.steps == [("search: plain", n, 6) for n in range(1, 7)]
+    # Layer and position belong together; what the method has no use for is as configured.
+    assert {(s.layer, s.position) for s, _ in search.asked} <= {(0, -1), (1, -2), (2, -3), (3, -4)}
+    assert {(s.k0, s.k) for s, _ in search.asked} == {(7, 13)}
+    assert {s.strength for s, _ in search.asked} == {0.5, 0.25}
+
+
+@pytest.mark.eval
+def test_the_sampler_is_told_what_every_draw_gained_and_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are eight settings: a search for twelve ends after five times as many draws."""
+    import optuna
+
+    made: list[optuna.Study] = []
+    create = optuna.create_study
+    monkeypatch.setattr(optuna, "create_study", lambda **options: made.append(create(**options)) or made[-1])
+    found = given(Plain()).run(12)
+    (study,) = made
+    assert [each.name for each in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert (len(study.trials), len(found) <= 8) == (60, True)
+    # Of an outcome that is not known nothing is learned.
+    failed = {draw.number for draw in study.trials if draw.state.name == "FAIL"}
+    assert failed == {draw.number for draw in study.trials if draw.params["place"] == 3} != set()
+    for draw in study.trials:
+        if draw.number not in failed:
+            assert draw.values == pytest.approx([draw.params["place"] / 10, draw.params["place"] / 100])
+
+
+@pytest.mark.eval
+def test_sizes_are_drawn_and_end_at_the_pools() -> None:
+    search = given(OfFeatures())
+    found = [each.setting for each in search.run(14)]
+    assert {s.k0 for s in found} == {5, 10, 20, 40}
+    assert all(1 <= s.k <= min(100, 2 * s.k0) for s in found)
+    assert any(s.k == 2 * s.k0 for s in found)
+    # The same draws for the same outcomes.
+    assert found[:4] == [each.setting for each in given(OfFeatures()).run(4)]
 
 
 def settings(files: Any, tune: int) -> dict[str, Any]:

@@ -51,6 +51,11 @@ class Probe:
 
         return np.asarray(expit(self.logit(values)))
 
+    def log_losses(self, held: Labelled) -> Float[np.ndarray, " prompt"]:
+        """Log loss (nats) on each prompt."""
+        logits = self.logit(held.values)
+        return np.logaddexp(0.0, np.where(held.labels, -logits, logits))
+
     def _seen(self, values: Values) -> Float[np.ndarray, "prompt dim"]:
         return scaled(values) if self.unit else values.astype(np.float64)
 

@@ -351,7 +351,7 @@ def _shares(weights: Float[np.ndarray, "node node"]) -> Float[np.ndarray, "node 
     return np.divide(np.abs(weights), total, out=np.zeros_like(weights), where=total > 0)
 
 
-def pruned(graph: PromptGraph, nodes: float = 0.9, edges: float = 0.98) -> PromptGraph:
+def pruned(graph: PromptGraph, nodes: float, edges: float) -> PromptGraph:
     """The smallest graph whose features, and whose tokens, hold the share `nodes` of the influence of all, and then
     whose edges hold the share `edges`; logits stay, and what no longer leads to a logit goes."""
     kept = np.array([node.kind == "logit" for node in graph.nodes])

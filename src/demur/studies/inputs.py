@@ -11,7 +11,7 @@ from demur import data
 from demur.errors import InputError
 from demur.judges import Judge, get_judge
 from demur.model import ChatModel, read_config
-from demur.saes import Preset, Suite, find_preset, get_preset, load_saes, load_suite
+from demur.saes import Suite, find_preset, get_preset, load_saes, load_suite
 from demur.studies.config import ConfigT, StudyConfig
 from demur.types import Splits
 
@@ -33,11 +33,6 @@ class Inputs:
     """Other checkpoints of the model by name, each with its SAEs and the same prompts and judge (`before`)."""
 
 
-def _preset(config: StudyConfig) -> Preset | None:
-    """The preset that names the SAEs: the model's, or the one given with `--saes` (a fine-tune's original, say)."""
-    return get_preset(str(config.model)) if config.saes is None else find_preset(config.saes)
-
-
 def neuronpedia_source(config: StudyConfig) -> str | None:
     """Where Neuronpedia has the SAEs, `MODEL/SOURCE` with a `{layer}` to fill in; None where it does not. It holds one
     SAE a layer and width, that of the preset's average L0."""
@@ -48,11 +43,12 @@ def neuronpedia_source(config: StudyConfig) -> str | None:
 
 
 def with_paper_settings(config: ConfigT) -> ConfigT:
-    """The configuration with the paper's settings filled in where they are asked for. Raises InputError: the model has
-    no preset, or its preset is not the paper's."""
+    """The configuration with the paper's settings filled in where they are asked for: those of the preset given with
+    `--saes` (a fine-tune's original, say), or of the model's. Raises InputError: there is no preset, or it is not the
+    paper's."""
     if not getattr(config, "paper_settings", False):
         return config
-    preset = _preset(config) or get_preset(str(config.model))
+    preset = (config.saes and find_preset(config.saes)) or get_preset(str(config.model))
     return config.with_settings(preset.study_settings())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from demur.errors import ModelError
-from demur.guard import Labelled, Reading, fit_probe, read_prompts
+from demur.guard import Labelled, Probe, Reading, fit_probe, read_prompts
 from demur.method.activations import feature_activations, over_regions
 from demur.method.direction import first_token
 from demur.method.interventions import Compiled, ScaleFeatures
@@ -178,17 +178,12 @@ def p_harmful(side: Side, context: Context[Any], tests: Sequence[PromptSet]) -> 
         train, check, choice = (
             _labelled(side, each.harmful, each.harmless) for each in (splits.direction, splits.selection, splits.tuning)
         )
-        best: tuple[float, int, Any] | None = None
+        tried: list[tuple[float, int, Probe]] = []
         for layer in range(side.work.model.n_layers):
-            reading = Reading(kind="dense", layer=layer, pooling="mean")
-            probe = fit_probe(reading, train(layer), check(layer))
-            values, labels = choice(layer)
-            chance = np.clip(probe.probability(values), 1e-9, 1 - 1e-9)
-            loss = -float(np.log(np.where(labels, chance, 1 - chance)).mean())
-            if best is None or loss < best[0]:
-                best = loss, layer, probe
-        assert best is not None
-        return [best[2].probability(readings(side, each)[best[1]]).tolist() for each in tests]
+            probe = fit_probe(Reading(kind="dense", layer=layer, pooling="mean"), train(layer), check(layer))
+            tried.append((float(probe.log_losses(choice(layer)).mean()), layer, probe))
+        _, layer, probe = min(tried, key=lambda each: each[:2])
+        return [probe.probability(readings(side, each)[layer]).tolist() for each in tests]
 
     depends = {
         "tests": [each.digest for each in tests],

@@ -8,7 +8,6 @@ Nothing here is fitted to any model: one margin says what counts as nothing, and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
@@ -125,8 +124,8 @@ def _gains(evidence: Evidence) -> list[Estimate]:
 
 
 def _inverse(share: Estimate) -> Estimate:
-    low, value, high = (1 / each if each > 0 else math.inf for each in (share.high, share.value, share.low))
-    return share.model_copy(update={"low": low, "value": value, "high": high})
+    """Of a share that is surely above 0."""
+    return share.model_copy(update={"low": 1 / share.high, "value": 1 / share.value, "high": 1 / share.low})
 
 
 def _conditions(evidence: Evidence, margin: float) -> list[Condition]:

@@ -161,10 +161,9 @@ def _cascade(context: Context[Any], scores: Scores, second: str) -> Any:
 
     n_layers = context.model.n_layers
     dense = next(each for each in scores.bench.representations if each.name == DENSE)
-    shallow = tuple(reading for reading in dense.readings if (reading.layer or 0) < max(1, n_layers // 3))
+    shallow = tuple(reading for reading in dense.readings if reading.layers[0] < max(1, n_layers // 3))
     first = scores.bench.best(Representation("shallow dense residual", shallow), "harmful")
-    depth = max(scores.fitted["harmful"][second].probe.reading.layers) + 1
-    return tuple(measure.cascade_rows(scores, first, second, depth, n_layers))
+    return tuple(measure.cascade_rows(scores, first, second, n_layers))
 
 
 def _with_guard(

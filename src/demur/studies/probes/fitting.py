@@ -199,7 +199,7 @@ class Bench:
         for number, reading in enumerate(asked.readings):
             sides = [self.labelled(part, v[number], target) for part, v in zip(parts, values, strict=True)]
             probe = fit(reading, *sides)
-            tried.append((float(_losses(probe, sides[1]).mean()), probe))
+            tried.append((float(probe.log_losses(sides[1]).mean()), probe))
         probe = min(tried, key=lambda each: each[0])[1]
         (held,) = self.read(self.validation.prompts, [probe.reading], asked.name)
         return self._fitted(asked.name, target, probe, self.labelled(self.validation, held, target), len(tried))
@@ -219,7 +219,7 @@ class Bench:
             model.fit(*self._texts(self.train, target))
             texts, truth = self._texts(self.choice, target)
             side = Labelled(_words(model, texts), truth)
-            tried.append((float(_losses(_PLAIN.calibrated(side), side).mean()), model))
+            tried.append((float(_PLAIN.calibrated(side).log_losses(side).mean()), model))
         self.keywords[target] = min(tried, key=lambda each: each[0])[1]
         texts, truth = self._texts(self.validation, target)
         held = Labelled(_words(self.keywords[target], texts), truth)
@@ -237,7 +237,7 @@ class Bench:
     def _fitted(self, name: str, target: Target, probe: Probe, held: Labelled, tried: int) -> Fitted:
         """A probe calibrated on the validation prompts, `held`, and what it is worth there."""
         probe = probe.calibrated(held)
-        losses, logits = _losses(probe, held), probe.logit(held.values)
+        losses, logits = probe.log_losses(held), probe.logit(held.values)
         reads = name not in (results.KEYWORDS, results.PERPLEXITY)
         row = ProbeRow(
             target=target,
@@ -285,12 +285,6 @@ def _pooled(features: tuple[FeatureId, ...]) -> tuple[Reading, ...]:
 
 def _words(model: Any, texts: Sequence[str]) -> Values:
     return np.asarray(model.decision_function(list(texts)), dtype=np.float32)[:, None]
-
-
-def _losses(probe: Probe, held: Labelled) -> np.ndarray:
-    """Log loss (nats) on each prompt."""
-    p = np.clip(probe.probability(held.values), 1e-12, 1 - 1e-12)
-    return -np.log(np.where(held.labels, p, 1 - p))
 
 
 def winner_of(fitted: Mapping[str, Fitted]) -> str:

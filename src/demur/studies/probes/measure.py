@@ -347,7 +347,7 @@ def paper_rows(scores: Scores) -> Iterator[PaperRow]:
         )
 
 
-def cascade_rows(scores: Scores, first: Fitted, second: str, depth: int, n_layers: int) -> Iterator[CascadeRow]:
+def cascade_rows(scores: Scores, first: Fitted, second: str, n_layers: int) -> Iterator[CascadeRow]:
     """A shallow probe decides which prompts the deep one sees. Both thresholds are set on validation negatives, so that
     at most 1 % of them pass both stages."""
     bench, deep = scores.bench, scores.fitted["harmful"][second]
@@ -365,7 +365,7 @@ def cascade_rows(scores: Scores, first: Fitted, second: str, depth: int, n_layer
         ]
         for groups in (scores.sets.negatives(), scores.sets.positives())
     ]
-    shallow = (first.row.layer or 0) + 1
+    shallow, depth = (max(each.probe.reading.layers) + 1 for each in readers)
     for passed in _CASCADE:
         loose = threshold_at(negatives[0], passed)
         tight = _joint_threshold(negatives, loose)

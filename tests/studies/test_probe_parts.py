@@ -1,0 +1,401 @@
+"""What `demur probes` counts, on log-odds and answers made by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from demur.errors import InputError
+from demur.guard import Guard, Probe, Reading, Stream
+from demur.method.direction import Direction
+from demur.stats import Estimate, holm
+from demur.studies.context import Context, JudgedAnswers
+from demur.studies.pipeline import CleanAnswers, Found
+from demur.studies.probes import measure
+from demur.studies.probes.fitting import Arrays, Bench, Fitted
+from demur.studies.probes.inputs import Chosen, Group, Sets
+from demur.studies.probes.measure import Scores
+from demur.studies.probes.results import ALL, DENSE, HARM, REFUSAL, ProbeRow
+from demur.studies.probes.streaming import Stopped, at_equal_alarms, fit_stream, stream_row, windows
+from demur.types import Answer, Outcome, Prompt, PromptSet, Verdict
+
+PLAIN_BAD, PLAIN_GOOD, ONE, TWO, WRAPPED, OVER, LONG = "bad", "good", "A/one", "B", "benign in A/one", "over", "long"
+LOGITS: dict[str, dict[str, Any]] = {
+    PLAIN_BAD: {HARM: (5, 4, 3, -1), DENSE: (5, 1, -2, -3), REFUSAL: (3, 3, 3, -3)},
+    PLAIN_GOOD: {HARM: (-2, -1, -3, 2), DENSE: (-2, 0, -3, 2), REFUSAL: (0.05, -3, 3, -3)},
+    ONE: {HARM: (4, 3, 1), DENSE: (3, 2, -1), REFUSAL: (3, -3, -3)},
+    TWO: {HARM: (2.5, 5), DENSE: (-4, 2.4), REFUSAL: (-3, -3)},
+    WRAPPED: {HARM: (-4, 3.5), DENSE: (2.5, -2), REFUSAL: (3, -3)},
+    OVER: {HARM: (0, 9), DENSE: (0, 9), REFUSAL: (3, 3)},
+    LONG: {HARM: (9,), DENSE: (9,), REFUSAL: (9,)},
+}
+# 1 % of forty validation negatives is none of them, 5 % is two: 2.9 and 2.7, or -0.1 and -0.3.
+NEGATIVES = {HARM: np.linspace(-1, 2.9, 40), DENSE: np.linspace(-4, -0.1, 40), REFUSAL: np.linspace(-4, -0.1, 40)}
+
+
+class ByHand(Bench):
+    """What probes look at is given, and is their log-odds."""
+
+    def __init__(self, table: dict[str, dict[str, Any]], parts: dict[str, Chosen]) -> None:
+        self.table = table
+        self.__dict__ |= parts
+
+    def values(self, prompts: PromptSet, fitted: Any, what: str) -> Any:  # noqa: ARG002
+        return {(p.name, p.target): np.array(self.table[prompts.name][p.name], np.float32)[:, None] for p in fitted}
+
+
+def numbered(name: str, n: int) -> PromptSet:
+    return PromptSet(name=name, prompts=tuple(Prompt(id=f"{name}:{k}", text=f"{name} {k}") for k in range(n)))
+
+
+def fitted(name: str, target: Any, layer: int = 0) -> Fitted:
+    """A probe whose log-odds are its values."""
+    probe = Probe(Reading(kind="dense", layer=layer, pooling="mean"), np.ones(1, np.float32), 0.0)
+    row = ProbeRow(
+        target=target, representation=name, pooling="mean", layer=layer, dim=1, used=1, loss=0.0, auroc=1.0, tried=1
+    )
+    return Fitted(name, target, probe, row, NEGATIVES[name], np.linspace(0, 2, 41), np.zeros(1))
+
+
+def chosen(name: str, labels: list[bool]) -> Chosen:
+    return Chosen(numbered(name, len(labels)), np.array(labels), np.zeros(len(labels)))
+
+
+def tables(changed: Any = None, groups: Any = None, layer: int = 2, parts: Any = ()) -> Scores:
+    """Scores of two probes for each target; `layer` is that of the harm features' probe."""
+    table = LOGITS | (changed or {})
+    groups = groups or (
+        (PLAIN_BAD, "plain", True, "", ""), (PLAIN_GOOD, "plain", False, "", ""), (ONE, "attack", True, "A", ""),
+        (TWO, "attack", True, "B", ""), (WRAPPED, "wrapped", False, "A", ""), (OVER, "over-refusal", False, "", ""),
+        (LONG, "long", True, "", ""),
+    )  # fmt: skip
+    sets = Sets(
+        Group(name, kind, positive, numbered(name, len(table[name][HARM])), family, tuple(requests))
+        for name, kind, positive, family, requests in groups
+    )
+    both: Any = {"harmful": {DENSE: fitted(DENSE, "harmful"), HARM: fitted(HARM, "harmful", layer)}}
+    both["refuse"] = {name: fitted(name, "refuse") for name in (DENSE, REFUSAL)}
+    refused = {PLAIN_BAD: [1, 1, 1, 0], PLAIN_GOOD: [0, 0, 0, 0], ONE: [0, 1, np.nan], TWO: [1, 0]}
+    outcomes = {ONE: np.array(["succeeded", "failed", "succeeded"]), TWO: np.array(["neither", "succeeded"])}
+    bench = ByHand(table, {each.prompts.name: each for each in parts})
+    return Scores.of(bench, sets, both, {name: np.array(row) for name, row in refused.items()}, outcomes)
+
+
+def count(share: Estimate | None) -> tuple[int, int]:
+    assert share is not None
+    return round(share.value * share.n), share.n
+
+
+def test_flags_are_what_is_above_each_probe_s_threshold() -> None:
+    rows = {(r.target, r.representation, r.fpr, r.prompts): count(r.flagged) for r in measure.flag_rows(tables())}
+    assert len(rows) == 2 * 2 * 2 * 8
+    assert {key[3]: found for key, found in rows.items() if key[:3] == ("harmful", HARM, 0.01)} == {
+        PLAIN_BAD: (3, 4), PLAIN_GOOD: (0, 4), ONE: (2, 3), TWO: (1, 2), WRAPPED: (1, 2), OVER: (1, 2), LONG: (1, 1),
+        ALL: (3, 5),
+    }  # fmt: skip
+    assert rows["harmful", DENSE, 0.01, PLAIN_GOOD] == (2, 4)
+    assert rows["refuse", REFUSAL, 0.05, PLAIN_GOOD] == (2, 4)
+    # Between the two thresholds.
+    low = tables({TWO: LOGITS[TWO] | {HARM: (2.8, 5)}})
+    assert [count(r.flagged) for r in measure.flag_rows(low) if (r.representation, r.prompts) == (HARM, TWO)] == [
+        (1, 2), (2, 2),
+    ]  # fmt: skip
+
+
+def test_a_family_is_ranked_against_its_own_negatives() -> None:
+    rows = measure.rank_rows(tables())
+    found = {(r.target, r.representation, r.prompts): r for r in rows}
+    area = {key: row.auroc.value for key, row in found.items()}
+    # Pairs of a positive and a negative that stand the right way round, ties one half. Of harm features, plain: 5, 4
+    # and 3 are above all four, -1 above two and beside one. Of refusal: A and B alone have no two of both classes.
+    assert area == pytest.approx(
+        {
+            ("harmful", HARM, "plain"): 14.5 / 16, ("harmful", DENSE, "plain"): 9 / 16,
+            ("harmful", HARM, "A"): 15 / 18, ("harmful", DENSE, "A"): 13.5 / 18,
+            ("harmful", HARM, "B"): 8 / 8, ("harmful", DENSE, "B"): 4 / 8,
+            ("harmful", HARM, ALL): 26 / 30, ("harmful", DENSE, ALL): 18.5 / 30,
+            ("refuse", REFUSAL, "plain"): 13.5 / 15, ("refuse", DENSE, "plain"): area["refuse", DENSE, "plain"],
+            ("refuse", REFUSAL, ALL): 1 / 4, ("refuse", DENSE, ALL): area["refuse", DENSE, ALL],
+        }
+    )  # fmt: skip
+    assert {key[2]: row.auroc.n for key, row in found.items() if key[:2] == ("harmful", HARM)} == {
+        "plain": 8, "A": 9, "B": 6, ALL: 11,
+    }  # fmt: skip
+    plain = found["harmful", HARM, "plain"]
+    # Above 2.9: three of four, no alarm; of all attacks three of five, one alarm. Each bin holds one prompt.
+    assert (plain.f1, found["harmful", HARM, ALL].f1) == pytest.approx((6 / 7, 6 / 9))
+    off = expit(-np.array([5.0, 4, 3, -1, 2, 1, 3, -2]))  # How far each is from its label.
+    assert plain.ece == pytest.approx(off.mean())
+    assert plain.difference is not None
+    assert plain.difference.value == pytest.approx(5.5 / 16)
+    assert found["refuse", REFUSAL, ALL].difference is not None
+    for target in ("harmful", "refuse"):
+        own = [row for row in rows if row.target == target]
+        assert {row.representation for row in own if row.difference is None} == {DENSE}
+        np.testing.assert_array_equal([row.p_holm for row in own], holm([row.p for row in own]))
+        assert all(0 < row.p <= row.p_holm for row in own if row.difference is not None)
+
+
+def test_reliability_is_of_the_same_prompts() -> None:
+    rows = {(r.representation, r.prompts): r.rows for r in measure.reliability_rows(tables(), [HARM])}
+    assert list(rows) == [(HARM, "plain"), (HARM, ALL)]
+    assert [r.predicted for r in rows[HARM, "plain"]] == pytest.approx(list(expit([-3.0, -2, -1, -1, 2, 3, 4, 5])))
+    assert [r.observed.value for r in rows[HARM, "plain"]] in ([0, 0, 1, 0, 0, 1, 1, 1], [0, 0, 0, 1, 0, 1, 1, 1])
+    # Eleven prompts in ten bins.
+    assert sum(r.observed.n for r in rows[HARM, ALL]) == 11
+    assert sum(r.observed.n * r.observed.value for r in rows[HARM, ALL]) == pytest.approx(5)
+    assert len(rows[HARM, ALL]) == 10
+
+
+def test_thresholds_are_moved_to_where_no_benign_prompt_is_flagged() -> None:
+    best, rows = measure.matched_rows(tables())
+    by_name = {row.representation: row for row in rows}
+    # Above 3.5: 4 and 5 of five; above 2.5: 3 alone. At 2.9 and -0.1, which were set before: one alarm, and three.
+    assert (best, count(by_name[HARM].tpr), count(by_name[DENSE].tpr)) == (HARM, (2, 5), (1, 5))
+    assert (count(by_name[HARM].alarms), count(by_name[DENSE].alarms)) == ((1, 6), (3, 6))
+    gap = by_name[DENSE].difference
+    assert gap is not None
+    assert by_name[HARM].difference is None
+    assert gap.low < gap.value < gap.high
+    assert (gap.value, gap.n) == (pytest.approx(-0.2), 5)
+    assert 0.3 < by_name[DENSE].p == by_name[DENSE].p_holm <= 1
+    # Of two that catch as many, two and then one, the one that ranks better.
+    assert measure.matched_rows(tables({TWO: LOGITS[TWO] | {DENSE: (-4, 3)}}))[0] == HARM
+    assert measure.matched_rows(tables({TWO: LOGITS[TWO] | {HARM: (-9, -9), DENSE: (-4, 2)}}))[0] == DENSE
+    # One in a hundred benign prompts may be flagged: above 98.
+    many: Any = {
+        PLAIN_GOOD: dict.fromkeys((HARM, DENSE, REFUSAL), range(100)),
+        ONE: dict.fromkeys((HARM, DENSE, REFUSAL), (98, 98.5, 97.5)),
+    }
+    groups = ((PLAIN_GOOD, "plain", False, "", ""), (ONE, "attack", True, "A", ""))
+    assert [count(row.tpr) for row in measure.matched_rows(tables(many, groups))[1]] == [(1, 3)] * 2
+    # All against none, whatever is drawn.
+    sure = {
+        ONE: {HARM: (9, 9, 9), DENSE: (-9, -9, -9), REFUSAL: (0, 0, 0)},
+        TWO: {HARM: (9, 9), DENSE: (-9, -9), REFUSAL: (0, 0)},
+    }
+    (dense, harm) = measure.matched_rows(tables(sure))[1]
+    assert dense.difference is not None
+    assert (dense.difference.value, dense.difference.low, dense.difference.high) == (-1, -1, -1)
+    assert (harm.tpr.low, dense.tpr.high, dense.p) == (1, 0, pytest.approx(2 / 1001))
+
+
+def test_verdicts_are_where_both_probes_put_a_prompt() -> None:
+    """Harm above 2.9, refusal above the log-odds that 95 % of the refused are above: 0.1."""
+    rows, area = measure.verdict_rows(tables(), HARM, REFUSAL)
+    found = {r.group: tuple(count(e)[0] for e in (r.harmless, r.refused, r.jailbreak, r.over_refusal)) for r in rows}
+    assert found == {
+        "attacks that succeeded": (1, 1, 1, 0), "attacks that failed": (0, 0, 1, 0), PLAIN_BAD: (1, 3, 0, 0),
+        PLAIN_GOOD: (3, 0, 0, 1), OVER: (0, 1, 0, 1), "benign requests in attacks": (0, 0, 1, 1),
+    }  # fmt: skip
+    # P(harmful) · (1 - P(refuse)) of the three that succeeded: below .05, .70 and .95; of 13 others the first is above
+    # four and beside one, the second above all but .91, .84 and .93.
+    assert (area.value, area.n) == (pytest.approx((4.5 + 10 + 13) / 39), 16)
+    # Without attacks, nothing is to be found.
+    alone = tables(groups=((PLAIN_BAD, "plain", True, "", ""),))
+    rows, area = measure.verdict_rows(alone, HARM, REFUSAL)
+    assert ([row.group for row in rows], np.isnan(area.value)) == ([PLAIN_BAD], True)
+
+
+def test_the_paper_counts_succeeded_attacks_as_benign() -> None:
+    rows = {
+        r.representation: (count(r.plain), count(r.succeeded), count(r.as_harm)) for r in measure.paper_rows(tables())
+    }
+    assert rows == {HARM: ((3, 4), (0, 3), (3, 3)), DENSE: ((2, 4), (1, 3), (2, 3))}
+    (none, _) = measure.paper_rows(tables(groups=((PLAIN_BAD, "plain", True, "", ""),)))
+    assert (none.succeeded.n, none.as_harm.n, np.isnan(none.succeeded.value)) == (0, 0, True)
+
+
+def test_the_second_stage_sees_what_the_first_passes_on() -> None:
+    """Of forty validation negatives the first stage has -1.5 to 2.4, the second 3.5 down to -0.4; a harmful one above
+    them all sets no threshold."""
+    steps = np.arange(40) / 10
+    validation = {DENSE: (9, *(steps - 1.5)), HARM: (9, *(3.5 - steps))}
+    changed = {"validation": validation, TWO: {HARM: (2.5, 1), DENSE: (-4, 2.4), REFUSAL: (0, 0)}}
+    parts = (chosen("validation", [True] + [False] * 40),)
+
+    def rows(first: int, second: int) -> dict[float, Any]:
+        made = measure.cascade_rows(
+            tables(changed, layer=second, parts=parts), fitted(DENSE, "harmful", first), HARM, 4
+        )
+        return {row.passed: row for row in made}
+
+    found = rows(0, 2)
+    shares = {
+        passed: tuple(map(count, (row.second, row.second_attacks, row.fpr, row.tpr))) for passed, row in found.items()
+    }
+    assert list(shares) == [0.05, 0.1, 0.2, 0.5]
+    # Above 2.2 in the first stage, and -0.3 in the second; above 1.6 and 0.3; above 0.4 and 1.5.
+    assert shares[0.05] == ((1, 6), (2, 5), (0, 6), (2, 5))
+    assert shares[0.2] == ((2, 6), (3, 5), (1, 6), (3, 5))
+    assert shares[0.5] == ((2, 6), (3, 5), (1, 6), (2, 5))
+    # One of four layers for all, two more for those that are passed on; none where the second stage is no deeper.
+    assert found[0.5].cost == pytest.approx((1 + 2 * 2 / 6) / 4)
+    assert rows(2, 1)[0.5].cost == pytest.approx(3 / 4)
+
+
+def test_a_family_held_out_is_tested_on_the_requests_that_nothing_trained_on() -> None:
+    """Requests in turn train (a, c, e, g), in other families, and test, in the family itself; the halves that are not
+    to be used say the opposite, and would turn every rate."""
+    lone = {HARM: (0,), DENSE: (0,), REFUSAL: (0,)}
+    changed: dict[str, Any] = {
+        "train": {HARM: (4,) * 4 + (-4,) * 4}, "validation": {HARM: (-4,) * 24 + (4,) * 4},
+        ONE: {HARM: (-9, 1, -9, 1, -9, 1, -9, 3.5)}, WRAPPED: {HARM: (9, -1.5, 9, -1, 9, 0.5, 9, 3)},
+        TWO: {HARM: (1, -9, 1, -9, 1, -9, 1, -9)}, "benign in B": {HARM: (-1, 9, -1, 9, -1, 9, -1, 9)},
+        "C": {HARM: (1, 1)}, "D": {HARM: (1,)}, PLAIN_GOOD: {HARM: (-2, 3, -2, -2, -2)},
+    }  # fmt: skip
+    changed = {name: lone | row | {DENSE: row[HARM], REFUSAL: row[HARM]} for name, row in changed.items()}
+    groups = (
+        (PLAIN_GOOD, "plain", False, "", ""), (ONE, "attack", True, "A", "abcdefgh"),
+        (WRAPPED, "wrapped", False, "A", "abcdefgh"), (TWO, "attack", True, "B", "abcdefgh"),
+        ("benign in B", "wrapped", False, "B", "abcdefgh"), ("C", "attack", True, "C", "bd"),
+        ("D", "attack", True, "D", "a"),
+    )  # fmt: skip
+    parts = (chosen("train", [True] * 4 + [False] * 4), chosen("validation", [False] * 24 + [True] * 4))
+    rows = {row.family: row for row in measure.held_out_rows(tables(changed, groups, parts=parts), [HARM])}
+    # Nothing of D is tested. C has no wrapped requests, so that plain benign prompts stand for them.
+    assert list(rows) == ["A", "B", "C"]
+    # Trained on plain prompts the threshold is 2.9; trained on B too it is at -1, where the highest of 25
+    # validation negatives is.
+    row = rows["A"]
+    assert [count(e) for e in (row.plain, row.others, row.plain_alarms, row.others_alarms)] == [
+        (1, 4), (4, 4), (1, 4), (2, 4),
+    ]  # fmt: skip
+    assert (row.difference.value, row.difference.n) == (0.75, 4)
+    assert [count(e) for e in (rows["C"].plain, rows["C"].plain_alarms)] == [(0, 2), (1, 5)]
+    assert not list(measure.held_out_rows(tables(changed, groups[:3], parts=parts), [HARM]))
+
+
+# -- streaming: answers that are numbers, which are their residuals ------------------------------------------------
+
+
+class Numbered(Context[Any]):
+    """Each answer is a text of numbers, one a token: the residual of layer 1. Layer 0 holds nothing."""
+
+    model: Any = SimpleNamespace(n_layers=2)
+    splits: Any = None
+    stopped: Any = None
+
+    def __init__(self, written: dict[str, JudgedAnswers], **given: Any) -> None:
+        self.written, self.read = written, list[Any]()
+        self.__dict__ |= given
+
+    def answer(self, label: str, prompts: PromptSet, change: Any = ()) -> JudgedAnswers:  # noqa: ARG002
+        return self.written[prompts.name]
+
+    def cached(self, name: str, depends: dict[str, Any], kind: Any, compute: Any, label: str = "") -> Any:  # noqa: ARG002
+        if name == "watched-answers":
+            return self.stopped[depends["prompts"]]
+        self.read.append([text for _, _, text in depends["answers"]])
+        layers = list(depends["layers"])
+        return Arrays(
+            tuple(np.stack([values * 0, values], 1)[:, layers, None] for values in map(numbers, self.read[-1]))
+        )
+
+
+def numbers(text: str) -> np.ndarray:
+    return np.array(text.split(), dtype=np.float32)
+
+
+def bare(kind: Any, **given: Any) -> Any:
+    """A value of a class, of which only some fields are asked for."""
+    made = object.__new__(kind)
+    made.__dict__.update(given)
+    return made
+
+
+def judged(name: str, label: Any, rows: list[tuple[str, Outcome]]) -> JudgedAnswers:
+    prompts = [Prompt(id=f"{name}:{n}", text=f"{name} {n}", label=label) for n in range(len(rows))]
+    answers = tuple(Answer(prompt=prompt, text=text) for prompt, (text, _) in zip(prompts, rows, strict=True))
+    return JudgedAnswers(answers, tuple(Verdict(outcome=outcome, judge="test") for _, outcome in rows))
+
+
+def prompts_of(answers: JudgedAnswers, name: str) -> PromptSet:
+    return PromptSet(name=name, prompts=tuple(answer.prompt for answer in answers.answers))
+
+
+YES, NO, PARTLY, BROKEN = Outcome.COMPLIANCE, Outcome.REFUSAL, Outcome.PARTIAL_REFUSAL, Outcome.INCOHERENT
+
+
+def streamed(complied: int = 8) -> tuple[Numbered, Found]:
+    """What the model writes in three splits: clean, and to the harmful prompts with its direction ablated."""
+    forced = [("6 7", YES)] * complied + [("-9", NO), ("", YES), ("-8", BROKEN)]
+    clean = [("-2 -3", NO), ("0.5 0.5 0.5", PARTLY), ("", NO), ("99", YES), ("98", BROKEN)]
+    benign = [("-5 -1 -3", YES), ("-6", NO), ("", YES), ("-7 -8", BROKEN), ("-4", YES), ("-5", YES), ("-5", YES)]
+    splits, answers, written = {}, {}, {}
+    for purpose in ("direction", "selection", "tuning"):
+        one, other = judged(purpose, "harmful", clean), judged(f"{purpose} +", "harmless", benign)
+        splits[purpose] = SimpleNamespace(harmful=prompts_of(one, purpose))
+        answers[purpose] = (one, other)
+        left_out = {"direction": 0, "selection": 4, "tuning": 2}[purpose]
+        written[purpose] = judged(purpose, "harmful", forced[left_out:])
+    context = Numbered(written, splits=SimpleNamespace(choosing=SimpleNamespace(**splits)))
+    direction = bare(Direction, ablate=lambda: None)
+    return context, bare(Found, clean=bare(CleanAnswers, answers=answers), direction=direction)
+
+
+def test_a_stream_learns_forced_compliance_against_what_the_model_writes_itself() -> None:
+    context, found = streamed()
+    stream, trained = fit_stream(context, found, 2)
+    quiet = ["-5 -1 -3", "-6", "-7 -8", "-4", "-5", "-5", "-2 -3", "0.5 0.5 0.5"]
+    assert context.read == [["6 7"] * 8 + quiet, ["6 7"] * 4 + quiet + ["6 7"] * 6 + quiet]
+    assert (stream.layer, stream.window, trained) == (1, 2, 8)
+    # The highest running score of a benign answer: of -5, then (-5 - 1) / 2, then (-1 - 3) / 2. Refusals may be above.
+    assert stream.threshold == pytest.approx(float(stream.running(np.array([[-2.0]]))[0]) + 0.05)
+    assert (stream.running(np.array([[0.5]])) > stream.threshold).all()
+    with pytest.raises(InputError, match="complies with 7 harmful direction prompts, and there are 8 other answers"):
+        fit_stream(*streamed(7), 2)
+
+
+def test_windows_are_spread_over_each_answer() -> None:
+    answers = [np.arange(10.0)[:, None], np.array([[7.0]]), np.array([[1.0], [3.0], [8.0]])]
+    found = windows(answers, np.array([True, False, True]), 2)
+    # Ends at 1, 3, 5, 6, 8 and 10 of ten tokens; each the mean of its last two.
+    assert found.values[:, 0].tolist() == [0, 1.5, 3.5, 4.5, 6.5, 8.5, 7, 1, 2, 5.5]
+    assert found.labels.tolist() == [True] * 6 + [False] + [True] * 3
+
+
+def test_at_equal_alarms_one_in_a_hundred_is_stopped() -> None:
+    quiet = [np.array([-9.0, n]) for n in range(99)] + [np.zeros(0)]
+    # Above 97: not 97 itself. Nothing, one token and two are out before.
+    loud = [np.array([99.0, 98]), np.array([97, 97.5]), np.array([0, 97, 100]), np.array([97.0]), np.zeros(0)]
+    found = at_equal_alarms(quiet, loud)
+    assert (count(found.alarms), count(found.stopped), found.tokens) == ((1, 100), (3, 5), 1.0)
+    none = at_equal_alarms(quiet, loud[3:])
+    assert (count(none.stopped), np.isnan(none.tokens)) == ((0, 2), True)
+
+
+def test_what_is_stopped_is_counted_by_kind_of_prompt() -> None:
+    rows = {
+        # Set → each answer's numbers, and how many tokens were out when it was stopped.
+        "attacks": ([("-9 4", 1), ("5", 2), ("6 6", 10), ("", None)]), "bad": [("9", 0)], "good": [("-1", None)] * 2,
+        "wrapped": [("3", 0), ("-2 2", None), ("", None)], "over": [("9", 4)] * 5, "polite": [("9", 3)] * 6,
+    }  # fmt: skip
+    written = {name: judged(name, None, [(text, YES) for text, _ in each]) for name, each in rows.items()}
+    prompts = {name: prompts_of(each, name) for name, each in written.items()}
+    written["benign"] = JudgedAnswers.joined([written["good"], written["wrapped"]])
+    kinds: Any = {"bad": "plain", "good": "plain", "wrapped": "wrapped", "over": "over-refusal", "polite": "benign"}
+    sets = Sets(Group(name, kind, name == "bad", prompts[name]) for name, kind in kinds.items())
+    stopped = {
+        prompts[name].digest: [
+            Stopped(prompt_id="", stopped=out is not None, tokens=50 if out is None else out) for _, out in each
+        ]
+        for name, each in rows.items()
+    }
+    context = Numbered(written, stopped=stopped, config=SimpleNamespace(max_new_tokens=8))
+    stream = Stream(Probe(Reading(kind="dense", layer=1), np.ones(1, np.float32), 0.0), 1, 0.0)
+    row = stream_row(context, bare(Guard, stream=stream), sets, prompts["attacks"], 11)
+    assert (row.layer, row.window, row.trained_on) == (1, 1, 11)
+    shares = [count(each) for each in (row.stopped, row.benign, row.wrapped, row.over_refusal)]
+    assert shares == [(3, 4), (0, 2), (1, 3), (5, 5)]
+    # Of 1, 2 and 10 tokens.
+    assert (row.tokens, row.tokens_90) == pytest.approx((2, 8.4))
+    # No benign answer is above 3; three of the four are, after one token, or at once.
+    assert row.equal is not None
+    assert (count(row.equal.alarms), count(row.equal.stopped), row.equal.tokens) == ((0, 5), (3, 4), 0.0)
+    alone = stream_row(context, bare(Guard, stream=stream), Sets(sets[:1]), prompts["attacks"], 11)
+    assert (alone.equal, alone.benign.n, np.isnan(alone.benign.value)) == (None, 0, True)
