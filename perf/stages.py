@@ -24,8 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from demur.method.activations import dictionary_means
 from demur.method.interventions import Compiled, ScaleFeatures
 from demur.method.selection import cosine_pool
-from demur.model import Batch, decode_greedily
-from demur.model._hooks import folded_head
+from demur.model import Batch, decode_greedily, folded_head
 from demur.saes import Suite
 from perf import attribution, common, generation
 
