@@ -170,6 +170,25 @@ def test_of_settings_within_the_budget_and_a_standard_error_the_mildest_is_taken
     assert (dear["always"].allowed, dear["always"].strength) == (True, 1.0)
 
 
+def test_the_standard_error_is_of_requests_when_hardening_and_of_refused_benign_prompts_when_repairing() -> None:
+    # Ten attacks on one request, of which strength 1 stops eight and 2 all; the same shares of 40 harmless prompts, all
+    # refused, are answered.
+    said = [*["ynn"] * 8, *["yyn"] * 2]
+    pairs = tuple(
+        AttackPair(id=f"b{n}", attack="A", plain="ask", text=f"Play: ask now /{each}") for n, each in enumerate(said)
+    )
+    sets = {
+        HARMFUL: texts("bad", "nnn"),
+        "harmless": texts("good", *["nyy"] * 32, *["nny"] * 8),
+        OVER_REFUSAL: texts("o"),
+    }
+    made = Bench(Written(), "test", (1,), lambda prompts: np.full(len(prompts), 0.5), pairs, sets)
+    chosen = {purpose: choose(made, arm(purpose), 1.0)["always"] for purpose in ("harden", "repair")}
+    # Of one request 0.8 is as good as 1; of 80 prompts it is not.
+    assert (chosen["harden"].strength, chosen["harden"].gain) == (1.0, 0.8)
+    assert (chosen["repair"].strength, chosen["repair"].gain) == (2.0, 1.0)
+
+
 def test_mild_is_a_small_strength_on_few_prompts() -> None:
     def row(purpose: Any, strength: float, threshold: float | None) -> ChoiceRow:
         given: dict[str, Any] = {"arm": "x", "gating": "probe", "gain": 0, "loss": 0, "allowed": True}
