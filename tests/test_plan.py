@@ -213,6 +213,18 @@ def test_reading_and_gradients_are_priced_by_their_operations() -> None:
     assert replace(MACHINE, layer_call=0.5).seconds(work, MODEL) == pytest.approx(9.6 + 0.5 * 4 * 4)
 
 
+def test_several_processes_take_turns_at_whole_batches() -> None:
+    work = Work(passes=5, tokens=30, steps=3, written=20)
+    alone = MACHINE.seconds(work, MODEL)
+    assert alone > 0
+    # Three rounds of two, one of five, and no more than that.
+    assert MACHINE.seconds(work, MODEL, 2) == pytest.approx(alone * 3 / 5)
+    assert MACHINE.seconds(work, MODEL, 5) == MACHINE.seconds(work, MODEL, 50) == pytest.approx(alone / 5)
+    # Without passes there is nothing to take turns at.
+    pool = Work(dictionary=600.0)
+    assert MACHINE.seconds(pool, MODEL, 4) == MACHINE.seconds(pool, MODEL) == pytest.approx(1.2)
+
+
 def test_writing_is_bound_by_operations_or_by_reading_the_weights() -> None:
     work = Work(steps=5, written=20)
     assert MACHINE.flops_of(work, MODEL) == 20 * 150
@@ -248,6 +260,11 @@ def test_the_bundled_model_is_planned_without_a_model() -> None:
     assert "8 layers of 384 features" in text
     assert "download: model 0 bytes" in text
     assert "answers of 4" in text
+    assert "workers" not in text.split("Time stage")[1]
+    several = " ".join(run("plan", "measured", "-n", "8,4,4,6", "--max-new-tokens", "4", "--workers", "3").out.split())
+    assert "stage TFLOP time 3 workers" in several
+    assert "with 3 workers) in float32" in several
+    assert "Workers take turns at batches" in several
     longer = run("plan", "measured", "-n", "8,4,4,6", "--prompt-tokens", "100")
     assert "prompts of 100 tokens" in " ".join(longer.out.split())
 

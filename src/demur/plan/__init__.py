@@ -10,7 +10,16 @@ import torch
 from demur.errors import DemurError
 from demur.method.activations import KEPT_BYTES
 from demur.model import ChatFormat, chosen_dtype, find_device, fitting_threads, read_config
-from demur.plan.counting import EFFICIENCY, Machine, ModelSizes, PromptLengths, count_work, measure_machine, model_sizes
+from demur.plan.counting import (
+    EFFICIENCY,
+    Machine,
+    ModelSizes,
+    PromptLengths,
+    Work,
+    count_work,
+    measure_machine,
+    model_sizes,
+)
 from demur.report.blocks import Page, Section, Table, Text
 from demur.report.format import bytes_text, duration
 from demur.saes import Suite
@@ -25,12 +34,22 @@ _COUNTED: Final = 100
 """Prompts of each class whose tokens are counted."""
 
 
-def plan_study(study: Study[Any, Any], config: StudyConfig, *, prompt_tokens: int | None = None) -> Page:
+_SHARED: Final = (
+    " Workers take turns at batches, each on a device like the one measured (on a CPU, with cores that one process "
+    "leaves unused); what they hold is not counted, and neither is their waiting for one another between the parts of "
+    "a study."
+)
+
+
+def plan_study(
+    study: Study[Any, Any], config: StudyConfig, *, prompt_tokens: int | None = None, workers: int = 1
+) -> Page:
     """Plan a study: sizes from configurations alone, its work by running it on stand-ins, its time by measured speed.
 
     The prompts that the configuration names need not exist. `prompt_tokens` are the mean tokens of a prompt with its
-    template (default: counted, or assumed). Gives a page: time in all, sizes, time by stage, and what is assumed.
-    Raises DemurError: model or SAEs have no configuration that can be read, or do not fit each other.
+    template (default: counted, or assumed), `workers` the processes that share the study. Gives a page: time in all,
+    sizes, time by stage, and what is assumed. Raises DemurError: model or SAEs have no configuration that can be read,
+    or do not fit each other.
     """
     from demur.studies.inputs import configured_suite, with_paper_settings
 
@@ -48,17 +67,20 @@ def plan_study(study: Study[Any, Any], config: StudyConfig, *, prompt_tokens: in
     suite.check(d_model=model.d_model, n_layers=model.n_layers, model_type=kind)
     study.check(suite)
     work = count_work(study, config, model, suite, lengths)
+    cores = torch.get_num_threads()
     with fitting_threads(device, model.parameters):
         machine = measure_machine(device, dtype)
-    costs = [(name, machine.flops_of(each, model), machine.seconds(each, model)) for name, each in work.items()]
-    costs.append(("in all", sum(flops for _, flops, _ in costs), sum(seconds for *_, seconds in costs)))
-    times = [(name, f"{flops / 1e12:,.2f}", duration(seconds)) for name, flops, seconds in costs]
+        at_once = min(workers, cores // torch.get_num_threads()) if device.type == "cpu" else workers
+
+    times = _times(work, model, machine, at_once)
+    together = f" ({times[-1][-1]} with {workers} workers)" if workers > 1 else ""
     memory = _memory(config, model, machine, suite, lengths)
     downloads = {"model": _model_download(placed), "SAEs": _sae_download(suite, model.d_model)}
     known = [size for size in downloads.values() if size is not None]
+    download = bytes_text(sum(known) if len(known) == len(downloads) else None)
     total = (
-        f"About {times[-1][-1]} in {str(dtype).removeprefix('torch.')} on {device}, {bytes_text(memory['peak'])} of "
-        f"memory, {bytes_text(sum(known) if len(known) == len(downloads) else None)} to download."
+        f"About {times[-1][2]}{together} in {str(dtype).removeprefix('torch.')} on {device}, "
+        f"{bytes_text(memory['peak'])} of memory, {download} to download."
     )
     sizes = [
         ("model", f"{model.parameters / 1e6:,.1f} million parameters, {model.n_layers} layers"),
@@ -66,14 +88,27 @@ def plan_study(study: Study[Any, Any], config: StudyConfig, *, prompt_tokens: in
         *((f"download: {name}", bytes_text(size)) for name, size in downloads.items()),
         *((f"memory: {name}", bytes_text(size)) for name, size in memory.items()),
     ]
-    spent = Table.of("", "stage | > TFLOP | > time", times, strong=[len(times) - 1])
-    assumed = Text(_assumptions(config, machine, lengths), role="note")
+    column = f" | > {workers} workers" if workers > 1 else ""
+    rows = times if workers > 1 else [row[:3] for row in times]
+    spent = Table.of("", f"stage | > TFLOP | > time{column}", rows, strong=[len(times) - 1])
+    assumed = Text(_assumptions(config, machine, lengths) + (_SHARED if workers > 1 else ""), role="note")
     sections = (
         Section("In all", (Text(total, role="verdict"),), brief=True),
         Section("Sizes", (Table.of("", "what | > size", sizes),), brief=True),
         Section("Time", (spent, assumed), brief=True),
     )
     return Page(f"demur plan {study.name}: {config.model or 'the bundled model'}", sections)
+
+
+def _times(work: dict[str, Work], model: ModelSizes, machine: Machine, processes: int) -> list[tuple[str, ...]]:
+    """For each stage, and in all: operations, time, and time of several processes."""
+    numbers = [
+        (machine.flops_of(each, model), machine.seconds(each, model), machine.seconds(each, model, processes))
+        for each in work.values()
+    ]
+    flops, alone, shared = zip(*numbers, strict=True)
+    rows = zip([*work, "in all"], *([*each, sum(each)] for each in (flops, alone, shared)), strict=True)
+    return [(name, f"{each / 1e12:,.2f}", duration(one), duration(several)) for name, each, one, several in rows]
 
 
 def _assumptions(config: StudyConfig, machine: Machine, lengths: PromptLengths) -> str:

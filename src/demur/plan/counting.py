@@ -9,6 +9,7 @@ counted on one without weights, at the speed that is measured here.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import timeit
 from collections.abc import Callable, Sequence
@@ -157,15 +158,18 @@ class Machine:
         tokens = work.tokens + work.backward_tokens + work.written
         return tokens * model.token_flops + (work.logits + work.written) * model.logit_flops + work.dictionary
 
-    def seconds(self, work: Work, model: ModelSizes) -> float:
+    def seconds(self, work: Work, model: ModelSizes, processes: int = 1) -> float:
         """Seconds of counted work: its operations at half the product's speed, or the bytes of the weights for each
-        written token where those take longer; and the calls of layers, backward ones twice."""
+        written token where those take longer; and the calls of layers, backward ones twice. Several processes take
+        turns at its batches, and share nothing else."""
         speed = EFFICIENCY * self.flops
         writing = work.written * (model.token_flops + model.logit_flops) / speed
         moving = work.steps * model.parameters * model.value_bytes / self.bandwidth
         calls = model.n_layers * (work.passes + 2 * work.backward_passes + work.steps)
         reading = self.flops_of(work, model) / speed - writing
-        return reading + max(writing, moving) + calls * self.layer_call
+        batches = max(1, work.passes)
+        turns = math.ceil(batches / processes) / batches
+        return turns * (reading + max(writing, moving) + calls * self.layer_call)
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
