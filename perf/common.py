@@ -205,13 +205,18 @@ def interleaved(
     for turn in range(repeats + 1):
         for name, run in variants.items():
             gc.collect()
-            synchronise(device)
-            start = time.perf_counter()
-            run()
-            synchronise(device)
+            took = seconds_of(run, device)
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(took)
     return seconds
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    synchronise(device)
+    start = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - start
 
 
 def synchronise(device: torch.device) -> None:

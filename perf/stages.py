@@ -9,7 +9,6 @@ Dictionaries have no output embedding and one arm.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
@@ -23,13 +22,14 @@ from torch.utils.flop_counter import flop_registry
 
 from demur.method.activations import dictionary_means
 from demur.method.interventions import Compiled, ScaleFeatures
+from demur.method.likelihood import token_losses
 from demur.method.selection import cosine_pool
-from demur.model import Batch, decode_greedily, folded_head
-from demur.saes import Suite
+from demur.model import Batch, Region, TokenizedPrompt, decode_greedily, folded_head
+from demur.saes import Sae, Suite
 from perf import attribution, common, generation
 
 DICTIONARY_PROMPTS, DICTIONARY_LAYERS = 64, 2
-NEW_TOKENS = 8
+NEW_TOKENS, ANSWER_TOKENS = 8, 128
 
 
 class Stages:
@@ -52,12 +52,12 @@ class Stages:
     def dictionaries(self) -> Suite:
         """SAEs of the first layers, at their full width."""
         shape, residuals = self.shape, torch.randn(256, self.shape.d_model, device=self.setup.device)
-        suite: dict[int, Any] = {}
+        saes: list[Sae] = []
         for layer in range(self.n_dictionaries):
             sae = common.WholeSae(shape.d_model, shape.d_sae, self.setup.device, torch.float32).requires_grad_(False)
             sae.fit(residuals)
-            suite[layer] = sae.lean(layer)
-        return Suite(list(suite.values()), "random")
+            saes.append(sae.lean(layer))
+        return Suite(saes, "random")
 
     def attribute(self, method: Any, steps: int, n_prompts: int) -> object:
         setup = common.replace(self.setup, items=self.items[:n_prompts])
@@ -66,6 +66,12 @@ class Stages:
     def forward(self) -> object:
         with torch.inference_mode():
             return self.model.last_logits(self.model.batch(self.items))
+
+    def losses(self) -> object:
+        """Cross-entropy of answers that are given."""
+        answer, regions = (7,) * ANSWER_TOKENS, (int(Region.RESPONSE),) * ANSWER_TOKENS
+        answered = [TokenizedPrompt(item.prompt_id, item.ids + answer, item.regions + regions) for item in self.items]
+        return token_losses(self.model, answered)
 
     def decode(self, batch: Batch, n: int, *, features: bool) -> object:
         with torch.inference_mode(), self.scaled.on(batch) if features else nullcontext():
@@ -78,6 +84,7 @@ class Stages:
             "forward, 4 prompts, last logits": self.forward,
             "attribution, gradient, 4 prompts": partial(self.attribute, "gradient", 1, 4),
             "integrated gradients, 3 steps, 2 prompts": partial(self.attribute, "ig", 3, 2),
+            f"losses of 4 answers of {ANSWER_TOKENS} tokens": self.losses,
         }
 
     @property
@@ -154,11 +161,7 @@ def best_read(device: torch.device) -> float:
 def _fastest(run: Callable[[], object], device: torch.device) -> float:
     found: list[float] = []
     while len(found) < 6 and sum(found) < 5.0:
-        common.synchronise(device)
-        start = time.perf_counter()
-        run()
-        common.synchronise(device)
-        found.append(time.perf_counter() - start)
+        found.append(common.seconds_of(run, device))
     return min(found)
 
 
@@ -196,7 +199,7 @@ def main() -> None:
     for name, run in stages.answers.items():
         if options.only not in name:
             continue
-        first = median(_seconds(partial(run, 1), device) for _ in range(options.repeats))
+        first = median(common.seconds_of(partial(run, 1), device) for _ in range(options.repeats))
         read_again = weights * (NEW_TOKENS - 1)
         measure(name, partial(run, NEW_TOKENS), both, lambda now, n=read_again, f=first: n / max(1e-9, now - f) / read)
     if options.only in "whole dictionaries":
@@ -207,14 +210,6 @@ def main() -> None:
     print(common.table(["stage", "now", "strided ÷ now", "added peak", "strided", "share"], rows))
     known = {"product_flops": product, "read_bytes": read, "repeats": options.repeats, "tokens": options.tokens}
     print(common.json_line("stages", common.replace(stages.setup, shape=stages.shape), **known, stages=records))
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    common.synchronise(device)
-    start = time.perf_counter()
-    run()
-    common.synchronise(device)
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

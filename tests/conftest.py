@@ -19,6 +19,9 @@ from hypothesis import settings
 
 import runtime_checks
 
+# What fsync is for, a power cut, no test makes; a small study waits for it half of its time on a busy disk.
+os.fsync = lambda _descriptor: None
+
 # Before anything imports demur: every annotated function is then checked at each call.
 runtime_checks.install("demur")
 

@@ -70,6 +70,7 @@ def test_a_study_in_one_file_is_a_command(site: Path) -> None:
 
 def test_a_method_and_a_judge_in_one_file_each_are_options(site: Path) -> None:
     options = ("-n", "24,12,8,8", "--k", "5", "--n-exact", "0", "--suppress", "0", "--random-sets", "2")
+    options += ("--direction-layer", "4", "--direction-position", "-1", "--max-new-tokens", "16")
     arguments = ("--methods", "loudest", "--judge", "polite", "--out", str(site / "methods"))
     assert "Loudest, c = 0" in demur(site, "study", *options, *arguments)
     assert "judge: polite" in demur(site, "show", str(site / "methods"), "--full")

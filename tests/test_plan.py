@@ -58,8 +58,8 @@ def study(work: Any) -> Study[Config, StudyResult]:
 
 
 def counted(work: Any, **options: Any) -> dict[str, Work]:
-    config = Config(n=SIZES, max_new_tokens=5, max_batch_tokens=30, **options)
-    return count_work(study(work), config, COUNTED_MODEL, unread_suite(0, 2), LENGTHS)
+    config = Config.model_validate({"n": SIZES, "max_new_tokens": 5} | options)
+    return count_work(study(work), config, COUNTED_MODEL, unread_suite(0, 2), LENGTHS, 30)
 
 
 def test_answers_are_counted_in_batches_by_stage() -> None:
@@ -89,7 +89,7 @@ def test_passes_and_gradients_are_counted() -> None:
         assert tuple(batch.input_ids.shape) == (2, 12)
         with context.timed("plain"), torch.inference_mode():
             model.last_logits(batch)
-            model.logits(batch, 4)
+            model.head(model.final_states(batch)[0])
         with context.timed("gradient"):
             for _ in range(3):
                 leaf = torch.zeros(model.d_model, requires_grad=True)
@@ -97,8 +97,34 @@ def test_passes_and_gradients_are_counted() -> None:
                     model.last_logits(batch).sum().backward()
 
     found = counted(work)
-    assert found["plain"] == Work(passes=2, tokens=48, logits=2 + 8)
+    assert found["plain"] == Work(passes=2, tokens=48, logits=2 + 12)
     assert found["gradient"] == Work(passes=3, tokens=72, logits=6, backward_passes=3, backward_tokens=72)
+
+
+def test_large_test_sets_are_counted_by_their_first_prompts() -> None:
+    def work(context: Context[Config]) -> None:
+        with context.timed("answers"):
+            context.answer("test", context.splits.test.harmful)
+        with context.timed("choosing"), torch.inference_mode():
+            context.model.last_logits(context.model.batch(context.model.tokenize(context.splits.direction.harmful)))
+
+    sizes = SIZES.model_dump()
+    found = counted(work, n=SIZES.model_copy(update={"test": 10**6}))
+    # One prompt of 12 tokens a pass, as above; what does not depend on the test prompts stays.
+    assert found["answers"] == Work(passes=10**6, tokens=12 * 10**6, logits=10**6, steps=4 * 10**6, written=4 * 10**6)
+    assert found["choosing"] == Work(passes=1, tokens=12 * sizes["direction"], logits=sizes["direction"])
+
+
+def test_conversions_to_float32_are_counted_and_priced_in_float32() -> None:
+    def work(context: Context[Config]) -> None:
+        with context.timed("exact"), torch.inference_mode(), context.model.in_float32():
+            context.model.last_logits(context.model.batch(context.model.tokenize(context.splits.test.harmful.head(1))))
+
+    found = counted(work)["exact"]
+    assert found == Work(passes=1, tokens=12, logits=1, conversions=1)
+    slow = replace(MACHINE, single=10.0)
+    assert slow.seconds(found, MODEL) == pytest.approx(100 * MACHINE.seconds(found, MODEL))
+    assert slow.seconds(replace(found, conversions=0), MODEL) == MACHINE.seconds(found, MODEL)
 
 
 def test_products_with_whole_dictionaries_are_counted_in_real_sizes() -> None:
@@ -141,7 +167,7 @@ def test_demurs_own_studies_run_on_the_stand_ins(name: str) -> None:
         {"n": "8,4,4,4", "max_new_tokens": 4, "n_exact": 2, "k": 3, "k0": 2, "random_sets": 2}
         | ({"resamples": 100, "sizes": "1,2", "induce_multiples": "1"} if name == "benchmark" else {})
     )
-    found = count_work(entry, config, COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS)
+    found = count_work(entry, config, COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS, 2048)
     assert list(found)[:4] == ["clean answers", "direction", "pool", "attribution"]
     # Prompts of all splits and both classes are answered, and the benchmark's 100 over-refusal prompts.
     assert found["clean answers"].written == (2 * (8 + 4 + 4 + 4) + 100 * (name == "benchmark")) * 3
@@ -165,7 +191,7 @@ def test_the_study_of_categories_runs_on_the_stand_ins() -> None:
         "min_prompts": 2,
         "suppress": "0",
     }
-    found = count_work(entry, entry.config.model_validate(small), COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS)
+    found = count_work(entry, entry.config.model_validate(small), COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS, 2048)
     # Each of 7 categories has two test prompts: the whole sets, then three kinds of each of two parts, graded or not,
     # and two random sets for each part; its features on the other six, with the common ones free and held.
     assert found["parts"].written in {14 * 3 * (1 + 6 * splits + 4 * bool(splits)) for splits in (0, 1, 2)}
@@ -185,6 +211,8 @@ def test_sizes_of_a_model_are_counted_without_its_weights() -> None:
     # Two operations for each weight; scores and mixing over 10 tokens in 2 layers, with heads of 8 + 8.
     assert sizes.token_flops == 2 * weights + 2 * 2 * 2 * 10 * 16
     assert sizes.logit_flops == 2 * 16 * 100
+    # Two layers' 12 values of the residual's width and 4 of the inner one's, and keys and values of 2 layers, 8 wide.
+    assert sizes.pass_bytes == 4 * (2 * (12 * 16 + 4 * 32) + 2 * 2 * 8)
     # At least the residual and the three inner values of each layer are kept for the gradient.
     assert sizes.saved_bytes > 2 * 4 * (16 + 3 * 32)
 
@@ -265,6 +293,12 @@ def test_the_bundled_model_is_planned_without_a_model() -> None:
     assert "stage TFLOP time 3 workers" in several
     assert "with 3 workers) in float32" in several
     assert "Workers take turns at batches" in several
+    code, out, _ = run("plan", "measured", "-n", "8,4,4,6", "--workers", "3", "--gpu", "h100", "--dtype", "float32")
+    text = " ".join(out.split())
+    assert "with 3 workers) in float32 on 3 x h100" in text
+    # 0.8 of 67 TFLOP/s and 3.35 TB/s.
+    assert "By the data sheet of the h100: 53,600 GFLOP/s in a matrix product, 2,680 GB/s in a copy" in text
+    assert "unknown GPU 'h10'; there are a100, h100" in run("plan", "measured", "--gpu", "h10").error
     longer = run("plan", "measured", "-n", "8,4,4,6", "--prompt-tokens", "100")
     assert "prompts of 100 tokens" in " ".join(longer.out.split())
 
@@ -331,13 +365,15 @@ def test_a_download_adds_up_the_files_that_a_model_needs(monkeypatch: pytest.Mon
 def test_suites_that_are_compared_are_planned_without_being_read() -> None:
     entry = STUDIES["dictionaries"]
     small = {"n": "8,4,4,4", "max_new_tokens": 4, "n_exact": 0, "k": 3, "k0": 2, "conversations": 8}
-    one = count_work(entry, entry.config.model_validate(small), COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS)
+    one = count_work(entry, entry.config.model_validate(small), COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS, 2048)
     names = ("trained on the chat model", "trained before safety training")
     assert set(names) <= set(one)
     # The second suite's conversations were run before, and so were its ablations: they do not depend on the SAE.
     assert one[names[0]].tokens > one[names[1]].tokens > 0
     more = entry.config.model_validate(small | {"against": ("absent/one", "absent/two")})
-    assert {"absent/one", "absent/two"} <= set(count_work(entry, more, COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS))
+    assert {"absent/one", "absent/two"} <= set(
+        count_work(entry, more, COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS, 2048)
+    )
 
 
 def test_other_checkpoints_are_planned_as_models_of_their_own() -> None:
@@ -346,7 +382,7 @@ def test_other_checkpoints_are_planned_as_models_of_their_own() -> None:
 
     def answered(*before: str) -> int:
         config = entry.config.model_validate(small | {"before": before})
-        return count_work(entry, config, COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS)["clean answers"].written
+        return count_work(entry, config, COUNTED_MODEL, unread_suite(0, 1, 2), LENGTHS, 2048)["clean answers"].written
 
     # Each checkpoint answers every prompt that chooses.
     assert answered("absent/one") == 2 * (8 + 4 + 4) * 3 * 2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -659,6 +660,14 @@ def test_adjusted_p_values_end_at_one() -> None:
     assert holm([0.6, 0.9, 0.2]) == (1.0, 1.0, pytest.approx(0.6))
 
 
+@pytest.mark.parametrize(
+    ("values", "weights"), [([1.0, 2.0], [1.0]), (np.ones((2, 2)), None), (np.ones((2, 2)), np.ones((2, 2)))]
+)
+def test_values_and_weights_are_one_for_each_prompt(values: Any, weights: Any) -> None:
+    with pytest.raises(ValueError, match="cannot weight"):
+        bootstrap_mean(values, weights)
+
+
 def test_only_ratios_of_weights_count() -> None:
     values = [0.1, 0.5, 0.2, 0.9, 0.4]
     once, twice = bootstrap_mean(values), bootstrap_mean(values, [2.0] * 5)
@@ -699,3 +708,28 @@ def test_curves_on_one_prompt_and_below_the_least_cost() -> None:
     nothing = value_at(np.array([0.1, 0.2]), np.ones((3, 2)), 0.05)
     assert nothing.shape == (3,)
     assert np.isnan(nothing).all()
+
+
+def test_intervals_are_the_same_at_each_call_and_of_as_many_samples_as_documented() -> None:
+    """A page that is drawn again shows the same numbers; more samples, or another seed, would give others."""
+    random = np.random.default_rng(12)
+    values, other = random.normal(size=40), random.normal(0.5, 1, size=40)
+    table, truth = random.normal(size=(12, 60)), random.normal(size=(12, 60))
+
+    def mean(a: np.ndarray) -> np.ndarray:
+        return a[..., 0]
+
+    def mean_of(**how: Any) -> Estimate:
+        return bootstrap_mean(values, **how)
+
+    def statistic_of(**how: Any) -> Estimate:
+        return bootstrap_of(mean, values[:, None], **how)
+
+    for drawn in (mean_of, statistic_of):
+        assert drawn() == drawn(resamples=2000, seed=0)
+        assert drawn() not in (drawn(resamples=2001), drawn(seed=1))
+    assert auroc(values, other) == auroc(values, other, resamples=2000, seed=0) != auroc(values, other, seed=1)
+    assert spearman_over_prompts(table, truth) == spearman_over_prompts(table, truth, resamples=1000)
+    assert spearman_over_prompts(table, truth) != spearman_over_prompts(table, truth, resamples=1001)
+    assert sign_flip_p(values + 0.3) == sign_flip_p(values + 0.3, resamples=10000)
+    assert sign_flip_p(values + 0.3) != sign_flip_p(values + 0.3, resamples=10001)

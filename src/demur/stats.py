@@ -273,7 +273,7 @@ def sign_flip_p(differences: Numbers, *, resamples: int = 10000) -> float:
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Holm's step-down adjustment: the chance of one false finding among all stays below the level. nan (no test) is
     passed through and does not count."""
-    p = np.array(p_values, dtype=np.float64)
+    p = np.array(p_values)
     tests = int((~np.isnan(p)).sum())
     order = np.argsort(p)[:tests]  # nan comes last
     p[order] = np.maximum.accumulate(np.minimum(p[order] * np.arange(tests, 0, -1), 1.0))
@@ -300,7 +300,7 @@ def one_more_draw(value: float, draws: Sequence[float], *, n: int | None = None)
     answers to that many prompts make it (draws that are all 0 do not show that the next one is). Raises ValueError:
     there is no draw.
     """
-    found = np.array(draws, dtype=np.float64)
+    found = np.array(draws)
     m = len(found)
     if m == 0:
         raise ValueError("there is no draw to compare with")
@@ -394,7 +394,7 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     x, y = (rankdata(side, axis=1) - (side.shape[1] + 1) / 2 for side in (a, b))
     norm = np.sqrt((x * x).sum(1) * (y * y).sum(1))
-    return np.where(norm > 0, (x * y).sum(1) / np.where(norm > 0, norm, 1.0), math.nan)
+    return np.divide((x * y).sum(1), norm, out=np.full(len(norm), math.nan), where=norm > 0)
 
 
 def spearman_over_prompts(a: np.ndarray, b: np.ndarray, *, resamples: int = 1000) -> Estimate:
@@ -405,7 +405,7 @@ def spearman_over_prompts(a: np.ndarray, b: np.ndarray, *, resamples: int = 1000
     n = len(a)
     if n == 0:
         return Estimate.unknown()
-    counts = _resampled(n, resamples) / n
+    counts = _resampled(n, resamples)
     return bootstrap_interval(spearman(a.mean(0), b.mean(0)), _rank_correlation(counts @ a, counts @ b), n)
 
 
@@ -417,7 +417,7 @@ def auroc(positive: Numbers, negative: Numbers, *, resamples: int = 2000, seed: 
     inverts a score test with Hanley and McNeil's variance: it always has width, and with few scores errs on the wide
     side.
     """
-    high, low = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
+    high, low = np.asarray(positive), np.asarray(negative)
     unscored = int(np.isnan(high).sum() + np.isnan(low).sum())
     high, low = high[~np.isnan(high)], low[~np.isnan(low)]
     n = len(high) + len(low)

@@ -239,6 +239,22 @@ def test_a_report_that_does_not_fit_into_memory_costs_no_result(
     assert f"warning: memory ran out while the report was drawn; `demur report {tmp_path / 'run'}`" in error
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory")])
+def test_memory_that_runs_out_is_one_line(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("demur.studies.context.run_study", exhaust)
+    code, out, told = run("toy", *SMALL, "--out", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert told.count("error: memory ran out; use a smaller model") == 1
+    assert "Traceback" not in told
+    # Any other fault stays what it is.
+    error = RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run("toy", *SMALL, "--out", tmp_path / "run")
+
+
 PROMPTS = ("--harmful", "bad.csv", "--harmless", "good.csv")
 
 

@@ -13,15 +13,17 @@ from demur.errors import InputError, ModelError
 from demur.method.attribution import (
     Attribution,
     AttributionSpec,
+    Pool,
     PromptAttribution,
     ScoredTokens,
     attribute,
     attribute_batches,
+    pool_features,
 )
 from demur.method.interventions import AblateDirection, Compiled
-from demur.method.path import Method, Metric, estimator
+from demur.method.path import Method, Metric, estimator, run_ends, run_path
 from demur.method.selection import attribute_dictionary
-from demur.model import Budgets, ChatModel, Region, count_hooks, hooked
+from demur.model import Budgets, ChatModel, Region, TokenizedPrompt, count_hooks, hooked
 from demur.saes import ActivationName, Suite
 from demur.testing import tiny_model, tiny_suite
 from demur.types import FeatureId, Prompt
@@ -217,6 +219,70 @@ def run_one(model: ChatModel, suite: Suite, patch: Compiled, n: int, method: Met
     return attribute(model, suite, items, POOL, patch=patch, metric=METRIC, method=method, steps=3)
 
 
+@pytest.mark.parametrize(
+    ("method", "tokens", "rows"),
+    [
+        # As many copies of the prompt at a pass as fit in the tokens that are planned for, on a CPU 256 at most. The
+        # paper's path begins with the clean run, which goes alone.
+        ("ig", 3, [3, 3, 2]),
+        ("ig", 3.9, [3, 3, 2]),
+        ("ig", 8, [8]),
+        ("ig", 0.5, [1] * 8),
+        ("paper", 3, [1, 3, 3, 1]),
+        ("gradient", 3, [1]),
+        ("ig", 1000, [256 // 17, 24 - 256 // 17]),
+    ],
+)
+def test_steps_are_taken_together_as_far_as_memory_is_planned_for(
+    model: ChatModel, patch: Compiled, method: Method, tokens: float, rows: list[int]
+) -> None:
+    (item,) = model.tokenize(TEXTS[1:2])
+    item = TokenizedPrompt("0", (*item.ids, *[9] * 17)[:17], (*item.regions, *[Region.INSTRUCTION] * 17)[:17])
+    batch, how = model.batch([item]), estimator(method, 24 if tokens == 1000 else 8)
+    plain, model.budgets = model.budgets, Budgets(int(17 * tokens), int(17 * tokens))
+    passes: list[int] = []
+    visited: list[tuple[int, int]] = []
+
+    def visit(layer: int, entered: Tensor, read: Tensor, gradient: Tensor) -> None:
+        assert entered.shape == read.shape == gradient.shape == (len(entered), 1, 17, model.d_model)
+        visited.append((layer, len(entered)))
+
+    try:
+        ends = run_ends(model, batch, patch, METRIC, how)
+        with hooked(model.layers, {0: lambda x: passes.append(len(x))}):
+            run_path(model, batch, ends, METRIC, how, visit)
+    finally:
+        model.budgets = plain
+    assert passes == rows
+    assert visited == [(layer, n) for n in rows for layer in reversed(range(model.n_layers))]
+
+
+@pytest.mark.parametrize(("prompts", "at_once"), [(0.5, 1), (2.9, 2), (1000, 1000)])
+def test_exact_patching_runs_only_features_that_move_as_many_at_once_as_fit(
+    model: ChatModel, suite: Suite, patch: Compiled, prompts: float, at_once: int
+) -> None:
+    items = model.tokenize(TEXTS[1:2])
+    pool = {layer: range(D_SAE) for layer in suite.layers}
+    batch, clean, patched, *_ = ends(model, patch, TEXTS[1])
+    scored = ScoredTokens().mask(batch)[0]
+    moving: list[FeatureId] = []
+    for layer in suite.layers:
+        before, after = (suite[layer].dense().encode(each[layer])[0, scored] for each in (clean, patched))
+        moving += [FeatureId(layer, n) for n in (before != after).any(0).nonzero()[:, 0].tolist()]
+    assert 5 < len(moving) < 4 * D_SAE
+    plain = model.budgets
+    model.budgets = Budgets(int(prompts * len(items[0])), 1)
+    passes: list[int] = []
+    try:
+        with hooked(model.layers, {0: lambda x: passes.append(len(x))}):
+            found = attribute(model, suite, items, pool, patch=patch, metric=METRIC, method="exact")
+    finally:
+        model.budgets = plain
+    whole, rest = divmod(len(moving), at_once)
+    assert passes == [1, 1, *[at_once] * whole, *[rest] * bool(rest)]
+    assert {f for f, effect in zip(found.features, found.rows[0].totals, strict=True) if effect} <= {*moving}
+
+
 def test_only_scored_tokens_count(model: ChatModel, suite: Suite, patch: Compiled) -> None:
     found = run(model, suite, patch, method="gradient", keep_positions=True)
     skipping = run(model, suite, patch, method="gradient", keep_positions=True, scoring=ScoredTokens(header_tokens=2))
@@ -387,6 +453,96 @@ def test_exact_patching_is_exact_in_half_precision_too(suite: Suite, dtype: torc
     widened = ChatModel(hf.float(), tokenizer, name="wide")
     expected = run(widened, suite, Compiled(widened, None, [AblateDirection(vector)]), method="exact").totals
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_progress_counts_prompts(model: ChatModel, suite: Suite, patch: Compiled) -> None:
+    told: list[tuple[int, int]] = []
+    plain, model.budgets = model.budgets, Budgets(1, 1)
+    try:
+        run(model, suite, patch, method="gradient", progress=lambda *each: told.append(each))
+        assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        told.clear()
+        options: dict[str, Any] = {"patch": patch, "metric": METRIC, "top": 2}
+        attribute_dictionary(model, suite, model.tokenize(TEXTS), progress=lambda *each: told.append(each), **options)
+    finally:
+        model.budgets = plain
+    assert told[-1] == (4, 4)
+
+
+@pytest.mark.parametrize(("method", "steps"), [("gradient", 1), ("exact", 1), ("ig", 7), ("paper", 7)])
+def test_what_was_asked_is_kept_and_steps_count_only_where_there_are_several(
+    model: ChatModel, suite: Suite, patch: Compiled, method: Method, steps: int
+) -> None:
+    scoring = ScoredTokens(2, (Region.INSTRUCTION,))
+    metric = Metric((11,), allow_refusal_target=True)
+    found = run(model, suite, patch, n=1, method=method, steps=7, metric=metric, scoring=scoring, pool={3: (2,), 1: ()})
+    assert found.spec == AttributionSpec(
+        method=method,
+        steps=steps,
+        refusal_ids=(11,),
+        allow_refusal_target=True,
+        header_tokens=2,
+        regions=(Region.INSTRUCTION,),
+        patch=patch.id,
+    )
+    assert (found.method, found.steps, found.features) == (method, steps, (FeatureId(3, 2),))
+
+
+def test_what_is_done_unless_something_is_said(model: ChatModel, suite: Suite, patch: Compiled) -> None:
+    assert estimator("ig") == estimator("ig", 10)
+    assert Metric((1,)) == Metric((1,), allow_refusal_target=False)
+    found = run(model, suite, patch, n=1)
+    assert (found.method, found.steps, found.by_position) == ("ig", 10, None)
+    options: dict[str, Any] = {"patch": patch, "metric": METRIC, "top": 3}
+    items = model.tokenize(TEXTS[:2])
+    plain = attribute_dictionary(model, suite, items, **options)
+    known = attribute_dictionary(model, suite, items, method="gradient", falling=False, to_zero=False, **options)
+    assert plain == known
+    assert plain.overall.method == plain.local[0].method == "dictionary+gradient"
+    assert (plain.overall.scope, plain.overall.prompt_id) == ("global", None)
+    assert [(each.scope, each.prompt_id) for each in plain.local] == [("local", "0"), ("local", "1")]
+    ten = attribute_dictionary(model, suite, items, method="ig", **options)
+    assert ten == attribute_dictionary(model, suite, items, method="ig", steps=10, **options)
+
+
+def test_a_pool_is_ordered_by_layer_and_knows_its_cosines() -> None:
+    pool = Pool(features=(FeatureId(3, 9), FeatureId(0, 4), FeatureId(3, 1)), cosines=(0.9, 0.5, -0.2))
+    assert (
+        pool_features(pool)
+        == pool_features({3: (9, 1), 0: (4,)})
+        == (
+            FeatureId(0, 4),
+            FeatureId(3, 9),
+            FeatureId(3, 1),
+        )
+    )
+    assert [pool.cosine(feature) for feature in pool.features] == [0.9, 0.5, -0.2]
+
+
+def test_no_prompts_have_no_share_of_signal_and_no_rows() -> None:
+    question = AttributionSpec.of("ig", 10, Metric((7,)), ScoredTokens(), "none")
+    nothing = Attribution((FeatureId(0, 1), FeatureId(0, 2)), question, ())
+    assert nothing.totals.shape == nothing.means.shape == (0, 2)
+    assert math.isnan(nothing.share_without_signal)
+
+
+def test_parts_are_joined_and_ordered_with_what_is_kept_of_their_tokens() -> None:
+    question = AttributionSpec.of("gradient", 1, Metric((7,)), ScoredTokens(), "none")
+
+    def part(*names: str, kept: bool) -> Attribution:
+        rows = tuple(
+            PromptAttribution(prompt_id=p, target=3, clean=0.0, patched=1.0, explained=1.0, n_scored=0, totals=(2.0,))
+            for p in names
+        )
+        tokens = tuple(torch.full((ord(p) - 96, 1), 0.5) for p in names)
+        return Attribution((FeatureId(0, 1),), question, rows, tokens if kept else None)
+
+    found = Attribution.joined([part("c", "a", kept=True), part("b", kept=True)]).ordered(["a", "b", "c"])
+    assert [row.prompt_id for row in found.rows] == ["a", "b", "c"]
+    assert [len(each) for each in found.by_position or ()] == [1, 2, 3]
+    assert Attribution.joined([part("b", kept=False), part("a", kept=False)]).ordered(["a", "b"]).by_position is None
+    # A prompt without a scored token has the mean of nothing, not an infinite one.
+    assert found.means.tolist() == [[2.0]] * 3
 
 
 def test_round_trip() -> None:

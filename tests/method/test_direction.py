@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -31,7 +33,7 @@ from demur.method.direction import (
     singular_directions,
 )
 from demur.method.interventions import AblateDirection, AddDirection, Compiled
-from demur.model import ChatModel, count_hooks
+from demur.model import ChatModel, Region, count_hooks
 from demur.testing import FAMILIES, tiny_model
 from demur.types import Candidate
 
@@ -266,6 +268,119 @@ def test_refusal_tokens_are_those_that_tell_refusals_apart(model: ChatModel) -> 
     assert only.token_id == first("I cannot")
     with pytest.raises(ModelError, match="no first token tells"):
         find_refusal_tokens(model, ["The end"] * 3, ["The end"] * 3)
+
+
+def test_a_refusal_token_is_as_frequent_as_asked_and_as_much_likelier_in_refusals(model: ChatModel) -> None:
+    """Exactly at either limit it counts; answers without a token count in no share."""
+    refusals = ["I cannot"] * 1 + ["Sorry"] * 19
+    assert len(find_refusal_tokens(model, [*refusals, "", ""])) == 2
+    assert len(find_refusal_tokens(model, [*refusals, "Sorry"])) == 1
+    some, others = ["I cannot"] * 2 + ["Sorry"] * 3, ["I think"] * 1 + ["Yes"] * 4
+    assert [token.share for token in find_refusal_tokens(model, some, others)] == [0.6, 0.4]
+    assert [token.share for token in find_refusal_tokens(model, some, ["I think", "I do", "Yes", "Yes"])] == [0.6]
+    assert [token.share for token in find_refusal_tokens(model, some, others, lift=2.1)] == [0.6]
+    (sorry, _) = find_refusal_tokens(model, some)
+    assert sorry.text == model.tokenizer.decode([sorry.token_id])
+    assert sorry.token_id == model.tokenizer("Sorry", add_special_tokens=False)["input_ids"][0]
+    for nothing in ([], [""]):
+        with pytest.raises(ModelError, match=f"the model's {len(nothing)} refusals from its 5 other answers"):
+            find_refusal_tokens(model, nothing, others)
+
+
+def test_equal_candidates_are_ordered_and_those_without_a_score_left_out() -> None:
+    def made(layer: int, position: int, form: Any, bypass: float = -1.0) -> Candidate:
+        return Candidate(layer=layer, position=position, form=form, bypass=bypass, induce=1.0, kl=0.0, kept=True)
+
+    first = made(1, -3, "affine")
+    rest = [made(1, -3, "linear"), made(1, -2, "affine"), made(2, -4, "affine"), made(0, -9, "affine", -0.5)]
+    broken = [made(0, -9, "affine", math.nan), made(0, -9, "affine", -math.inf)]
+    assert choose([*rest[::-1], first, *broken]) == (first, "")
+    for n in range(1, len(rest)):
+        assert choose(rest[n:][::-1])[0] == rest[n]
+
+
+def test_positions_are_those_that_every_prompt_has(model: ChatModel) -> None:
+    (item,) = model.tokenize(HARMFUL[:1])
+    n = item.n_post_instruction
+    fewer = replace(item, regions=(*item.regions[:-1], int(Region.INSTRUCTION)))
+    none = replace(item, regions=tuple(int(Region.INSTRUCTION) for _ in item.regions))
+    assert post_instruction_positions([item, fewer]) == tuple(range(-n + 1, 0))
+    assert post_instruction_positions([item, none]) == (-1,)
+
+
+def test_the_first_place_is_that_of_the_shortest_prompt_and_holds_no_direction(model: ChatModel) -> None:
+    """Every prompt begins with the same token, where nothing separates; beyond it there is no place."""
+    (item,) = model.tokenize(["Sing"])
+    train = ([item], [replace(item, ids=(*item.ids[:4], 9, *item.ids[5:]))])
+    longer, shortest = (train[0], model.tokenize(HARMLESS[3:])), len(item)
+    with pytest.raises(ModelError, match="are equal, so there is no direction"):
+        find_direction(model, train, train, REFUSAL, DirectionSearch(position=-shortest))
+    assert ClassMeans.of(model, longer, DirectionSearch(position=-shortest)).positions == (-shortest,)
+    for position in (-shortest - 1, 0):
+        with pytest.raises(ModelError, match=f"set to {position}; .* and -{shortest} the first of the shortest"):
+            find_direction(model, longer, longer, REFUSAL, DirectionSearch(position=position))
+
+
+def test_candidates_are_named_place_by_place(model: ChatModel) -> None:
+    """Those of one place follow each other, and places where the classes do not differ at all are left out."""
+    means = ClassMeans((-2, -1), torch.ones(4, 2, model.d_model), torch.zeros(4, 2, model.d_model))
+    means.harmful[0, 0] = means.harmful[2] = 0.0
+    asked: list[str] = []
+
+    def stored(names: Sequence[str], _: Scores) -> list[Candidate]:
+        asked.extend(names)
+        return [Candidate(layer=1, position=-2, form="linear", bypass=0.0, induce=1.0, kl=0.0, kept=True)]
+
+    items = model.tokenize(HARMFUL)
+    found = find_direction(model, means, (items, items), REFUSAL, DirectionSearch(max_depth=1.0), stored=stored)
+    places = ["0:-1", "1:-2", "1:-1", "3:-2", "3:-1"]
+    assert asked == [f"{place}:{form}" for place in places for form in ("linear", "affine")]
+    assert candidate_name(found.candidates[0]) == "1:-2:linear"
+    assert (found.layer, found.position, found.form, found.note) == (1, -2, "linear", "")
+    with pytest.raises(ModelError, match="not finite: the weights hold NaN"):
+        find_direction(model, ClassMeans((-1,), *(math.nan * each for each in (means.harmful, means.harmless))),
+                       (items, items), REFUSAL)  # fmt: skip
+
+
+def test_without_a_reference_nothing_diverges(model: ChatModel) -> None:
+    found = first_token(model, model.tokenize(HARMFUL), REFUSAL, [AddDirection(torch.ones(model.d_model), 1)])
+    assert found.kl.tolist() == [0.0] * len(HARMFUL)
+
+
+def test_added_directions_keep_their_length_and_say_where() -> None:
+    found = Direction(2, -1, "linear", torch.tensor([3.0, 4]), torch.zeros(4, 2))
+    assert found.vector.tolist() == pytest.approx([0.6, 0.8])
+    plain, asked = found.add(), found.add(-2.0, "prompt")
+    for change, coefficient, where in ((plain, 1.0, "all"), (asked, -2.0, "prompt")):
+        assert (change.layer, change.coefficient, change.where) == (2, coefficient, where)
+        assert change.vector.tolist() == [3, 4]
+    assert (found.note, found.candidates) == ("", ())
+    assert found.ablate("affine").vector.tolist() == pytest.approx([0.6, 0.8])
+
+
+def test_class_means_are_read_back(model: ChatModel) -> None:
+    train = (model.tokenize(HARMFUL), model.tokenize(HARMLESS))
+    found = ClassMeans.of(model, train, DirectionSearch())
+    assert found.positions == post_instruction_positions([*train[0], *train[1]])
+    tensors, meta = found.to_parts()
+    again = ClassMeans.from_parts(tensors, json.loads(json.dumps(meta)))
+    assert again.positions == found.positions
+    assert torch.equal(again.difference, found.harmful - found.harmless)
+    assert torch.equal(again.harmless, found.harmless)
+
+
+def test_clusters_are_the_same_at_each_call() -> None:
+    cloud, nothing = torch.randn(60, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(3)
+    first, seeded, other = (cluster_directions(cloud, nothing, 6, **how) for how in ({}, {"seed": 0}, {"seed": 1}))
+    assert torch.equal(first, seeded)
+    assert not torch.allclose(first, other)
+
+
+def test_clusters_differ_by_more_than_a_ten_thousandth() -> None:
+    """Of the largest residual's length, here 10: points .0005 apart are one, points .002 apart are two."""
+    for gap, clusters in ((0.0005, 2), (0.002, 3)):
+        points = torch.tensor([[10.0, 0, 0], [0, 1, 0], [0, 1, gap]], dtype=torch.float64)
+        assert cluster_directions(points, torch.zeros(3, dtype=torch.float64), 5).shape == (clusters, 3)
 
 
 def test_round_trip(model: ChatModel) -> None:

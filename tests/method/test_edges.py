@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from demur.method.edges import (
     suppression_effect,
 )
 from demur.method.interventions import PerPrompt, ScaleFeatures, ScaleFrom, bind
-from demur.model import ChatModel, Region, load_model
-from demur.saes import load_suite
+from demur.model import Budgets, ChatModel, Region, hooked, load_model
+from demur.saes import Suite, load_suite
 from demur.stats import spearman
-from demur.testing import Planted, planted
+from demur.testing import Planted, planted, tiny_model, tiny_suite
 from demur.types import FeatureId, PromptSet
 
 
@@ -153,6 +153,22 @@ def test_edges_do_not_depend_on_batches(known: Known) -> None:
         )
 
 
+@pytest.mark.parametrize("measure", [estimate_edges, intervene_edges])
+def test_progress_is_told_batch_by_batch_and_weights_stay_with_their_prompts(known: Known, measure: Any) -> None:
+    """Prompts are batched by length: a harmless one between harmful ones keeps its place."""
+    features = [known.named(HARM[n])[0] for n in range(8)] + [known.named("refuse")[1]]
+    harmful, harmless = known.prompts.prompts[:2], known.made.harmless.prompts[:1]
+    items = known.model.tokenize([harmful[0], *harmless, harmful[1]])
+    told: list[tuple[int, int]] = []
+    before, known.model.budgets = known.model.budgets, Budgets(1, 1)
+    try:
+        table = measure(known.model, known.made.suite, items, features, progress=lambda *each: told.append(each))
+    finally:
+        known.model.budgets = before
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert (np.abs(table).max((1, 2)) > 0.5).tolist() == [True, False, True]
+
+
 def test_suppression_begins_at_the_first_peak(known: Known) -> None:
     feature = known.named(HARM[0])[0]
     (item,) = known.model.tokenize(known.prompts.prompts[:1])
@@ -183,6 +199,25 @@ def test_scaling_from_the_start_is_scaling(known: Known) -> None:
     assert (before[:, 0] - after[:, 0]).mean() == pytest.approx(1.0, abs=0.1)
 
 
+def test_features_are_reversed_threefold_from_their_peak_and_paths_kept_unless_said(known: Known) -> None:
+    up, down = [known.named(HARM[0])[0]], [known.named("refuse")[1]]
+    items = known.items[:2]
+    ways: list[dict[str, Any]] = [{}, {"factor": -3.0, "since": "peak"}, {"factor": -3.0, "since": "start"}]
+    found, asked, other = (suppression_effect(known.model, known.made.suite, items, up, down, **how) for how in ways)
+    np.testing.assert_array_equal(found, asked)
+    assert found[0].shape == other[1].shape == (2, 1)
+    assert (
+        suppression(known.model, known.made.suite, items, up, -3.0).id
+        == suppression(known.model, known.made.suite, items, up, -3.0, "peak").id
+    )
+    for measure in (estimate_edges, intervene_edges):
+        features = [known.named(HARM[0])[0], known.named("refuse")[1], known.named("refuse")[3]]
+        plain = measure(known.model, known.made.suite, items, features)
+        kept = measure(known.model, known.made.suite, items, features, paths="kept")
+        np.testing.assert_array_equal(plain, kept)
+        assert abs(plain[:, 0, 2]).max() > 0.5
+
+
 def test_bad_input_is_named(known: Known) -> None:
     feature = known.named("refuse")[1]
     with pytest.raises(InputError, match="twice"):
@@ -206,6 +241,41 @@ def test_the_graph_of_a_prompt_is_the_circuit(known: Known) -> None:
     value = graph.nodes[third].value
     assert graph.weights[last, third] == pytest.approx(6 * value, rel=0.01)
     assert graph.weights[third, second] == pytest.approx(value, rel=1e-3)
+    item = known.items[0]
+    tokens, outer = graph.nodes[: len(item)], graph.nodes[-2:]
+    assert tokens == tuple(GraphNode("token", -1, n, None, token, 1.0) for n, token in enumerate(item.ids))
+    (values,) = feature_activations(known.model, known.made.suite, [item], features)
+    scored = np.isin(item.regions, (Region.INSTRUCTION, Region.POST_INSTRUCTION))
+    active = [(f, p) for n, f in enumerate(features) for p in range(len(item)) if scored[p] and values[p, n] > 0]
+    assert [(n.feature, n.position) for n in graph.nodes[len(item) : -2]] == active
+    for node in graph.nodes[len(item) : -2]:
+        assert node.feature is not None
+        assert (node.kind, node.layer, node.token_id) == ("feature", node.feature.layer, -1)
+        assert node.value == pytest.approx(float(values[node.position, features.index(node.feature)]), abs=1e-4)
+    # A harm feature of layer 0 reads its own word and no other: what is lost, by finite differences, with a small step
+    # of all embeddings towards the mean one.
+    inputs: Any = known.made.model.get_input_embeddings()
+    step = 1e-3
+
+    def nudge(output: torch.Tensor) -> torch.Tensor:
+        return output - step * (output - inputs.weight.mean(0))
+
+    with hooked([inputs], {0: nudge}):
+        (less,) = feature_activations(known.model, known.made.suite, [item], features)
+    first = [k for k, n in enumerate(graph.nodes) if n.kind == "feature" and n.layer == 0]
+    assert len(first) > 1
+    for k in first:
+        own, feature, expected = graph.nodes[k].position, graph.nodes[k].feature, np.zeros(len(item))
+        assert feature is not None
+        column = features.index(feature)
+        expected[own] = float(values[own, column] - less[own, column]) / step
+        np.testing.assert_allclose(graph.weights[k, : len(item)], expected, atol=0.02)
+        assert expected[own] > 0.5
+    with torch.inference_mode():
+        chances = known.model.last_logits(known.model.batch([item]))[0].softmax(-1)
+    for node, token in zip(outer, logits, strict=True):
+        assert node[:5] == ("logit", known.model.n_layers, end, None, token)
+        assert node.value == pytest.approx(float(chances[token]), abs=1e-5)
     # The aligned features lead nowhere, so nothing flows through them, and pruning drops them.
     aligned = [k for k, n in enumerate(graph.nodes) if n.feature in known.made.truth.aligned_inert]
     assert len(aligned) > 0
@@ -217,6 +287,27 @@ def test_the_graph_of_a_prompt_is_the_circuit(known: Known) -> None:
     # Two harm words, and the tokens at which their features fire.
     words = {n.position for n in small.nodes if n.kind == "feature" and n.layer == 0}
     assert words <= {n.position for n in small.nodes if n.kind == "token"}
+
+
+def test_a_graph_keeps_the_400_nodes_that_move_the_residual_most() -> None:
+    model = ChatModel(*tiny_model("llama3", n_layers=1, d_model=8), name="tiny")
+    dense = tiny_suite(model.hf, d_sae=200)[0].dense()
+    # Rows of different lengths: what counts is how far the residual moves, not how active a feature is.
+    lengths = torch.linspace(0.1, 3, 200)[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    suite = Suite.from_dense({0: replace(dense, w_dec=dense.w_dec * lengths[:, None])})
+    (item,) = model.tokenize(["Explain the rules of chess to a child who likes to read a book"])
+    features = [FeatureId(0, n) for n in reversed(range(200))]
+    graph = prompt_graph(model, suite, item, features, (5,))
+    (values,) = feature_activations(model, suite, [item], features)
+    scored = torch.isin(torch.tensor(item.regions), torch.tensor((Region.INSTRUCTION, Region.POST_INSTRUCTION)))
+    moved = values.flip(1) * lengths * dense.w_dec.norm(dim=-1) * scored[:, None]
+    assert int((moved > 0).sum()) > 420
+    least = float(moved.flatten().topk(400).values[-1])
+    kept = sorted((p, n) for p, n in (moved >= least).nonzero().tolist())
+    found = [n for n in graph.nodes if n.feature is not None]
+    # By feature and position, in whatever order the features were named.
+    assert [(n.feature.index, n.position) for n in found if n.feature] == sorted((n, p) for p, n in kept)
+    assert len(kept) == 400
 
 
 def hand_made() -> PromptGraph:

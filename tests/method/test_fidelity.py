@@ -18,7 +18,7 @@ from demur.method.direction import residuals_at
 from demur.method.fidelity import REGIONS, Splice, direction_cosine, reconstruction
 from demur.method.interventions import Compiled
 from demur.method.likelihood import answers_to_score, response_kl, token_losses
-from demur.model import ChatModel, Items, Region
+from demur.model import Budgets, ChatModel, Items, Region
 from demur.saes import DenseSae
 from demur.testing import tiny_model
 from demur.types import Answer, Prompt
@@ -126,9 +126,9 @@ def test_divergence_and_losses_are_those_of_whole_logits(model: ChatModel, items
     ):
         batch = model.batch([item])
         with torch.no_grad():
-            clean = model.logits(batch, 1000)[0]
+            clean = model.hf(batch.input_ids).logits[0]
             with compiled.on(batch):
-                changed = model.logits(batch, 1000)[0]
+                changed = model.hf(batch.input_ids).logits[0]
         places = [n for n, (_, after) in enumerate(pairwise(item.regions)) if after == Region.RESPONSE]
         p, q = (each[places].double().log_softmax(-1) for each in (clean, changed))
         assert kl.nats == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4)
@@ -143,6 +143,72 @@ def test_two_saes_and_two_places_are_two_interventions() -> None:
         Splice(1, "sae", "a", regions=(Region.INSTRUCTION,)),
     ]  # fmt: skip
     assert len({each.id for each in splices}) == len(splices)
+
+
+def test_means_and_features_that_fire_are_those_of_all_counted_tokens(model: ChatModel, items: Items) -> None:
+    """Whatever the batches; tokens of no region, such as headers, count in neither."""
+    sae, before = random_sae(model.d_model), model.budgets
+    counted: list[torch.Tensor] = []
+    for item in items:
+        x = model.residuals(model.batch([item]), [LAYER])[LAYER][0]
+        counted.append(x[[region in REGIONS for region in item.regions]])
+    # Each feature fires at the token where it is highest, and so in one conversation alone.
+    sums = torch.cat(counted) @ sae.w_enc + sae.b_enc
+    sae = replace(sae, threshold=sums.topk(2, dim=0).values.mean(0))
+    model.budgets = Budgets(1, 1)
+    try:
+        found = reconstruction(model, sae, items)
+    finally:
+        model.budgets = before
+    torch.testing.assert_close(found.mean, torch.cat(counted).mean(0), rtol=1e-4, atol=1e-5)
+    fired = (sae.encode(torch.cat(counted)) > 0).any(0)
+    assert found.fired.tolist() == fired.tolist()
+    assert not any((sae.encode(x) > 0).any(0).equal(fired) for x in counted)
+    # Of one region alone.
+    answers = reconstruction(model, sae, items, (Region.RESPONSE,))
+    assert answers.tokens.shape == (2, 1)
+    assert answers.tokens[:, 0].tolist() == found.tokens[:, 2].tolist()
+    assert answers.spread[:, 0] == pytest.approx(found.spread[:, 2])
+
+
+def test_a_region_without_a_token_has_sums_of_0(model: ChatModel) -> None:
+    """Prompts without answers: nothing is divided by their number."""
+    items = model.tokenize(["Say something kind", "word"])
+    found = reconstruction(model, random_sae(model.d_model), items)
+    for sums in (found.tokens, found.error, found.spread, found.active):
+        assert sums[:, 2].tolist() == [0, 0]
+        assert (sums[:, :2] > 0).all()
+    nothing = reconstruction(model, random_sae(model.d_model), items, (Region.RESPONSE,))
+    assert nothing.mean.tolist() == [0.0] * model.d_model
+    assert nothing.dead == 1
+
+
+def test_classes_of_several_prompts_are_compared_by_their_means(model: ChatModel) -> None:
+    sae = random_sae(model.d_model)
+    high, low = model.tokenize(["Say something kind", "Name a list"]), model.tokenize(["word", "Go", "Bake the bread"])
+    x, y = (residuals_at(model, each, LAYER, -1) for each in (high, low))
+    made = [sae.decode(sae.encode(each)).mean(0) for each in (x, y)]
+    expected = torch.nn.functional.cosine_similarity(x.mean(0) - y.mean(0), made[0] - made[1], dim=0)
+    assert direction_cosine(model, sae, high, low, -1) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_a_splice_says_what_where_and_by_which_sae() -> None:
+    assert Splice(2, "mean", "key").id == "splice-mean-2@key:instruction-post_instruction-response"
+    assert Splice(2, "mean", "key").label == "splice-mean-2"
+    everywhere = Splice(0, "sae", "key", regions=None).id
+    assert everywhere == f"splice-sae-0@key:{'-'.join(region.name.lower() for region in Region)}"
+
+
+def test_means_are_put_in_at_the_models_precision() -> None:
+    hf, tokenizer = tiny_model("llama3")
+    half: Any = hf
+    model = ChatModel(half.bfloat16(), tokenizer, name="half")
+    batch, mean = model.batch(model.tokenize(["word"])), torch.randn(model.d_model)
+    with Compiled(model, None, [Splice(LAYER, "mean", "m", mean)]).on(batch):
+        after = model.residuals(batch, [LAYER])[LAYER]
+    inside = batch.within(REGIONS)
+    assert after.dtype == torch.bfloat16
+    assert torch.equal(after[inside], mean.bfloat16().expand(int(inside.sum()), -1))
 
 
 @pytest.mark.saelens

@@ -6,8 +6,9 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 
-from demur.method.interactions import draw_subsets, find_interactions, fit
+from demur.method.interactions import FactorisationMachine, draw_subsets, find_interactions, fit
 
 K = 12
 WEIGHTS = np.linspace(-1, 1, K)
@@ -64,3 +65,77 @@ def test_a_fit_of_rank_0_is_additive() -> None:
     made = fit(members, effects(members), 0)
     assert not made.pairs.any()
     assert made(members[:K]) == pytest.approx(made.weights.numpy())
+
+
+@pytest.mark.parametrize(
+    ("factors", "pairs"),
+    [
+        # The first half of the factors, and the middle one, count positively, the others negatively.
+        ([[2.0], [3.0], [-1.0]], {(0, 1): 6.0, (0, 2): -2.0, (1, 2): -3.0}),
+        ([[2.0, 1], [3, 4], [-1, 0]], {(0, 1): 6.0 - 4, (0, 2): -2.0, (1, 2): -3.0}),
+        ([[2.0, 1, 1], [3, 4, 5], [-1, 0, 2]], {(0, 1): 6.0 + 4 - 5, (0, 2): -2.0 - 2, (1, 2): -3.0 - 10}),
+    ],
+)
+def test_a_subset_has_its_features_weights_and_its_pairs_products(
+    factors: list[list[float]], pairs: dict[tuple[int, int], float]
+) -> None:
+    weights = [1.0, 10.0, 100.0]
+    made = FactorisationMachine(torch.tensor(weights).double(), torch.tensor(factors).double())
+    table = np.zeros((3, 3))
+    for (a, b), size in pairs.items():
+        table[a, b] = table[b, a] = size
+    assert made.pairs == pytest.approx(table)
+    members = np.array([[n >> bit & 1 for bit in range(3)] for n in range(8)], dtype=bool)
+    expected = [
+        sum(w for w, inside in zip(weights, row, strict=True) if inside)
+        + sum(size for (a, b), size in pairs.items() if row[a] and row[b])
+        for row in members
+    ]
+    assert made(members) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("unit", [1.0, 250.0])
+def test_an_additive_fit_is_the_ridge_regression_whatever_the_unit(unit: float) -> None:
+    """In closed form: the penalty is a thousandth of the effects' variance, divided by the number of features."""
+    members = draw_subsets(4, 8, seed=2)
+    x, y = members.astype(float), unit * effects(np.pad(members, ((0, 0), (0, K - 4))))
+    expected = np.linalg.solve(x.T @ x / len(x) + 1e-3 / 4 * np.eye(4), x.T @ y / len(x))
+    assert fit(members, y, 0).weights.numpy() == pytest.approx(expected, rel=1e-4)
+
+
+def test_effects_without_variance_fit_nothing() -> None:
+    made = fit(draw_subsets(4, 8), np.zeros(12), 0)
+    assert made.weights.tolist() == [0.0] * 4
+
+
+def test_a_machine_scales_with_its_effects() -> None:
+    members = draw_subsets(6, 30)
+    known = effects(np.pad(members, ((0, 0), (0, K - 6))))
+    one, many = (fit(members, unit * known, 1) for unit in (1.0, 400.0))
+    assert many(members) == pytest.approx(400 * one(members), rel=1e-3, abs=0.5)
+    assert many.pairs == pytest.approx(400 * one.pairs, rel=1e-3, abs=0.5)
+
+
+def test_the_fit_is_measured_on_subsets_that_it_was_not_fitted_to() -> None:
+    """Every fourth of those with several features; the interactions that are given are of a fit to all."""
+    members = draw_subsets(6, 21)
+    noisy = effects(np.pad(members, ((0, 0), (0, K - 6)))) + np.random.default_rng(1).normal(size=27)
+    found = find_interactions(members, noisy, 1, seed=3)
+    held = np.isin(np.arange(27), range(6, 27, 4))
+    truth = noisy[held]
+    spread = ((truth - truth.mean()) ** 2).mean()
+    shares = [
+        1 - ((truth - fit(members[~held], noisy[~held], rank, seed=3)(members[held])) ** 2).mean() / spread
+        for rank in (1, 0)
+    ]
+    assert (found.r2.value, found.additive_r2.value) == pytest.approx(shares)
+    assert found.gain.value == pytest.approx(shares[0] - shares[1])
+    assert found.r2.n == found.additive_r2.n == found.gain.n == 6
+    assert found.pairs == pytest.approx(fit(members, noisy, 1, seed=3).pairs)
+
+
+@pytest.mark.parametrize(("features", "most"), [(2, 2), (3, 2), (5, 2), (6, 3), (9, 4)])
+def test_random_subsets_have_two_features_to_half_of_all(features: int, most: int) -> None:
+    sizes = draw_subsets(features, 60)[features:].sum(1)
+    assert set(sizes.tolist()) == set(range(2, most + 1))
+    assert draw_subsets(features, 0).sum() == features

@@ -25,6 +25,7 @@ from demur.method.interventions import (
     SetFeatures,
     Where,
     bind,
+    intervention_id,
 )
 from demur.method.path import Metric
 from demur.model import ChatModel, answer_batches, count_hooks, hooked
@@ -109,6 +110,24 @@ def test_one_intervention_given_with_the_prompts_or_opened_around_them(model: Ch
         assert tuple(found[prompt.id] for prompt in PROMPTS) == opened
     with pytest.raises(SaeError, match="none was given"), model.intervene(ScaleFeatures(ONE, 0.0)):
         pass
+
+
+def test_what_was_made_ready_for_one_model_is_made_ready_for_another(model: ChatModel, suite: Suite) -> None:
+    """As where a guard's model is loaded anew: the same change of the other model, and no second reading of rows."""
+    ready = Compiled(model, suite, [SetFeatures(ONE, 40.0)])
+    assert ready.compile(model) is ready
+    other = ChatModel(*tiny_model("gemma2", seed=5), name="other")
+    again = ready.compile(other)
+    assert (again.model, again.suite, again.id) == (other, suite, ready.id)
+    batch = other.batch(other.tokenize(PROMPTS))
+    with torch.inference_mode():
+        with Compiled(other, suite, [SetFeatures(ONE, 40.0)]).on(batch):
+            expected = other.last_logits(batch)
+        with other.intervene(ready), other.serving(batch):
+            found = other.last_logits(batch)
+        plain = other.last_logits(batch)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, plain)
 
 
 def test_contexts_nest_and_each_acts_on_what_the_outer_one_made(model: ChatModel, suite: Suite) -> None:
@@ -224,6 +243,36 @@ def test_a_users_intervention_serves_as_the_patched_run(model: ChatModel, suite:
         logits[5] = -torch.inf
         assert row.target == int(logits.argmax())
         assert row.prompt_id == item.prompt_id
+
+
+@dataclass(frozen=True)
+class Halve(Intervention):
+    """Says of no layer that it acts there, so it acts on all; computes in float32."""
+
+    def change(self, model: ChatModel, layer: int) -> Change:
+        del model, layer
+        return lambda x: 0.5 * x.float()
+
+
+def test_a_users_intervention_acts_on_every_layer_and_keeps_the_models_precision() -> None:
+    hf, tokenizer = tiny_model("gemma2")
+    model = ChatModel(cast("Any", hf).bfloat16(), tokenizer, name="half")
+    batch = model.batch(model.tokenize(PROMPTS))
+    entered: dict[int, Tensor] = {}
+    left: dict[int, Tensor] = {}
+
+    def keep(into: dict[int, Tensor], layer: int) -> Any:
+        return lambda x: into.update({layer: x})
+
+    every = range(model.n_layers)
+    assert tuple(Halve().acts_on(model)) == tuple(every)
+    before, after = ({layer: keep(into, layer) for layer in every} for into in (entered, left))
+    with torch.inference_mode(), hooked(model.layers, before), model.intervene(Halve()), hooked(model.layers, after):
+        model.last_logits(batch)
+    for layer in every:
+        assert left[layer].dtype == torch.bfloat16
+        assert torch.equal(left[layer], torch.where(batch.real[..., None], 0.5 * entered[layer], entered[layer]))
+    assert intervention_id([Halve(), CLAMP]) == f"{Halve().id} + {CLAMP.id}"
 
 
 def test_a_users_feature_intervention_fuses_with_the_others(model: ChatModel, suite: Suite) -> None:

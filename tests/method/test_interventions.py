@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import pytest
@@ -15,12 +16,15 @@ from demur.errors import InputError, SaeError
 from demur.method.interventions import (
     AblateDirection,
     AddDirection,
+    Change,
     Compiled,
     HoldFeatures,
     Intervention,
     PerPrompt,
     ScaleFeatures,
+    ScaleFrom,
     SetFeatures,
+    Where,
     conditional,
     intervention_id,
 )
@@ -216,6 +220,72 @@ def test_what_is_held_is_released_after_the_prompt_or_held_on(
         with Compiled(model, suite, changes).on(batch):
             found = run()
     close(found, expected)
+
+
+def passed(model: ChatModel, batch: Batch, more: int, change: Compiled | None, layer: int = 1) -> Tensor:
+    """What leaves a layer in one pass over a batch of prompts and `more` tokens of answers to them."""
+    ids = torch.cat([batch.input_ids, torch.full((len(batch), more), 9)], 1)
+    mask = torch.nn.functional.pad(batch.attention_mask, (0, more), value=1)
+    places = torch.cat([batch.position_ids, batch.position_ids[:, -1:] + torch.arange(1, more + 1)], 1)
+    acting = (change or Compiled(model, None, [])).on(batch)
+    with torch.inference_mode(), acting, model.capture([layer]) as captured:
+        cast("Any", model.hf)(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False)
+    return captured[layer]
+
+
+def test_values_may_be_held_on_the_answer_alone() -> None:
+    """Free on the prompt (nan), at its last token too, and held from there on."""
+    model, suite = setup()
+    batch = batch_of(model)
+    feature, width = FeatureId(1, 3), batch.input_ids.shape[1]
+    for shape in ((1,), (int(batch.attention_mask[0].sum()), 1)):
+        hold = HoldFeatures((feature,), torch.full(shape, torch.nan), torch.tensor([2.5]))
+        before = passed(model, batch, 3, None)
+        after = passed(model, batch, 3, Compiled(model, suite, [PerPrompt({IDS[0]: (hold,)})]))
+        expected, rows = before.clone(), suite[1].rows([3])
+        expected[0, width:] += (2.5 - rows.encode(before[0, width:])) @ rows.w_dec
+        torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-5)
+        assert not torch.equal(after[0, width:], before[0, width:])
+
+
+def test_each_feature_is_scaled_from_its_own_start() -> None:
+    change = ScaleFrom((FeatureId(0, 1), FeatureId(2, 0), FeatureId(0, 4)), -2.0, (0, 2, 3), 4)
+    scale, shift = change.affine()
+    assert scale.tolist() == [[-2, 1, 1], [-2, 1, 1], [-2, -2, 1], [-2, -2, -2]]
+    assert shift.tolist() == [0, 0, 0]
+    assert change.label == "scale-from(-2)x3"
+
+
+@dataclass(frozen=True)
+class Shift(Intervention):
+    """What a user's file would hold: some regions of layer 1 are moved."""
+
+    regions: tuple[Region, ...] | None
+    where: Where = "all"
+
+    def acts_on(self, model: ChatModel) -> tuple[int, ...]:
+        del model
+        return (1,)
+
+    def change(self, model: ChatModel, layer: int) -> Change:
+        del model, layer
+        return lambda residual: residual + 1
+
+
+@pytest.mark.parametrize("where", ["all", "prompt"])
+@pytest.mark.parametrize("regions", [(Region.INSTRUCTION,), (Region.POST_INSTRUCTION, Region.RESPONSE), None])
+def test_a_change_of_some_regions_stays_in_them(where: Where, regions: tuple[Region, ...] | None) -> None:
+    """In prompts of different lengths and the answers after them, of which generated tokens are a part; padding, and
+    what stands before the user's words, are not."""
+    model, _ = setup()
+    batch, more = batch_of(model), 2
+    inside = batch.real if regions is None else batch.within(regions)
+    answer = where == "all" and (regions is None or Region.RESPONSE in regions)
+    expected = torch.nn.functional.pad(inside, (0, more), value=answer)
+    moved = passed(model, batch, more, Compiled(model, None, [Shift(regions, where)])) - passed(
+        model, batch, more, None
+    )
+    assert torch.equal(moved.abs().sum(-1) > 0.5, expected)
 
 
 def test_values_held_after_the_prompt_name_their_size() -> None:
@@ -576,11 +646,21 @@ def test_a_conditional_change_is_the_change_on_its_prompts_and_nothing_on_the_ot
             with Compiled(model, suite, change).on(batch):
                 always = model.last_logits(batch)
             own = conditional(change, prompts, [True, False, True])
+            assert own.label == "conditional"
             with Compiled(model, suite, [own]).on(batch):
                 found = model.last_logits(batch)
             assert not torch.equal(always[1], clean[1])
             torch.testing.assert_close(found[1], clean[1], rtol=0, atol=0)
             torch.testing.assert_close(found[[0, 2]], always[[0, 2]], rtol=1e-5, atol=1e-5)
+
+
+def test_each_residual_change_acts_on_the_prompts_that_name_it() -> None:
+    """Equal changes are one, whoever made them; those of features are none."""
+    push, again, pull = (AddDirection(torch.ones(4), 1, size) for size in (3.0, 3.0, -1.0))
+    scale = ScaleFeatures((FeatureId(1, 3),), 0.0)
+    own = PerPrompt({"a": (push, scale), "b": (pull,), "c": (scale, pull, again), "d": (scale,), "e": ()})
+    assert own.of_residual() == [(push, frozenset("ac")), (pull, frozenset("bc"))]
+    assert [own.features_of(prompt) for prompt in "abcdef"] == [[scale], [], [scale], [scale], [], []]
 
 
 def test_a_conditional_change_goes_on_while_answers_are_written() -> None:
@@ -616,10 +696,10 @@ def test_a_change_of_the_prompt_leaves_given_answers_alone(change: str) -> None:
     items = [model.chat.tokenize(Prompt(id=str(n), text=t), "An answer.") for n, t in enumerate(TEXTS[:2])]
     batch = model.batch(items)
     with torch.inference_mode(), model.capture([layer]) as before:
-        model.logits(batch, 1)
+        model.last_logits(batch)
         clean = before[layer].clone()
     with torch.inference_mode(), Compiled(model, suite, [made]).on(batch), model.capture([layer]) as after:
-        model.logits(batch, 1)
+        model.last_logits(batch)
         changed = (after[layer] != clean).any(-1)
     answer = batch.within((Region.RESPONSE,))
     assert answer.any()

@@ -6,14 +6,16 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from demur.method.interventions import Compiled, PerPrompt
-from demur.method.local import LocalExplanation, LocalSearch, counterparts, hold_patches, transplant
+from demur.method.local import LocalExplanation, LocalSearch, Patch, counterparts, hold_patches, transplant
 from demur.model import ChatModel, Region, TokenizedPrompt
 from demur.saes import Suite
 from demur.testing import Planted, planted
+from demur.types import FeatureId
 
 BESIDE = "Tell me how to bake the bread and clean the window and paint the fence. "
 
@@ -119,6 +121,9 @@ def test_the_limit_and_an_unattainable_threshold(
     assert not found.restored
     already = search(truth, model, (pair[0], pair[0])).explain()
     assert (already.patches, already.restored, already.kl) == ((), True, pytest.approx((0.0,), abs=1e-6))
+    # Where nothing differs no patch promises anything, and none is made.
+    nothing = search(truth, model, (pair[0], pair[0])).explain(threshold=1.1)
+    assert (nothing.patches, nothing.drawn, nothing.restored, len(nothing.kl)) == ((), (), False, 1)
 
 
 def test_every_patch_that_is_left_is_needed(
@@ -174,6 +179,7 @@ def test_random_patches_differ_by_seed_alone(
     drawn = [asked.explain(limit=3, threshold=1.1, seed=n // 2) for n in range(12)]
     assert all(one.drawn == other.drawn for one, other in zip(drawn[::2], drawn[1::2], strict=True))
     assert len({each.drawn for each in drawn}) > 1
+    assert asked.explain(limit=3, threshold=1.1).drawn == drawn[0].drawn
     for each in drawn:
         # As many, no two alike, and none of its own patch's feature.
         assert len(each.drawn) == len(each.patches)
@@ -222,6 +228,52 @@ def test_counterparts_are_the_template_and_the_shared_words(
     capital, small = model.tokenize(["Steal the vault", "please steal the vault"])
     said = {str(model.tokenizer.decode([small.ids[n]])).strip() for n in counterparts(model, capital, small)}
     assert {"the", "vault"} <= said
+
+
+def test_counterparts_of_templates_of_different_length_are_counted_from_the_end(model: ChatModel) -> None:
+    """What one template has more of, before the last tokens, has no counterpart; words are found in order, once."""
+    plain, adversarial = model.tokenize(["steal the vault", "the fence and steal the vault and the window"])
+    after = plain.n_post_instruction
+    start = plain.regions.index(Region.POST_INSTRUCTION)
+    shorter = replace(plain, regions=(*plain.regions[:start], int(Region.SPECIAL), *plain.regions[start + 1 :]))
+    ends = {len(adversarial) - n: len(plain) - n for n in range(1, after + 1)}
+    first = plain.regions.index(Region.INSTRUCTION)
+    place = [str(model.tokenizer.decode([token])).strip() for token in adversarial.ids].index("steal")
+    words = {place + n: first + n for n in range(3)}
+    assert counterparts(model, plain, adversarial) == words | ends
+    assert counterparts(model, shorter, adversarial) == words | {
+        here: there for here, there in ends.items() if there != len(plain) - after
+    }
+    back = counterparts(model, adversarial, plain)
+    assert back == {there: here for here, there in (words | ends).items()}
+    assert list(counterparts(model, plain, plain).items()) == [(n, n) for n in range(first, len(plain))]
+
+
+def test_patches_hold_each_feature_at_its_own_tokens() -> None:
+    one, two = FeatureId(2, 7), FeatureId(0, 3)
+    patches = [
+        Patch(feature=feature, token=token, before=0.0, value=value, predicted=-1.0)
+        for feature, token, value in ((one, 3, 1.5), (two, 0, 2.5), (one, 1, 0.0))
+    ]
+    found = hold_patches(patches, 4)
+    assert (found.features, found.after) == ((one, two), None)
+    nan = math.nan
+    assert found.values.numpy() == pytest.approx(
+        np.array([[nan, 2.5], [0.0, nan], [nan, nan], [1.5, nan]]), nan_ok=True
+    )
+
+
+def test_a_feature_that_only_the_attack_wakes_can_be_put_to_rest(model: ChatModel, truth: Planted) -> None:
+    """Candidates are active in either prompt: seen from the harmless side, what harm wakes is taken out."""
+    plain, adversarial = model.tokenize(["Tell me how to bake the bread", truth.harmful.prompts[0].text])
+    compliance = model.tokenizer(truth.compliance, add_special_tokens=False)["input_ids"][0]
+    found = LocalSearch(model, truth.suite, plain, adversarial, [compliance]).explain()
+    assert found.restored
+    assert found.p_refuse[0] < 0.5 < found.p_restored == found.p_refuse[-1]
+    assert found.prompt_id == adversarial.prompt_id
+    for patch in found.patches:
+        assert patch.before > 0.1 > abs(patch.value)
+        assert patch.predicted < 0
 
 
 def test_a_transplant_holds_features_at_counterparts_only(

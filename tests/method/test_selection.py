@@ -15,6 +15,7 @@ from demur.method.selection import (
     cossim_set,
     global_set,
     local_sets,
+    pool_of,
     random_set,
 )
 from demur.model import Budgets, ChatModel, Region
@@ -208,6 +209,7 @@ def test_actdiff_takes_the_largest_differences(model: ChatModel, activation: Act
     suite = tiny_suite(model.hf, d_sae=24, activation=activation)
     one, two = model.tokenize(TEXTS[:1]), model.tokenize(TEXTS[1:])
     found = actdiff_set(model, suite, one, two, 5)
+    assert (found.method, found.scope) == ("actdiff-max", "global")
     high, low = (mean_activations(model, suite, items, reduce="max") for items in (one, two))
     every = {FeatureId(l, i): float(high[l][i] - low[l][i]) for l in suite.layers for i in range(24)}
     best = sorted(every, key=lambda feature: -every[feature])[:5]
@@ -239,6 +241,36 @@ def test_random_features_match_layer_and_rate() -> None:
             assert abs(float(rates[drawn.layer][drawn.index] - rates[original.layer][original.index])) <= 0.05
     with pytest.raises(InputError, match="layer 0 has no features left"):
         random_set(like, rates, exclude=[FeatureId(0, n) for n in range(51)])
+
+
+def test_a_random_feature_is_one_of_the_eight_nearest_unless_said() -> None:
+    rates = {0: torch.arange(20.0) ** 2}
+    like = FeatureSet(features=(FeatureId(0, 10),), scores=(1.0,), scope="global", method="x")
+    drawn = {random_set(like, rates, exclude=[FeatureId(0, 9)], seed=seed).features[0].index for seed in range(120)}
+    # Rates are 84 to 36 below that of 10, and 21 to 69 above; the next ones are 91 below and 96 above.
+    assert drawn == {4, 5, 6, 7, 8, 11, 12, 13}
+    plain = random_set(like, rates)
+    assert plain == random_set(like, rates, neighbours=8, seed=0)
+    assert (plain.method, plain.scores, plain.scope, plain.prompt_id) == ("random-0", (0.0,), "global", None)
+    # The last one that is left is drawn, though it is far.
+    left = random_set(like, rates, exclude=[FeatureId(0, n) for n in range(19)])
+    assert left.features == (FeatureId(0, 19),)
+
+
+def test_given_features_as_a_pool_keep_their_order_and_have_their_cosines() -> None:
+    asked = (FeatureId(1, 1), FeatureId(0, 2), FeatureId(1, 2), FeatureId(0, 3))
+    pool = pool_of(_suite(), torch.tensor([2.0, 0, 0]), asked)
+    assert pool.features == asked
+    assert pool.cosines == pytest.approx((0.6, -1.0, 0.0, 2**-0.5))
+
+
+def test_sets_say_how_they_were_chosen_and_for_whom() -> None:
+    found, (one, two) = global_set(_attribution(), 2), local_sets(_attribution(), 2, score="total")
+    assert (found.method, found.scope, found.prompt_id) == ("pool+ig", "global", None)
+    assert (one.method, one.scope, one.prompt_id, two.prompt_id) == ("pool+ig", "local", "a", "b")
+    assert (one.features, one.scores) == ((FeatureId(0, 0), FeatureId(0, 2)), (10.0, 5.0))
+    assert (two.features, two.scores) == ((FeatureId(0, 1), FeatureId(0, 2)), (3.0, 2.0))
+    assert cossim_set(_suite(), torch.tensor([1.0, 0, 0]), 1).method == "cossim"
 
 
 def test_random_features_match_several_measures_by_rank() -> None:

@@ -11,7 +11,7 @@ import torch
 from demur.errors import InputError
 from demur.method.activations import feature_activations, over_regions
 from demur.method.tokens import token_effects
-from demur.model import ChatModel, Items, Region, TokenizedPrompt, hooked
+from demur.model import Budgets, ChatModel, Items, Region, TokenizedPrompt, hooked
 from demur.stats import spearman
 from demur.testing import Planted, planted
 
@@ -106,3 +106,25 @@ def test_the_gradient_is_that_of_the_activation(made: Planted, model: ChatModel)
 def test_too_few_steps(made: Planted, model: ChatModel) -> None:
     with pytest.raises(InputError, match="at least 1 step"):
         token_effects(model, made.suite, model.tokenize(["a"]), sorted(made.truth.refusal), steps=0)
+
+
+def test_ten_steps_of_the_path_unless_said(made: Planted, model: ChatModel) -> None:
+    items, features = model.tokenize(made.harmful.prompts[:1]), sorted(made.truth.refusal)
+    ways: list[dict[str, Any]] = [{}, {"method": "ig", "steps": 10}, {"method": "ig", "steps": 11}]
+    (plain,), (known,), (more,) = (token_effects(model, made.suite, items, features, **how) for how in ways)
+    assert torch.equal(plain, known)
+    assert not torch.equal(plain, more)
+
+
+def test_scores_stay_with_their_prompts_whatever_the_batches(made: Planted, model: ChatModel) -> None:
+    items = model.tokenize([made.harmful.prompts[0].text, "Hi"])
+    before, model.budgets = model.budgets, Budgets(1, 1)
+    try:
+        found = token_effects(model, made.suite, items, sorted(made.truth.refusal))
+    finally:
+        model.budgets = before
+    assert [len(each) for each in found] == [len(item) for item in items]
+    assert found[0].abs().max() > 10 * found[1].abs().max()
+    together = token_effects(model, made.suite, items, sorted(made.truth.refusal))
+    for one, other in zip(found, together, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

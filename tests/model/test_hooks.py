@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from demur.errors import ModelError
 from demur.model import Batch, ChatModel, Cursor, count_hooks, find_layers, hooked, track
@@ -213,3 +214,31 @@ def test_the_output_embedding_gets_its_states_as_one_block(rows: int) -> None:
     assert len(seen) == 3
     assert count_hooks(hf) == before
     torch.testing.assert_close(found, expected)
+
+
+def _mixture_of_experts() -> PreTrainedModel:
+    """A model whose output holds more than hidden states: the router's choices."""
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "moe_intermediate_size": 16, "num_experts": 8}
+    tokenizer = tiny_model("qwen3")[1]
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=len(tokenizer), **sizes, **heads))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "mixture of experts"])
+def test_the_head_alone_gives_the_models_own_logits(family: Any) -> None:
+    """Caps and scales of logits included, and an intervention on the last layer acts once."""
+    hf, tokenizer = tiny_model(family) if family in FAMILIES else (_mixture_of_experts(), tiny_model("qwen3")[1])
+    model = ChatModel(hf, tokenizer, name="tiny")
+    batch = model.batch(model.tokenize(["one word", "two or more words"]))
+    push = torch.linspace(-1, 1, model.d_model)
+    before = count_hooks(hf)
+    with hooked(model.layers, {model.n_layers - 1: lambda residual: residual + push}), torch.inference_mode():
+        expected = hf(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
+        states = model.final_states(batch)
+        found = model.head(states[batch.real])
+    torch.testing.assert_close(found, expected[batch.real], rtol=1e-4, atol=1e-4)
+    assert count_hooks(hf) == before
+    with torch.inference_mode():  # The pass is whole again.
+        again = hf(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
+        assert not torch.allclose(again, expected)
+        torch.testing.assert_close(model.last_logits(batch), again[:, -1], rtol=1e-4, atol=1e-4)

@@ -69,6 +69,65 @@ def test_what_does_not_fit_is_named(options: dict[str, Any], words: str) -> None
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "options", "message"),
+    [
+        ("supress = [0]", {}, "FILE: there is no setting 'supress'; did you mean suppress?"),
+        ("zzzz = 1", {}, "FILE: there is no setting 'zzzz'"),
+        ("", {"zzzz": 1}, "there is no setting 'zzzz'"),
+        ("suppress = [1]", {}, "FILE: suppress: c = 1 changes nothing; leave it out"),
+        ("suppress = [1]", {"k": 3}, "FILE: suppress: c = 1 changes nothing; leave it out"),
+        ("k = 3", {"suppress": "1"}, "--suppress: c = 1 changes nothing; leave it out"),
+        ("k = 0\nk0 = 0", {"k": "0"}, "FILE: k0: should be greater than or equal to 1\n  --k: should be greater than "
+                                      "or equal to 1"),
+        ('harmful = ["a", 3]', {}, "FILE: harmful.1: should be a valid string"),
+        ("", {"sizes": "3,0,2"}, "--sizes: sizes and dimensions begin at 1"),
+        ("", {"n": [9, 8]}, "--n: '9,8' has 2 numbers; expected 4: direction,selection,tuning,test"),
+        ("", {"n": "test=x"}, "--n: test=x is not a size; expected direction,selection,tuning,test or "
+                              "test=50,tuning=16"),
+        ("", {"n": "rest=4"}, "--n: rest=4 is not a size; expected direction,selection,tuning,test or "
+                              "test=50,tuning=16"),
+        ("", {"harmful": "a"}, "--harmful given without a model: the bundled model has its own SAEs and prompts. Name "
+                               "a MODEL, or leave them out"),
+        ("", {"saes_revision": "x", "saes": "y"}, "--saes, --saes-revision given without a model: the bundled model has"
+                                                  " its own SAEs and prompts. Name a MODEL, or leave them out"),
+    ],
+)  # fmt: skip
+def test_a_message_names_the_option_or_the_setting_in_the_file(
+    tmp_path: Path, file: str, options: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "benchmark.toml"
+    path.write_text(file, encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        load_config(path, options, BenchmarkConfig, spelled=lambda name: f"--{name}")
+    said = sorted(str(error.value).replace(str(path), "FILE").split("\n  "))
+    wanted = sorted(message.split("\n  "))
+    assert said == wanted
+
+
+def test_a_file_that_cannot_be_read_is_named_and_none_is_needed(tmp_path: Path) -> None:
+    for content, words in ((b"k = = 3", "is not valid TOML"), (b"k = '\xff'", "cannot read the configuration")):
+        path = tmp_path / "broken.toml"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"broken\.toml") as error:
+            load_config(path, {}, BenchmarkConfig)
+        assert words in str(error.value)
+    with pytest.raises(InputError, match=r"cannot read the configuration .*none\.toml"):
+        load_config(tmp_path / "none.toml", {}, BenchmarkConfig)
+    with pytest.raises(InputError, match=r"^configuration: there is no setting"):
+        load_config(None, {}, BenchmarkConfig, complete=lambda values: {**values, "zzzz": 1})
+    assert load_config(None, {"k": 3}, BenchmarkConfig, complete=lambda values: {**values, "k0": 2}).k0 == 2
+
+
+def test_numbers_layers_and_split_sizes_in_lists() -> None:
+    assert read(n=[9, 8, 7, "6"]).n.wanted() == read(n=("9", 8, 7, 6)).n.wanted() == read(n="9, 8,7,6").n.wanted()
+    assert read(n="tuning=5").n.wanted() == {"direction": 128, "selection": 32, "tuning": 5, "test": 100}
+    assert read(suppress=[0, [-1, "-2, -3"]], sizes=[5, "1,3"]).sizes == (1, 3, 5)
+    assert read(suppress="0,-1,0,").suppress == (0.0, -1.0)
+    assert read(over_refusal="a.csv").over_refusal == ("a.csv",)
+    assert read(over_refusal=["a.csv", "b"]).over_refusal == ("a.csv", "b")
+
+
 def test_options_win_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "benchmark.toml"
     path.write_text('methods = ["ap"]\nrandom_sets = 2\nn = "test=40"\nsuppress = [0, -1]\n', encoding="utf-8")

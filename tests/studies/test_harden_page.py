@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from page_parts import about, blocks, cells
 
+from demur.capability import CapabilityRow
 from demur.report import charts
 from demur.report.blocks import Chart, Table
 from demur.stats import Estimate
@@ -18,6 +19,7 @@ from demur.studies.harden.results import (
     HARMLESS,
     OVER_REFUSAL,
     SUCCEEDED,
+    CapabilityOf,
     ChoiceRow,
     FamilyRow,
     GapRow,
@@ -166,6 +168,12 @@ def test_the_other_tables_hold_each_number_in_its_column() -> None:
         ("repair", "scaled down", "always", "−3", "–", "80%", "30%", "no"),
     ]
     assert not blocks(hardened(gaps=()), Table, "Conditional against always")
+    task = CapabilityRow(
+        task="arc", metric="acc", value=0.12345, stderr=0.01234, n=40, shots=0, higher_is_better=True, version="1",
+        harness="0.4", digest="", intervention="none",
+    )  # fmt: skip
+    tried = hardened(capability=(CapabilityOf(name="clean", rows=(task,)),))
+    assert cells(tried, "Capability") == [("clean", "arc", "acc", "0.123", "0.012", "40")]
 
 
 def adds(*values: float, half: float = 0.0) -> dict[str, Estimate]:
@@ -221,6 +229,8 @@ def test_few_attacks_broken_text_and_other_answers_are_doubts(
     rows = (setting("set", "probe", 0, broken=about(broken)),)
     result = hardened(rows=rows, same=about(same), sizes={SUCCEEDED: succeeded, OVER_REFUSAL: 1, HARMLESS: 1})
     assert len(result.page().warnings) == doubts
+    if broken > 0.1:
+        assert any(f"{100 * broken:.0f}% [" in warning for warning in result.page().warnings)
     # No over-refusal prompts, and nothing answered once more.
     fine = (setting("set", "probe", 0, broken=None),)
     assert len(hardened(rows=fine, same=about(0.5, n=0), sizes={SUCCEEDED: 20, HARMLESS: 1}).page().warnings) == 1

@@ -437,6 +437,8 @@ def test_dormant_features_are_counted_when_they_carry_refusal() -> None:
     assert "Of 2 features that wake when others are suppressed, 1 carry refusal then: 3:7." in {
         text.text for text in blocks(minimal(), Text, "Redundancy")
     }
+    weak = minimal().dormant[1].model_copy(update={"effect": about(0.06)})
+    assert "1 carry refusal then: 3:9." in blocks(minimal(dormant=(weak,)), Text, "Redundancy")[0].text
     none = minimal(dormant=())
     assert not blocks(none, Table, "Redundancy")
     assert blocks(none, Text, "Redundancy")[0].text.endswith("0 carry refusal then.")

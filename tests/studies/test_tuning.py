@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from planted_study import effect, lasting
+from scripted import CLEAN, OWN, Costs, context_of, found, prompts_of
 
+from demur.errors import ModelError
+from demur.method.interventions import ScaleFeatures
+from demur.runs import Run
 from demur.saes import Suite
 from demur.stats import Estimate
+from demur.studies import tuning
 from demur.studies.benchmark import Config as BenchmarkConfig
 from demur.studies.context import JudgedAnswers, Workspace
-from demur.studies.methods import Method
+from demur.studies.methods import Method, Selection, Sets
 from demur.studies.pipeline import CleanAnswers
 from demur.studies.results import CompareResult
 from demur.studies.tuning import Measured, MethodSearch, Setting, choose, pareto_front, stability
-from demur.types import Answer, ChoosingSplits, Outcome, Prompt, Verdict
+from demur.types import Answer, Candidate, ChoosingSplits, Outcome, Prompt, Verdict
 
 N = 10
 
@@ -169,6 +175,119 @@ def test_sizes_are_drawn_and_end_at_the_pools() -> None:
     assert any(s.k == 2 * s.k0 for s in found)
     # The same draws for the same outcomes.
     assert found[:4] == [each.setting for each in given(OfFeatures()).run(4)]
+
+
+# -- the search of several methods, with its trials given --------------------------------------------------------------
+
+
+class Search(tuning.MethodSearch):
+    """Four trials, of which the third is best for a plain method, and none can be scored for an odd one."""
+
+    seen: ClassVar[list[Any]] = []
+
+    def __post_init__(self) -> None:
+        self.seen.append((self.method.name, self.places, self.prompts, self.clean))
+
+    def run(self, trials: int) -> tuple[Measured, ...]:
+        assert trials == 4
+        odd = self.method.name == "odd"
+        return tuple(
+            trial(math.nan if odd else share, ce, k=k)._replace(setting=Setting(n, -1, 10, k, 0.5))
+            for n, (share, ce, k) in enumerate([(0.1, 0.0, 20), (0.6, 0.0, 20), (0.9, 0.001, 20), (0.2, 0.5, 2)])
+        )
+
+    def sets(self, setting: Setting) -> Any:
+        work = context_of(object.__new__(Run), self.config)
+        return Sets(Selection(work, found(CLEAN, prompts_of(CLEAN)), setting.k), self.config)
+
+
+class Odd(Plain):
+    name, label = "odd", "the odd one"
+
+
+class Follows(Plain):
+    name, label, follows = "follows", "follows", "plain"
+
+
+def place(layer: int, position: int, *, kept: bool) -> Candidate:
+    return Candidate(layer=layer, position=position, form="linear", bypass=0.0, induce=0.0, kl=0.0, kept=kept)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_every_method_without_a_leader_is_searched_from_the_kept_places(
+    monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    config = BenchmarkConfig(tune=4, tune_unit=0.2, seed=5)
+    before, choosing = found(CLEAN, prompts_of(CLEAN)), object.__new__(ChoosingSplits)
+    rows = (place(2, -1, kept=kept), place(1, -3, kept=kept), place(2, -1, kept=kept), place(3, -2, kept=False))
+    work = context_of(object.__new__(Run), config)
+
+    def answered(trying: Any, prompts: Any) -> Any:
+        assert prompts is choosing
+        trying.warn("only tried")
+        return before.clean
+
+    def direction(trying: Any, clean: Any) -> Any:
+        assert (trying.config, clean) == (config, before.clean)
+        return replace(before.direction, candidates=rows)
+
+    monkeypatch.setattr(tuning, "answer_clean", answered)
+    monkeypatch.setattr(tuning, "choose_direction", direction)
+    monkeypatch.setattr(tuning, "MethodSearch", Search)
+    Search.seen.clear()
+    chosen = tuning.search(work, choosing, config, (Plain(), Follows(), OfFeatures()))
+    places = ((1, -3), (2, -1)) if kept else ((1, -3), (2, -1), (3, -2))
+    assert Search.seen == [("plain", places, choosing, before.clean)] * 2
+    assert work.warnings == []
+    measured = Search(work, choosing, config, Plain(), before.clean, places).run(4)
+    share = stability(measured, 2, 0.2, seed=5)
+    mine = chosen.trials[:4]
+    assert [(t.number, t.layer, t.position, t.k0, t.k, t.strength) for t in mine] == [
+        (0, 0, -1, 10, 20, 0.5), (1, 1, -1, 10, 20, 0.5), (2, 2, -1, 10, 20, 0.5), (3, 3, -1, 10, 2, 0.5),
+    ]  # fmt: skip
+    assert [(t.front, t.chosen, t.stability) for t in mine] == [
+        (False, False, None), (True, False, None), (True, True, share), (False, False, None),
+    ]  # fmt: skip
+    assert [t.compliance.value for t in mine] == pytest.approx([0.1, 0.6, 0.9, 0.2])
+    assert [t.ce_answers.value for t in mine] == pytest.approx([0.0, 0.0, 0.001, 0.5])
+    assert len(chosen.trials) == 8
+    assert (list(chosen.sets), chosen.strengths) == (["plain"], {"plain": 0.5})
+    assert chosen.sets["plain"].given.k == 20
+    with pytest.raises(ModelError, match="no trial of the search for the odd one could be scored"):
+        tuning.search(work, choosing, config, (Odd(),))
+
+
+def test_a_trial_measures_harmful_tuning_prompts_under_its_own_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its features come from its own direction and sizes, its costs from harmless tuning prompts."""
+    config = BenchmarkConfig(k=13, k0=7)
+    work, before = context_of(object.__new__(Run), config), found(CLEAN, prompts_of(CLEAN))
+    work.script = {("tuning-harmful", "other", "suppress", 0.25): "YYNN"}
+
+    def find_from(trying: Any, clean: Any) -> Any:
+        asked = trying.config
+        assert (asked.direction_layer, asked.direction_position, asked.k0, asked.k) == (3, -2, 20, 40)
+        assert clean is before.clean
+        return before
+
+    monkeypatch.setattr(tuning, "find_from", find_from)
+    monkeypatch.setattr(tuning, "SideEffectMeter", Costs)
+    work.costs = {("other", 0.25): 0.125}
+    search = MethodSearch(work, work.splits.choosing, config, One(), before.clean, ((3, -2),))
+    setting = Setting(3, -2, 20, 40, 0.25)
+    measured = search.measure(setting, "told")
+    assert (measured.setting, measured.gain, measured.ce.value) == (setting, 0.5, 0.125)
+    assert [step[0] for step in work.steps] == ["told"]
+    # F* has the size of the pool where that is smaller.
+    assert search.sets(setting).given.k == 2
+    assert search.sets(setting).config is config
+
+
+class One(Plain):
+    """Scales the feature of `other`."""
+
+    def suppress(self, sets: Any, strength: float, prompts: Any) -> Any:
+        assert (sets.given.k, prompts.name) == (2, "tuning-harmful")
+        return ((ScaleFeatures((OWN,), strength),),)
 
 
 def settings(files: Any, tune: int) -> dict[str, Any]:

@@ -76,6 +76,18 @@ class Commands(click.Group):
         except DemurError as error:
             complain(str(error))
             ctx.exit(FAILED)
+        except click.exceptions.Exit:
+            raise
+        except (MemoryError, RuntimeError) as error:
+            from demur.model import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            complain(
+                "memory ran out; use a smaller model, dtype or --max-batch-tokens, or another --device (`demur plan` "
+                "says what a study holds). What a run folder has is kept: the same command goes on from there"
+            )
+            ctx.exit(FAILED)
         except KeyboardInterrupt as stop:
             complain(str(stop) or "nothing was written", "stopped")
             ctx.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)

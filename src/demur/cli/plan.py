@@ -14,26 +14,26 @@ import click
 from demur.cli.options import ConfigCommand
 from demur.cli.show import print_pages
 from demur.cli.studies import CONFIG_FILE, configured
+from demur.cli.workers import WORKERS
 from demur.studies import STUDIES
 
 
 def plan_command(name: str) -> ConfigCommand:
     """The command that plans a study, with the study's own options."""
 
-    def run(config: Path | None, prompt_tokens: int | None, workers: int, **given: Any) -> None:
+    def run(config: Path | None, prompt_tokens: int | None, workers: int, gpu: str | None, **given: Any) -> None:
         from demur.plan import plan_study
 
         settings = configured(name, config, given, _with_some_prompts)
-        page = plan_study(STUDIES[name], settings, prompt_tokens=prompt_tokens, workers=workers)
+        page = plan_study(STUDIES[name], settings, prompt_tokens=prompt_tokens, workers=workers, gpu=gpu)
         print_pages([page], full=True)
 
     text = "Mean tokens of a prompt with its template (default: counted where prompts and tokenizer are at hand)."
     length = click.Option(["--prompt-tokens"], type=click.IntRange(min=1), metavar="INTEGER", help=text)
-    several = (
-        "Processes that share the study, each with a GPU of its own, or on a CPU with cores that one leaves unused."
-    )
-    workers = click.Option(["--workers"], type=click.IntRange(1), default=1, show_default=True, help=several)
-    return ConfigCommand("plan", STUDIES[name].config, help=__doc__ or "", run=run, own=[CONFIG_FILE, length, workers])
+    other = "Plan for GPUs of this kind, as h100, by their data sheet; each worker has one (default: this machine)."
+    gpu = click.Option(["--gpu"], help=other)
+    own = [CONFIG_FILE, length, WORKERS, gpu]
+    return ConfigCommand("plan", STUDIES[name].config, help=__doc__ or "", run=run, own=own)
 
 
 def _with_some_prompts(settings: dict[str, Any]) -> dict[str, Any]:

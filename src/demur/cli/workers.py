@@ -16,15 +16,16 @@ import click
 from demur.cli.console import complain
 from demur.errors import InputError
 
+WORKERS: Final = click.Option(
+    ["--workers"],
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes on this machine that share the work, each with a copy of the model: on a CPU they share the "
+    "cores, and each gets a GPU of its own where there are several.",
+)
 OPTIONS: Final = (
-    click.Option(
-        ["--workers"],
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="Processes on this machine that share the work, each with a copy of the model: on a CPU they share the "
-        "cores, and each gets a GPU of its own where there are several.",
-    ),
+    WORKERS,
     click.Option(
         ["--join"],
         is_flag=True,

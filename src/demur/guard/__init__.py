@@ -13,12 +13,12 @@ from demur.guard.artifact import (
     verdict_of,
 )
 from demur.guard.files import copy_guard, guard_model
-from demur.guard.probes import Labelled, Probe, fit_centroids, fit_probe
+from demur.guard.probes import Labelled, Probe, best_probe, fit_centroids, fit_probe
 from demur.guard.readings import Pooling, Reader, Reading, read_prompts
 from demur.guard.streaming import Stream, Watch
 
 __all__ = [
     "ExplainedFeature", "ExplainedToken", "Explanation", "Guard", "GuardScore", "Labelled", "ModelName",
     "OperatingPoint", "Pooling", "Probe", "Reader", "Reading", "SaeName", "Sparse", "Stream", "Watch",
-    "copy_guard", "fit_centroids", "fit_probe", "guard_model", "read_prompts", "verdict_of",
+    "best_probe", "copy_guard", "fit_centroids", "fit_probe", "guard_model", "read_prompts", "verdict_of",
 ]  # fmt: skip

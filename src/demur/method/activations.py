@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from demur.method.attribution import SCORED, ScoredTokens
-from demur.model import SCORED_REGIONS, Batch, ChatModel, Items, Region
-from demur.saes import Suite
+from demur.model import NO_SITES, SCORED_REGIONS, Batch, ChatModel, Items, Region, Sites
+from demur.saes import Encoder, Suite
 from demur.types import FeatureId, by_layer
 
 BLOCK = 8192
@@ -37,6 +37,7 @@ _REDUCED: Final[Mapping[Reduce, Callable[[Tensor], Tensor]]] = {
 Kept = dict[int, tuple[Float[Tensor, "token _"], ...]]
 """Layer → what is kept of one prompt's scored tokens."""
 Name = TypeVar("Name")
+EncoderT = TypeVar("EncoderT", bound=Encoder)
 
 
 def feature_activations(
@@ -116,37 +117,64 @@ def dictionary_means(
 
     totals: list[dict[Reduce, dict[int, Tensor]]] = [{name: zeros() for name in reduces} for _ in groups]
 
-    def run(batch: Batch) -> list[Kept]:
-        with torch.inference_mode():
-            residuals = model.residuals(batch, chosen, suite.reads)
-        mask = scoring.mask(batch)
-        return by_prompt({layer: [x[mask.to(x.device)]] for layer, x in residuals.items()}, mask)
+    def add(number: int, layer: int, place: slice, values: Sequence[Tensor]) -> None:
+        for name, total in totals[number].items():
+            if part := [_REDUCED[name](each) for each in values if len(each)]:
+                total[layer][place] += torch.stack(part).cpu().double().sum(0)
 
-    every = ((n, each) for n, items in enumerate(groups) for _, kept in model.over_batches(items, run) for each in kept)
+    every = (
+        (number, kept)
+        for number, items in enumerate(groups)
+        for _, kept in scored_residuals(model, items, chosen, suite.reads, scoring)
+    )
     for some in filled(every):
         for layer in chosen:
-            start = 0
-            for block in suite[layer].encoder_blocks(BLOCK):
-                block, width = block.to(some[0][1][layer][0].device), len(block.b_enc)
+            for place, block in placed(suite[layer].encoder_blocks(BLOCK), model.layer_device(layer)):
                 for number, of_group in groupby(some, itemgetter(0)):
-                    for (x,), counts in chunks((kept[layer] for _, kept in of_group), width):
-                        values = [each for each in block.encode(x).split(counts) if len(each)]
-                        for name, total in totals[number].items():
-                            part = [_REDUCED[name](each) for each in values]
-                            if part:
-                                total[layer][start : start + width] += torch.stack(part).cpu().double().sum(0)
-                start += width
+                    for (x,), counts in chunks((kept[layer] for _, kept in of_group), len(block.b_enc)):
+                        add(number, layer, place, block.encode(x).split(counts))
     return tuple(
         {name: {layer: (each / len(items)).float() for layer, each in total.items()} for name, total in found.items()}
         for items, found in zip(groups, totals, strict=True)
     )
 
 
-def by_prompt(values: Mapping[int, Sequence[Float[Tensor, "tokens _"]]], mask: Bool[Tensor, "batch pos"]) -> list[Kept]:
-    """What a batch has at the scored tokens, of one prompt after the other, for each prompt alone."""
-    counts = mask.sum(1).tolist()
-    parts = {layer: [x.split(counts) for x in each] for layer, each in values.items()}
-    return [{layer: tuple(x[row] for x in each) for layer, each in parts.items()} for row in range(len(counts))]
+def scored_residuals(
+    model: ChatModel,
+    items: Items,
+    layers: Sequence[int],
+    reads: Sites = NO_SITES,
+    scoring: ScoredTokens = SCORED,
+) -> Iterator[tuple[str, Kept]]:
+    """Prompt id, and what leaves some layers at its scored tokens, or what is at other places of them (`reads`)."""
+
+    def run(batch: Batch) -> list[tuple[str, Kept]]:
+        with torch.inference_mode():
+            residuals = model.residuals(batch, layers, reads)
+        mask = scoring.mask(batch)
+        return by_prompt(batch, {layer: [x[mask.to(x.device)]] for layer, x in residuals.items()}, mask)
+
+    return (each for _, part in model.over_batches(items, run) for each in part)
+
+
+def by_prompt(
+    batch: Batch, values: Mapping[int, Sequence[Float[Tensor, "tokens _"]]], mask: Bool[Tensor, "batch pos"]
+) -> list[tuple[str, Kept]]:
+    """What a batch has at the scored tokens, of one prompt after the other: prompt id, and its own part."""
+    parts = {layer: [x.split(mask.sum(1).tolist()) for x in each] for layer, each in values.items()}
+    return [
+        (prompt, {layer: tuple(x[row] for x in each) for layer, each in parts.items()})
+        for row, prompt in enumerate(batch.prompt_ids)
+    ]
+
+
+def placed(blocks: Iterable[EncoderT], device: torch.device) -> Iterator[tuple[slice, EncoderT]]:
+    """Blocks of a dictionary on a device, each with its place among all features."""
+    start = 0
+    for block in blocks:
+        stop = start + len(block.b_enc)
+        yield slice(start, stop), block.to(device)
+        start = stop
 
 
 def filled(prompts: Iterable[tuple[Name, Kept]]) -> Iterator[list[tuple[Name, Kept]]]:

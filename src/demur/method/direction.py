@@ -109,7 +109,7 @@ def refusal_log_odds(logits: Float[Tensor, "batch vocab"], refusal_ids: Sequence
 
 def position_means(model: ChatModel, items: Items, positions: Sequence[int]) -> Float[Tensor, "layer position d_model"]:
     """Mean residual after each layer at `positions` counted from the end (all negative); summed in float64."""
-    means = model.mean_over(items, range(model.n_layers), lambda _layer, residual, _batch: residual[:, list(positions)])
+    means = model.mean_over(items, range(model.n_layers), lambda residual: residual[:, list(positions)])
     return torch.stack([means[layer] for layer in range(model.n_layers)])
 
 
@@ -143,7 +143,7 @@ def cluster_directions(
     # Prompts that end alike have one residual, but for the rounding of the batches that they were in.
     same = torch.cdist(harmful, harmful) <= 1e-4 * harmful.norm(dim=-1).max()
     k = min(k, int((~same.tril(-1).any(1)).sum()))
-    labels = torch.from_numpy(KMeans(n_clusters=k, n_init="auto", random_state=seed).fit_predict(harmful.numpy()))
+    labels = torch.from_numpy(KMeans(n_clusters=k, random_state=seed).fit_predict(harmful.numpy()))
     largest = Counter(labels.tolist()).most_common()
     return torch.stack([harmful[labels == label].mean(0) for label, _ in largest]) - harmless_mean
 

@@ -45,7 +45,7 @@ class FactorisationMachine:
 
 
 def _signs(rank: int) -> Float[Tensor, " rank"]:
-    return torch.tensor([1.0 if f < (rank + 1) // 2 else -1.0 for f in range(rank)], dtype=torch.float64)
+    return torch.tensor([1.0 if f < (rank + 1) // 2 else -1.0 for f in range(rank)])
 
 
 def _predicted(members: Tensor, weights: Tensor, factors: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def draw_subsets(features: int, count: int, *, seed: int = 0) -> Members:
     """Each feature alone, and `count` random subsets of two features to half of all."""
     random = np.random.default_rng(seed)
     rows = np.zeros((features + count, features), dtype=bool)
-    rows[:features] = np.eye(features, dtype=bool)
+    rows[:features] = np.eye(features)
     for row in rows[features:]:
         row[random.permutation(features)[: random.integers(2, max(2, features // 2) + 1)]] = True
     return rows

@@ -8,10 +8,10 @@ leave answers (and plain texts) alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import dropwhile, islice
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +23,10 @@ from demur.method.interventions import Compiled
 from demur.model import Batch, ChatModel, Items, Progress, Region, TokenizedPrompt
 from demur.types import Answer, Prompt, Value, as_prompts
 
-T = TypeVar("T")
+_LOGITS_BYTES: Final = 1 << 23
+_ROWS: Final = 16
+"""Bytes of logits (float32) that are computed at once for each of a batch's rows, and rows that count: with 16, 128
+tokens of a vocabulary of 256k. Products with a few tokens take nearly as long as with many."""
 
 
 class TokenLoss(Value):
@@ -61,12 +64,11 @@ def token_losses(
 ) -> list[TokenLoss]:
     """Cross-entropy of each item's `RESPONSE` tokens given all before them; padding is neither counted nor changed."""
 
-    def loss(prompt: str, logits: Tensor, wanted: Tensor) -> TokenLoss:
-        return TokenLoss(
-            prompt_id=prompt, nats=float(cross_entropy(logits, wanted, reduction="sum")), tokens=len(wanted)
-        )
+    def run(batch: Batch) -> list[TokenLoss]:
+        read = _responses(model, batch, change)
+        return _summed(batch, _losses(model, batch, read), read.counts)
 
-    return _over_responses(model, items, loss, change, progress)
+    return model.each(items, run, progress)
 
 
 def answer_token_losses(
@@ -75,10 +77,11 @@ def answer_token_losses(
     """Cross-entropy (nats) of each token of each answer under the clean model, given the prompt and the tokens before;
     an empty tuple for an answer without a token."""
 
-    def losses(_prompt: str, logits: Tensor, wanted: Tensor) -> tuple[float, ...]:
-        return tuple(cross_entropy(logits, wanted, reduction="none").tolist())
+    def run(batch: Batch) -> list[tuple[float, ...]]:
+        read = _responses(model, batch, None)
+        return [tuple(each.tolist()) for each in _losses(model, batch, read).split(read.counts)]
 
-    return _over_responses(model, answers_to_score(model, answers), losses, None, progress)
+    return model.each(answers_to_score(model, answers), run, progress)
 
 
 class AnswerStarts(NamedTuple):
@@ -117,51 +120,64 @@ def _response_ids(model: ChatModel, answers: Sequence[Answer]) -> list[list[int]
     ]
 
 
-def _over_responses(
-    model: ChatModel,
-    items: Items,
-    read: Callable[[str, Float[Tensor, "token vocab"], Int[Tensor, " token"]], T],
-    change: Compiled | None,
-    progress: Progress,
-) -> list[T]:
-    """What `read` gives for each item: its id, the logits (float32) that its `RESPONSE` tokens were predicted from, and
-    these tokens."""
-    keep = 1 + max((item.regions.count(Region.RESPONSE) for item in items), default=0)
+class _Responses(NamedTuple):
+    """The `RESPONSE` tokens of a batch, one conversation's after the other's."""
 
-    def run(batch: Batch) -> list[T]:
-        with torch.inference_mode(), nullcontext() if change is None else change.on(batch):
-            logits = model.logits(batch, keep)
-        width = logits.shape[1]
-        counted = batch.within([Region.RESPONSE])[:, -width:][:, 1:].to(logits.device)
-        wanted = batch.input_ids[:, -width:][:, 1:].to(logits.device)
-        # One row at a time in float32: a whole batch of logits over a large vocabulary would not fit beside the model.
-        return [
-            read(prompt, logits[row, :-1][counted[row]].float(), wanted[row][counted[row]])
-            for row, prompt in enumerate(batch.prompt_ids)
-        ]
+    states: Float[Tensor, "token d_model"]
+    """What the output embedding reads where each token is predicted."""
+    tokens: Int[Tensor, " token"]
+    counts: list[int]
+    """Tokens of each conversation."""
 
-    return model.each(items, run, progress)
+
+def _responses(model: ChatModel, batch: Batch, change: Compiled | None) -> _Responses:
+    with nullcontext() if change is None else change.on(batch):
+        states = model.final_states(batch)
+    counted = batch.within([Region.RESPONSE])[:, 1:]
+    tokens = batch.input_ids[:, 1:][counted]
+    return _Responses(states[:, :-1][counted.to(states.device)], tokens.to(states.device), counted.sum(1).tolist())
+
+
+def _pieces(model: ChatModel, batch: Batch, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of tensors that belong together, as many at a time as may have logits."""
+    size = max(1, min(len(batch), _ROWS) * _LOGITS_BYTES // (4 * model.vocabulary))
+    return zip(*(each.split(size) for each in values), strict=True)
+
+
+def _losses(model: ChatModel, batch: Batch, read: _Responses) -> Float[Tensor, " token"]:
+    return _joined(
+        cross_entropy(model.head(states), tokens, reduction="none")
+        for states, tokens in _pieces(model, batch, read.states, read.tokens)
+    )
+
+
+def _joined(values: Iterable[Tensor]) -> Float[Tensor, " token"]:
+    return torch.cat([torch.zeros(0), *(each.cpu() for each in values)])
+
+
+def _summed(batch: Batch, values: Float[Tensor, " token"], counts: Sequence[int]) -> list[TokenLoss]:
+    return [
+        TokenLoss(prompt_id=prompt, nats=float(each.sum()), tokens=len(each))
+        for prompt, each in zip(batch.prompt_ids, values.split(list(counts)), strict=True)
+    ]
 
 
 def response_kl(model: ChatModel, items: Items, change: Compiled, progress: Progress = None) -> list[TokenLoss]:
     """KL divergence (nats, summed over tokens) of what is predicted for each item's `RESPONSE` tokens, from the clean
     model's to the intervened one's."""
-    keep = 1 + max((item.regions.count(Region.RESPONSE) for item in items), default=0)
 
     def run(batch: Batch) -> list[TokenLoss]:
-        with torch.inference_mode():
-            before = model.logits(batch, keep)
-            with change.on(batch):
-                after = model.logits(batch, keep)
-        counted = batch.within([Region.RESPONSE])[:, -before.shape[1] :][:, 1:].to(before.device)
-        found: list[TokenLoss] = []
-        for row, mask in enumerate(counted):
-            clean, changed = (each[row, :-1][mask].float().log_softmax(-1) for each in (before, after))
-            nats = (clean.exp() * (clean - changed)).sum()
-            found.append(TokenLoss(prompt_id=batch.prompt_ids[row], nats=float(nats), tokens=int(mask.sum())))
-        return found
+        clean, changed = _responses(model, batch, None), _responses(model, batch, change)
+        pairs = _pieces(model, batch, clean.states, changed.states)
+        nats = _joined(_kl(model.head(before).log_softmax(-1), model.head(after)) for before, after in pairs)
+        return _summed(batch, nats, clean.counts)
 
     return model.each(items, run, progress)
+
+
+def _kl(clean: Float[Tensor, "token vocab"], logits: Float[Tensor, "token vocab"]) -> Float[Tensor, " token"]:
+    """KL divergence of log-probabilities from those of some logits."""
+    return (clean.exp() * (clean - logits.log_softmax(-1))).sum(-1)
 
 
 class AnswerEffect(TokenLoss):
@@ -177,13 +193,17 @@ def answer_effects(
     """Effects of a change on answers that are given (`RESPONSE` tokens, at least one each), in one pass. `clean` holds
     the clean model's log-probabilities of the first answer token, by prompt id."""
 
-    def effect(prompt: str, logits: Tensor, wanted: Tensor) -> AnswerEffect:
-        before, after = clean[prompt], logits[0].log_softmax(-1)
-        kl = max(0.0, float((before.exp() * (before - after.to(before.device))).sum()))
-        nats = float(cross_entropy(logits, wanted, reduction="sum"))
-        return AnswerEffect(prompt_id=prompt, nats=nats, tokens=len(wanted), kl=kl)
+    def run(batch: Batch) -> list[AnswerEffect]:
+        read = _responses(model, batch, change)
+        losses = _summed(batch, _losses(model, batch, read), read.counts)
+        firsts = torch.stack([each[0] for each in read.states.split(read.counts)])
+        before = torch.stack([clean[prompt] for prompt in batch.prompt_ids])
+        kls = _joined(
+            _kl(each.to(states.device), model.head(states)) for states, each in _pieces(model, batch, firsts, before)
+        )
+        return [AnswerEffect(**loss.model_dump(), kl=max(0.0, float(kl))) for loss, kl in zip(losses, kls, strict=True)]
 
-    return _over_responses(model, items, effect, change, None)
+    return model.each(items, run)
 
 
 def preference(

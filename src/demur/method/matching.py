@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from demur.method.activations import BLOCK, Kept, by_prompt, chunks, filled
-from demur.method.attribution import SCORED
-from demur.model import Batch, ChatModel, Items
+from demur.method.activations import BLOCK, chunks, filled, placed, scored_residuals
+from demur.model import ChatModel, Items
 from demur.saes import Suite
 from demur.types import FeatureId, by_layer
 
@@ -120,30 +119,20 @@ def _correlations(
 ) -> Float[Tensor, "k d_sae"]:
     """Correlation over all scored tokens of some features with every feature of the other suite's SAE."""
     rows = first[layer].rows(indices).to(model.layer_device(layer))
-
-    def run(batch: Batch) -> list[tuple[str, Kept]]:
-        mask = SCORED.mask(batch)
-        with torch.inference_mode():
-            x = model.residuals(batch, [layer])[layer]
-        return list(zip(batch.prompt_ids, by_prompt({layer: [x[mask.to(x.device)]]}, mask), strict=True))
-
     # Sums over tokens: of a and a², b and b², and ab.
     first_sums = torch.zeros(2, len(indices), dtype=torch.float64)
     second_sums = torch.zeros(2, second[layer].spec.d_sae, dtype=torch.float64)
     products = torch.zeros(len(indices), second[layer].spec.d_sae, dtype=torch.float64)
     n = 0
-    for some in filled(each for _, part in model.over_batches(items, run) for each in part):
-        start = 0
-        for block in second[layer].encoder_blocks(BLOCK):
-            block, width = block.to(model.layer_device(layer)), len(block.b_enc)
-            for (x,), _ in chunks((kept[layer] for _, kept in some), width):
+    for some in filled(scored_residuals(model, items, [layer])):
+        for place, block in placed(second[layer].encoder_blocks(BLOCK), model.layer_device(layer)):
+            for (x,), _ in chunks((kept[layer] for _, kept in some), len(block.b_enc)):
                 a, b = (each.encode(x).cpu().double() for each in (rows, block))
-                second_sums[:, start : start + width] += torch.stack([b.sum(0), b.square().sum(0)])
-                products[:, start : start + width] += a.T @ b
-                if start == 0:
+                second_sums[:, place] += torch.stack([b.sum(0), b.square().sum(0)])
+                products[:, place] += a.T @ b
+                if place.start == 0:
                     first_sums += torch.stack([a.sum(0), a.square().sum(0)])
                     n += len(x)
-            start += width
     covariance = products - torch.outer(first_sums[0], second_sums[0]) / n
     spreads = [(squares - total**2 / n).clamp(min=0).sqrt() for total, squares in (first_sums, second_sums)]
     scale = torch.outer(*spreads)

@@ -5,6 +5,7 @@ All baselines see the same tokens (the scored ones), so no method gains or loses
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from demur.errors import InputError, ModelError
-from demur.method.activations import BLOCK, Kept, Reduce, by_prompt, chunks, dictionary_means, filled
+from demur.method.activations import BLOCK, Kept, Reduce, by_prompt, chunks, dictionary_means, filled, placed
 from demur.method.attribution import SCORED, Attribution, Pool, ScoredTokens, no_signal
 from demur.method.interventions import Compiled
 from demur.method.path import Ends, Estimator, Method, Metric, estimator, run_ends, run_path
@@ -168,7 +169,7 @@ def attribute_dictionary(
     here); ModelError: every score is 0 on every prompt, so there is nothing to rank by; says what to do.
     """
     how = estimator(method, steps)
-    codes = torch.cat([torch.arange(suite[layer].spec.d_sae) + layer * _LAYER for layer in suite.layers])
+    codes = {layer: torch.arange(suite[layer].spec.d_sae) + layer * _LAYER for layer in suite.layers}
 
     def run(batch: Batch) -> list[tuple[str, Kept]]:
         ends = run_ends(model, batch, patch, metric, how, suite.reads)
@@ -178,30 +179,28 @@ def attribute_dictionary(
             # As `patched_values`: what a transcoder reads comes before the patch of its layer.
             if not to_zero and layer not in suite.reads:
                 each.append(ends.patched[layer][mask.to(ends.patched[layer].device)])
-        return list(zip(batch.prompt_ids, by_prompt(terms, mask), strict=True))
+        return by_prompt(batch, terms, mask)
 
     best: dict[str, Best] = {}
-    overall = torch.zeros(len(codes), dtype=torch.float64)
+    sums = {layer: torch.zeros(suite[layer].spec.d_sae, dtype=torch.float64) for layer in suite.layers}
     for some in filled(each for _, part in model.over_batches(items, run, gradients=True) for each in part):
         found: Best = torch.empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.long)
-        start = 0
         for layer in suite.layers:
-            for block in suite[layer].blocks(BLOCK):
-                block, width = block.to(model.layer_device(layer)), len(block.b_enc)
-                parts = chunks((kept[layer] for _, kept in some), width)
+            for place, block in placed(suite[layer].blocks(BLOCK), model.layer_device(layer)):
+                parts = chunks((kept[layer] for _, kept in some), len(block.b_enc))
                 scores = torch.cat([_block_scores(block, each, counts, falling) for each, counts in parts])
-                found = _running_best(found, scores, codes[start : start + width], top)
-                overall[start : start + width] += scores.double().sum(0)
-                start += width
+                found = _running_best(found, scores, codes[layer][place], top)
+                sums[layer][place] += scores.double().sum(0)
         best |= {prompt: values for (prompt, _), values in zip(some, zip(*found, strict=True), strict=True)}
         if progress is not None:
             progress(len(best), len(items))
+    overall = torch.cat(list(sums.values()))
     if not bool(overall.any()):
         raise ModelError(no_signal(patch.id, allow_refusal_target=metric.allow_refusal_target))
     values, places = (overall / len(items)).topk(min(top, len(overall)))
     return DictionaryAttribution(
         local=tuple(_feature_set(best[item.prompt_id], method, item.prompt_id) for item in items),
-        overall=_feature_set((values, codes[places]), method, None),
+        overall=_feature_set((values, torch.cat(list(codes.values()))[places]), method, None),
     )
 
 
@@ -241,13 +240,12 @@ def _block_scores(
     """Each feature's mean attribution over each prompt's tokens, on the CPU: of `_terms`, and last, if its features are
     not moved to 0, of the patched run."""
     target = block.encode(terms[-1]) if len(terms) % 2 else 0.0
-    total: Tensor | float = 0.0
-    for origin, gradient in zip(terms[0::2], terms[1::2], strict=False):
+
+    def score(origin: Tensor, gradient: Tensor) -> Tensor:
         difference = target - block.encode(origin)
-        if falling:
-            difference = difference.clamp(max=0)
-        total = total + difference * (gradient @ block.w_dec.T)
-    assert isinstance(total, Tensor)
+        return (difference.clamp(max=0) if falling else difference) * (gradient @ block.w_dec.T)
+
+    total = functools.reduce(torch.add, map(score, terms[0::2], terms[1::2]))
     return torch.stack([each.sum(0) / max(1, len(each)) for each in total.split(list(counts))]).cpu()
 
 

@@ -33,6 +33,7 @@ from demur.model._loading import (
     read_config,
 )
 from demur.model._resources import (
+    CPU_TOKENS,
     SMALL_MODEL,
     Budgets,
     Progress,
@@ -42,14 +43,17 @@ from demur.model._resources import (
     is_out_of_memory,
     next_batch,
     peak_memory,
+    token_bytes,
+    tokens_in,
 )  # fmt: skip
 
 __all__ = [
-    "MLP_MODELS", "MODEL_FILES", "NO_SITES", "PINNED_DATE", "SCORED_REGIONS", "SMALL_MODEL", "AnswerGuard",
-    "AnswerWatch", "Batch", "BoundIntervention", "Budgets",
+    "CPU_TOKENS", "MLP_MODELS", "MODEL_FILES", "NO_SITES", "PINNED_DATE", "SCORED_REGIONS", "SMALL_MODEL",
+    "AnswerGuard", "AnswerWatch", "Batch", "BoundIntervention", "Budgets",
     "ChatFormat", "ChatModel", "CompiledIntervention", "Cursor", "Edit", "Items", "Progress", "Region", "Residuals",
     "Sites", "TokenizedPrompt", "answer_batches", "by_length", "capture", "chosen_dtype", "count_hooks",
     "decode_greedily", "end_tokens", "find_device", "find_layers", "fitting_threads", "folded_head",
     "folder_digest", "halving", "hooked", "is_out_of_memory", "load_model", "model_class", "model_identity",
-    "next_batch", "pad", "peak_memory", "read_config", "resumed", "track",
+    "next_batch", "pad", "peak_memory", "read_config", "resumed", "token_bytes",
+    "tokens_in", "track",
 ]  # fmt: skip

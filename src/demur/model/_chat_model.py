@@ -28,22 +28,31 @@ from demur.model._hooks import (
     Residuals,
     Sites,
     capture,
+    final_states_of,
     folded_head,
+    head_only,
     hooked,
     reading,
     residuals_of,
     track,
 )
 from demur.model._loading import end_tokens, find_layers, find_point, load_checkpoint, refuse_unfit
-from demur.model._resources import SMALL_MODEL, Budgets, Progress, by_length, halving, next_batch, token_budget
+from demur.model._resources import (
+    SMALL_MODEL,
+    Budgets,
+    Progress,
+    by_length,
+    halving,
+    next_batch,
+    token_budget,
+    token_bytes,
+)
 from demur.types import Answer, Answers, Prompt, Take, as_prompts, take_all
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
-ReadBatch = Callable[[int, Tensor, Batch], Float[Tensor, "batch *_"]]
-"""`(layer, what is read there, batch)` → one row for each conversation."""
 
 _CPU_ANSWER_SHARE = 0.25
 """What a new token counts for in the budget of a pass on a CPU."""
@@ -76,6 +85,7 @@ class ChatModel:
         self.name = name
         self.n_layers = int(config.num_hidden_layers)
         self.d_model = int(config.hidden_size)
+        self.vocabulary = int(config.vocab_size)
         self.layers: tuple[nn.Module, ...] = tuple(find_layers(hf, self.n_layers))
         self.chat = ChatFormat(tokenizer, name=name, system_prompt=system_prompt)
         context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
@@ -83,7 +93,6 @@ class ChatModel:
         self.max_batch_tokens = max_batch_tokens
         self._serving: Batch | None = None
         self._open: tuple[str, ...] = ()
-        self._intermediate = int(getattr(config, "intermediate_size", 4 * self.d_model))
         # Whether the model can leave out the logits of earlier tokens.
         self.keeps_logits = "logits_to_keep" in inspect.signature(hf.forward).parameters
         refuse_unfit(hf, name)
@@ -187,8 +196,8 @@ class ChatModel:
         from then on (and may be replaced), so that the same prompts always fall into the same batches."""
         if self.max_batch_tokens is not None:
             return Budgets(self.max_batch_tokens, self.max_batch_tokens)
-        per_layer = self.dtype.itemsize * (12 * self.d_model + 4 * self._intermediate)
-        return Budgets(token_budget(self.device, 2 * per_layer), token_budget(self.device, self.n_layers * per_layer))
+        each = token_bytes(self.hf.config.get_text_config(decoder=True), self.dtype)
+        return Budgets(*(token_budget(self.device, size) for size in each))
 
     def over_batches(
         self,
@@ -242,19 +251,18 @@ class ChatModel:
         return self.budgets.plain < before.plain or self.budgets.gradients < before.gradients
 
     def mean_over(
-        self, items: Items, layers: Iterable[int], read: ReadBatch, sites: Sites = NO_SITES
+        self, items: Items, layers: Iterable[int], read: Callable[[Tensor], Float[Tensor, "batch *_"]]
     ) -> dict[int, Tensor]:
-        """Layer → mean over items of `read(layer, residual or what is at its site, batch)`; sums are float64."""
+        """Layer → mean over items of `read(residual)`, a row for each; sums are float64."""
         totals: dict[int, Tensor] = {}
-        points = self.points(sites)
 
         def run(batch: Batch) -> dict[int, Tensor]:
             sums: dict[int, Tensor] = {}
 
             def add(layer: int, residual: Tensor) -> None:
-                sums[layer] = read(layer, residual, batch).cpu().double().sum(0)
+                sums[layer] = read(residual).cpu().double().sum(0)
 
-            with torch.inference_mode(), hooked(points, {layer: partial(add, layer) for layer in layers}):
+            with torch.inference_mode(), hooked(self.layers, {layer: partial(add, layer) for layer in layers}):
                 self.last_logits(batch)
             return sums
 
@@ -264,11 +272,7 @@ class ChatModel:
 
     def last_logits(self, batch: Batch) -> Float[Tensor, "batch vocab"]:
         """Logits at the last position of each row (float32). Gradients flow if any activation asks for them."""
-        return self.logits(batch, 1)[:, -1].float()
-
-    def logits(self, batch: Batch, keep: int) -> Float[Tensor, "batch kept vocab"]:
-        """Logits at the last `keep` positions (all, where there are fewer), in the model's dtype."""
-        options: dict[str, Any] = {"logits_to_keep": keep} if self.keeps_logits else {}
+        options: dict[str, Any] = {"logits_to_keep": 1} if self.keeps_logits else {}
         with self.serving(batch), folded_head(self.hf):
             output = self.hf(
                 input_ids=batch.input_ids,
@@ -277,7 +281,18 @@ class ChatModel:
                 use_cache=False,
                 **options,
             )
-        return output.logits[:, -keep:]
+        return output.logits[:, -1].float()
+
+    def final_states(self, batch: Batch) -> Float[Tensor, "batch pos d_model"]:
+        """What the output embedding reads, at every position, in the model's dtype; `head` makes logits of it. For
+        logits at many positions, which would not fit in memory together."""
+        return final_states_of(self.hf, partial(self.last_logits, batch))
+
+    def head(self, states: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
+        """Logits (float32) of what the output embedding reads: with what the model does to logits itself, as a cap."""
+        ids = torch.zeros(1, len(states), dtype=torch.long, device=self.device)
+        with torch.no_grad(), head_only(self.hf, states[None]):
+            return self.hf(input_ids=ids, use_cache=False).logits[0].float()
 
     def residuals(self, batch: Batch, layers: Sequence[int], sites: Sites = NO_SITES) -> Residuals:
         """Residuals `x[l]` of some layers (`[batch, pos, d_model]`, the model's dtype), or what is at other places of

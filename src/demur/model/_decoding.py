@@ -104,8 +104,7 @@ class _Decoding:
         if not self._takes_drafts:
             return none
         found = [self._guess(place) for place in self.places]
-        vocabulary = self.model.hf.config.get_text_config(decoder=True).vocab_size
-        widest = _LOGITS_BYTES // (len(found) * vocabulary * self.model.dtype.itemsize)
+        widest = _LOGITS_BYTES // (len(found) * self.model.vocabulary * self.model.dtype.itemsize)
         for width in sorted({min(len(guess), widest) for guess in found if guess}, reverse=True):
             used = sum(1 + min(len(guess), width) for guess in found)
             if used >= _WORTHWHILE * len(found) * (1 + width) and self._within_window(width):

@@ -202,17 +202,12 @@ class AnswerGuard(Protocol):
 
 
 @contextmanager
-def resumed(layers: Sequence[nn.Module], layer: int, output: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
-    """Skip `layers` up to `layer`, which gives `output` whatever goes in; hooks on it see that. For passes that differ
-    only from there on."""
-
-    def skip(each: int, hidden: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        return output if each == layer else hidden
-
-    before = [(module, vars(module).get("forward")) for module in layers[: layer + 1]]
+def _instead(modules: Mapping[nn.Module, Callable[..., object]]) -> Iterator[None]:
+    """Compute something else in place of some modules while the context is open; hooks on them stay."""
+    before = [(module, vars(module).get("forward")) for module in modules]
     try:
-        for each, (module, _) in enumerate(before):
-            module.forward = partial(skip, each)
+        for module, function in modules.items():
+            module.forward = function
         yield
     finally:
         for module, own in before:
@@ -220,6 +215,50 @@ def resumed(layers: Sequence[nn.Module], layer: int, output: Float[Tensor, "batc
                 del module.forward
             else:
                 module.forward = own
+
+
+def resumed(
+    layers: Sequence[nn.Module], layer: int, output: Float[Tensor, "batch pos d_model"]
+) -> AbstractContextManager[None]:
+    """Skip `layers` up to `layer`, which gives `output` whatever goes in; hooks on it see that. For passes that differ
+    only from there on."""
+
+    def skip(each: int, hidden: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return output if each == layer else hidden
+
+    return _instead({module: partial(skip, each) for each, module in enumerate(layers[: layer + 1])})
+
+
+def final_states_of(model: PreTrainedModel, run: Callable[[], object]) -> Float[Tensor, "batch pos d_model"]:
+    """What the output embedding reads (the last residual, normalised), from the pass that `run` makes, which ends
+    before any logits are computed; without gradients."""
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
+        found.append(output[0].detach())
+        raise _DeepEnough
+
+    with torch.no_grad(), model.base_model.register_forward_hook(keep), suppress(_DeepEnough):
+        run()
+    return found[0]
+
+
+def head_only(model: PreTrainedModel, states: Float[Tensor, "batch pos d_model"]) -> AbstractContextManager[None]:
+    """Skip everything before the output embedding, which reads `states` whatever goes in. No hook on a layer runs."""
+    return _instead({model.base_model: lambda *_args, **_kwargs: _FinalStates(states)})
+
+
+class _FinalStates:
+    """What a decoder returns that has nothing to say but its last hidden states."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.last_hidden_state = states
+
+    def __getitem__(self, place: int) -> Tensor:
+        return (self.last_hidden_state,)[place]
+
+    def __getattr__(self, name: str) -> None:
+        """Caches, router's logits and all else that some models pass on: none."""
 
 
 @contextmanager

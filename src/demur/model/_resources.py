@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 
@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None] | None
 
 # On a CPU larger batches stop paying long before memory ends, when activations no longer fit the cache; on a GPU they
 # fill it.
-_CPU_TOKENS = 1024
+CPU_TOKENS: Final = 1024
 _GPU_SHARE = 0.5
 
 SMALL_MODEL: Final = 20_000_000
@@ -29,7 +29,7 @@ SMALL_MODEL: Final = 20_000_000
 
 
 class Budgets(NamedTuple):
-    """Tokens that one pass may hold, and one that keeps activations for a backward pass."""
+    """Tokens that one pass may hold, or bytes of each, and of one that keeps activations for a backward pass."""
 
     plain: int
     gradients: int
@@ -38,9 +38,25 @@ class Budgets(NamedTuple):
 def token_budget(device: torch.device, bytes_per_token: int) -> int:
     """Tokens for one pass: half of the GPU's free memory at `bytes_per_token`, or a fixed 1,024 on a CPU."""
     if device.type != "cuda":
-        return _CPU_TOKENS
+        return CPU_TOKENS
     free, _total = torch.cuda.mem_get_info(device)
+    return tokens_in(free, bytes_per_token)
+
+
+def tokens_in(free: float, bytes_per_token: int) -> int:
+    """Tokens for one pass on a GPU with so much memory free."""
     return max(256, int(free * _GPU_SHARE) // max(1, bytes_per_token))
+
+
+def token_bytes(config: Any, dtype: torch.dtype) -> Budgets:
+    """Bytes that a pass of a text decoder of this configuration holds for each token: two layers' activations, and the
+    keys and values of all, or with gradients all layers' activations."""
+    d_model, layers = int(config.hidden_size), int(config.num_hidden_layers)
+    per_layer = dtype.itemsize * (12 * d_model + 4 * int(getattr(config, "intermediate_size", 4 * d_model)))
+    heads = int(getattr(config, "num_attention_heads", 1))
+    width = getattr(config, "head_dim", None) or d_model // heads
+    kept = 2 * layers * (getattr(config, "num_key_value_heads", None) or heads) * width * dtype.itemsize
+    return Budgets(2 * per_layer + kept, layers * per_layer)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,7 +10,7 @@ import torch
 
 from demur.errors import DemurError
 from demur.method.activations import KEPT_BYTES
-from demur.model import ChatFormat, chosen_dtype, find_device, fitting_threads, read_config
+from demur.model import CPU_TOKENS, ChatFormat, chosen_dtype, find_device, fitting_threads, read_config, tokens_in
 from demur.plan.counting import (
     EFFICIENCY,
     Machine,
@@ -17,6 +18,7 @@ from demur.plan.counting import (
     PromptLengths,
     Work,
     count_work,
+    machine_named,
     measure_machine,
     model_sizes,
 )
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 ASSUMED: Final = PromptLengths(before=5, message=45, after=5)
 """Prompt lengths where prompts or tokenizer are not at hand."""
+_FEW_TOKENS: Final = 2048
+"""Tokens of a pass that memory is planned for. On a GPU passes grow until they fill half of what is free."""
 _COUNTED: Final = 100
 """Prompts of each class whose tokens are counted."""
 
@@ -42,21 +46,31 @@ _SHARED: Final = (
 
 
 def plan_study(
-    study: Study[Any, Any], config: StudyConfig, *, prompt_tokens: int | None = None, workers: int = 1
+    study: Study[Any, Any],
+    config: StudyConfig,
+    *,
+    prompt_tokens: int | None = None,
+    workers: int = 1,
+    gpu: str | None = None,
 ) -> Page:
     """Plan a study: sizes from configurations alone, its work by running it on stand-ins, its time by measured speed.
 
-    The prompts that the configuration names need not exist. `prompt_tokens` are the mean tokens of a prompt with its
-    template (default: counted, or assumed), `workers` the processes that share the study. Gives a page: time in all,
-    sizes, time by stage, and what is assumed. Raises DemurError: model or SAEs have no configuration that can be read,
-    or do not fit each other.
+    The prompts that the configuration names need not exist. Gives a page: time in all, sizes, time by stage, and what
+    is assumed. Raises DemurError: model or SAEs have no configuration that can be read, or do not fit each other.
+
+    Args:
+        study: which one.
+        config: its options.
+        prompt_tokens: mean tokens of a prompt with its template (default: counted, or assumed).
+        workers: processes that share the study.
+        gpu: one of `GPUS`, to plan for in place of this machine; each worker then has one.
     """
     from demur.studies.inputs import configured_suite, with_paper_settings
 
     config = with_paper_settings(config)
     placed = _placed(config)
     hf = read_config(str(placed.model), placed.revision)
-    device = find_device(config.device)
+    device = torch.device("cuda") if gpu else find_device(config.device)
     dtype = chosen_dtype(hf, config.dtype, device) or torch.float32
     lengths = _prompt_lengths(config, str(placed.model))
     if prompt_tokens is not None:
@@ -66,38 +80,52 @@ def plan_study(
     kind = hf.get_text_config(decoder=True).model_type
     suite.check(d_model=model.d_model, n_layers=model.n_layers, model_type=kind)
     study.check(suite)
-    work = count_work(study, config, model, suite, lengths)
     cores = torch.get_num_threads()
     with fitting_threads(device, model.parameters):
-        machine = measure_machine(device, dtype)
+        machine = machine_named(gpu, dtype) if gpu else measure_machine(device, dtype)
         at_once = min(workers, cores // torch.get_num_threads()) if device.type == "cpu" else workers
-
+    batch_tokens = config.max_batch_tokens or _batch_tokens(model, machine)
+    work = count_work(study, config, model, suite, lengths, batch_tokens)
     times = _times(work, model, machine, at_once)
     together = f" ({times[-1][-1]} with {workers} workers)" if workers > 1 else ""
-    memory = _memory(config, model, machine, suite, lengths)
+    memory = _memory(config, model, machine, suite, lengths, batch_tokens, work)
     downloads = {"model": _model_download(placed), "SAEs": _sae_download(suite, model.d_model)}
     known = [size for size in downloads.values() if size is not None]
     download = bytes_text(sum(known) if len(known) == len(downloads) else None)
+    place = f"{workers} x {gpu}" if gpu else str(device)
     total = (
-        f"About {times[-1][2]}{together} in {str(dtype).removeprefix('torch.')} on {device}, "
+        f"About {times[-1][2]}{together} in {str(dtype).removeprefix('torch.')} on {place}, "
         f"{bytes_text(memory['peak'])} of memory, {download} to download."
     )
-    sizes = [
+    assumed = Text(_assumptions(config, machine, lengths, gpu) + (_SHARED if workers > 1 else ""), role="note")
+    sections = (
+        Section("In all", (Text(total, role="verdict"),), brief=True),
+        Section("Sizes", (_sizes(model, suite, downloads, memory),), brief=True),
+        Section("Time", (_spent(times, workers), assumed), brief=True),
+    )
+    return Page(f"demur plan {study.name}: {config.model or 'the bundled model'}", sections)
+
+
+def _sizes(model: ModelSizes, suite: Suite, downloads: Mapping[str, int | None], memory: Mapping[str, float]) -> Table:
+    rows = [
         ("model", f"{model.parameters / 1e6:,.1f} million parameters, {model.n_layers} layers"),
         ("SAEs", f"{len(suite.layers)} layers of {max(spec.d_sae for spec in suite.specs):,} features"),
         *((f"download: {name}", bytes_text(size)) for name, size in downloads.items()),
         *((f"memory: {name}", bytes_text(size)) for name, size in memory.items()),
     ]
+    return Table.of("", "what | > size", rows)
+
+
+def _spent(times: Sequence[tuple[str, ...]], workers: int) -> Table:
     column = f" | > {workers} workers" if workers > 1 else ""
     rows = times if workers > 1 else [row[:3] for row in times]
-    spent = Table.of("", f"stage | > TFLOP | > time{column}", rows, strong=[len(times) - 1])
-    assumed = Text(_assumptions(config, machine, lengths) + (_SHARED if workers > 1 else ""), role="note")
-    sections = (
-        Section("In all", (Text(total, role="verdict"),), brief=True),
-        Section("Sizes", (Table.of("", "what | > size", sizes),), brief=True),
-        Section("Time", (spent, assumed), brief=True),
-    )
-    return Page(f"demur plan {study.name}: {config.model or 'the bundled model'}", sections)
+    return Table.of("", f"stage | > TFLOP | > time{column}", rows, strong=[len(times) - 1])
+
+
+def _batch_tokens(model: ModelSizes, machine: Machine) -> int:
+    """Tokens of a pass: half of what the weights leave free of a GPU, or a fixed number on a CPU."""
+    weights = model.parameters * model.value_bytes
+    return tokens_in(machine.memory - weights, model.pass_bytes) if machine.memory else CPU_TOKENS
 
 
 def _times(work: dict[str, Work], model: ModelSizes, machine: Machine, processes: int) -> list[tuple[str, ...]]:
@@ -111,9 +139,10 @@ def _times(work: dict[str, Work], model: ModelSizes, machine: Machine, processes
     return [(name, f"{each / 1e12:,.2f}", duration(one), duration(several)) for name, each, one, several in rows]
 
 
-def _assumptions(config: StudyConfig, machine: Machine, lengths: PromptLengths) -> str:
+def _assumptions(config: StudyConfig, machine: Machine, lengths: PromptLengths, gpu: str | None) -> str:
+    known = f"By the data sheet of the {gpu}" if gpu else "Measured here"
     return (
-        f"Measured here: {machine.flops / 1e9:,.0f} GFLOP/s in a matrix product, "
+        f"{known}: {machine.flops / 1e9:,.0f} GFLOP/s in a matrix product, "
         f"{machine.bandwidth / 1e9:,.0f} GB/s in a copy, {1e6 * machine.layer_call:,.0f} µs to call a layer. "
         f"Assumed: prompts of {sum(lengths)} tokens, answers of {config.max_new_tokens}, {EFFICIENCY:.0%} of the "
         "product's speed. Left out: loading, downloading and reading SAE files, judges that are models, capability "
@@ -122,23 +151,35 @@ def _assumptions(config: StudyConfig, machine: Machine, lengths: PromptLengths) 
 
 
 def _memory(
-    config: StudyConfig, model: ModelSizes, machine: Machine, suite: Suite, lengths: PromptLengths
+    config: StudyConfig,
+    model: ModelSizes,
+    machine: Machine,
+    suite: Suite,
+    lengths: PromptLengths,
+    batch_tokens: int,
+    work: dict[str, Work],
 ) -> dict[str, float]:
-    """What is held → bytes, and the most at once: a dictionary is looked through, or gradients are taken."""
-    row, tokens = 4 * model.d_model, config.max_batch_tokens or 2048
-    dictionary, weights = max(spec.d_sae for spec in suite.specs) * row, model.parameters * model.value_bytes
+    """What is held → bytes, for the parts of the method that this study has, and the most at once."""
+    row = 4 * model.d_model
+    tokens = min(_FEW_TOKENS, batch_tokens)
+    weights = model.parameters * model.value_bytes
     # Reading one feature of a TopK dictionary takes the whole encoder.
     encoders = sum(spec.d_sae * row for spec in suite.specs if spec.activation == "topk")
+    pool = 2 * getattr(config, "k0", 10) * len(suite.layers) * row + encoders
+    done = sum(work.values(), start=Work())
     kept = min(KEPT_BYTES, 2 * config.n.selection * sum(lengths) * len(suite.layers) * row)
-    pool, activations = 2 * getattr(config, "k0", 10) * len(suite.layers) * row + encoders, tokens * model.saved_bytes
+    beside = {
+        "whole dictionaries": done.dictionary and max(spec.d_sae for spec in suite.specs) * row + kept,
+        f"gradients, {tokens} tokens": done.backward_passes and pool + tokens * model.saved_bytes,
+        f"answers, {tokens} tokens": done.written and pool + tokens * model.pass_bytes,
+        "weights in float32, for exact patching": done.conversions and (4 - model.value_bytes) * model.parameters,
+    }
     return {
         "Python and libraries": machine.resident,
         "weights": weights,
         "SAE rows of the pool": pool,
-        "one whole dictionary": dictionary,
-        "residuals that it reads": kept,
-        f"activations, {tokens} tokens": activations,
-        "peak": machine.resident + weights + max(dictionary + kept, pool + activations),
+        **{name: size for name, size in beside.items() if size},
+        "peak": machine.resident + weights + max(pool, *beside.values()),
     }
 
 

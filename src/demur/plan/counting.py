@@ -12,8 +12,8 @@ import logging
 import math
 import os
 import timeit
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass, replace
 from math import prod
 from operator import add
@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from demur.errors import ModelError
+from demur.errors import InputError, ModelError
 from demur.judges import Judge
-from demur.model import ChatModel, find_layers
+from demur.model import ChatModel, find_layers, token_bytes
 from demur.saes import DenseSae, Suite
 from demur.studies.config import Sources, StudyConfig
 from demur.types import PURPOSES, Answer, Label, Outcome, Prompt, PromptSet, Split, Splits, Verdict
@@ -52,6 +52,7 @@ class Work:
         backward_passes, backward_tokens: backward passes (to activations: parameters are frozen), token slots in them.
         steps, written: steps of writing answers, one token for each row, and tokens written.
         dictionary: floating-point operations of products with whole dictionaries.
+        conversions: times that the weights are turned into float32.
     """
 
     passes: int = 0
@@ -62,9 +63,15 @@ class Work:
     steps: int = 0
     written: int = 0
     dictionary: float = 0.0
+    conversions: int = 0
 
     def __add__(self, other: Work) -> Work:
         return Work(*map(add, astuple(self), astuple(other)))
+
+    def towards(self, other: Work, times: float) -> Work:
+        """This work and `times` what the other has more of."""
+        each = zip(astuple(self), astuple(other), strict=True)
+        return Work(*(one + type(one)(times * (more - one)) for one, more in each))
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class ModelSizes:
         value_bytes: bytes of a weight or an activation.
         token_flops, logit_flops: of a forward pass, for each token, and for each position whose logits are computed.
         saved_bytes: kept for the gradient of activations, for each token.
+        pass_bytes: held by a pass without gradients, for each token, keys and values included.
     """
 
     parameters: int
@@ -86,6 +94,7 @@ class ModelSizes:
     token_flops: float
     logit_flops: float
     saved_bytes: float
+    pass_bytes: int = 0
 
 
 def model_sizes(config: Any, dtype: torch.dtype, tokens: int) -> ModelSizes:
@@ -112,6 +121,7 @@ def model_sizes(config: Any, dtype: torch.dtype, tokens: int) -> ModelSizes:
         token_flops=(flops - logit_flops) / tokens,
         logit_flops=logit_flops,
         saved_bytes=saved / tokens,
+        pass_bytes=token_bytes(text, dtype).plain,
     )
 
 
@@ -142,7 +152,9 @@ class Machine:
     """Measured speed.
 
     Attributes:
-        flops: floating-point operations per second of a large product.
+        flops: floating-point operations per second of a large product, in the model's number format.
+        single: those in float32.
+        memory: free bytes of a GPU; 0 for a CPU.
         bandwidth: bytes per second of a copy.
         layer_call: seconds that one call of a decoder layer takes however little it has to do.
         resident: bytes that Python and the libraries hold before any model is loaded (0 on a GPU).
@@ -152,6 +164,8 @@ class Machine:
     bandwidth: float
     layer_call: float = 0.0
     resident: int = 0
+    single: float = 0.0
+    memory: float = 0.0
 
     def flops_of(self, work: Work, model: ModelSizes) -> float:
         """Floating-point operations of counted work. A backward pass to activations costs as much as a forward one."""
@@ -162,7 +176,7 @@ class Machine:
         """Seconds of counted work: its operations at half the product's speed, or the bytes of the weights for each
         written token where those take longer; and the calls of layers, backward ones twice. Several processes take
         turns at its batches, and share nothing else."""
-        speed = EFFICIENCY * self.flops
+        speed = EFFICIENCY * (self.single or self.flops if work.conversions else self.flops)
         writing = work.written * (model.token_flops + model.logit_flops) / speed
         moving = work.steps * model.parameters * model.value_bytes / self.bandwidth
         calls = model.n_layers * (work.passes + 2 * work.backward_passes + work.steps)
@@ -172,18 +186,44 @@ class Machine:
         return turns * (reading + max(writing, moving) + calls * self.layer_call)
 
 
+GPUS: Final[Mapping[str, tuple[float, float, float, float]]] = {
+    "a100": (312e12, 19.5e12, 2.04e12, 80e9),
+    "h100": (989e12, 67e12, 3.35e12, 80e9),
+    "h200": (989e12, 67e12, 4.8e12, 141e9),
+    "l40s": (362e12, 91.6e12, 0.86e12, 48e9),
+    "rtx4090": (165e12, 82.6e12, 1.01e12, 24e9),
+}
+"""Data sheets: operations a second in 16 bits (dense) and in float32, bytes a second of memory, and its bytes."""
+_OF_DATA_SHEET: Final = 0.8
+"""What large products and copies reach of that: an H200 gave 790 TFLOP/s and 4.3 TB/s."""
+
+
+def machine_named(name: str, dtype: torch.dtype) -> Machine:
+    """A GPU by its data sheet. Layers are called by this machine's processor. Raises InputError: it is not known."""
+    if name not in GPUS:
+        raise InputError(f"unknown GPU {name!r}; there are {', '.join(GPUS)}")
+    *speeds, memory = GPUS[name]
+    half, single, bandwidth = (_OF_DATA_SHEET * each for each in speeds)
+    flops, call = half if dtype.itemsize == 2 else single, _layer_call(torch.device("cpu"))
+    return Machine(flops, bandwidth, call, single=single, memory=memory)
+
+
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """Speed of a large matrix product and of a copy, best of several, in well under a second."""
     side, values = (8192, 1 << 27) if device.type == "cuda" else (1024, 1 << 24)
     a = torch.ones(side, side, device=device, dtype=dtype)
     source = torch.ones(values, device=device)
     target = torch.empty_like(source)
+    a32 = a.float()
+    flops = 2 * side**3 / _best_seconds(lambda: a @ a, device)
     return Machine(
-        flops=2 * side**3 / _best_seconds(lambda: a @ a, device),
+        flops=flops,
+        single=flops if dtype is torch.float32 else 2 * side**3 / _best_seconds(lambda: a32 @ a32, device),
         # A copy reads and writes every byte.
         bandwidth=2 * 4 * values / _best_seconds(lambda: target.copy_(source), device),
         layer_call=_layer_call(device),
         resident=_resident_bytes() if device.type == "cpu" else 0,
+        memory=torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0,
     )
 
 
@@ -224,6 +264,8 @@ WIDTH: Final = 8
 _SAE_WIDTH: Final = 1021
 """Features of a stand-in SAE: a prime, so that products with whole dictionaries are known by their shapes."""
 _CATEGORIES: Final = 7
+COUNTED_TESTS: Final = 200
+"""Test prompts of each class that are counted; work is linear in them."""
 _PRODUCTS: Final = ("matmul", "__matmul__", "mm", "bmm", "mv", "linear")
 _INSTEAD: Final = {"paper_settings": False, "tasks": (), "harm_judges": (), "resamples": 100}
 """Settings of work that is not priced: other programs' and other models', and arithmetic on results."""
@@ -263,6 +305,29 @@ class _Block(nn.Module):
         return hidden + 0.1 * torch.tanh((hidden.cumsum(1) / places) @ self.weight)
 
 
+class _CountingDecoder(nn.Module):
+    """All of the stand-in but the output embedding: counts the passes over it."""
+
+    def __init__(self, n_layers: int, vocabulary: int, stages: Stages) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, WIDTH)
+        self.layers = nn.ModuleList(_Block() for _ in range(n_layers))
+        self.stages = stages
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
+        slots = input_ids.numel()
+        self.stages.now += Work(passes=1, tokens=slots)
+        hidden = self.embedding(input_ids) * attention_mask[..., None]
+        for layer in self.layers:
+            hidden = layer(hidden)
+        if hidden.requires_grad:
+            hidden.register_hook(lambda _: self._backward(slots))
+        return (hidden,)
+
+    def _backward(self, slots: int) -> None:
+        self.stages.now += Work(backward_passes=1, backward_tokens=slots)
+
+
 class _CountingModel(nn.Module):
     """Stands in for a causal LM: counts its calls, and answers by the label that the prompt names."""
 
@@ -275,14 +340,13 @@ class _CountingModel(nn.Module):
         sizes: dict[str, Any] = {"hidden_size": WIDTH, "num_attention_heads": 1, "num_hidden_layers": n_layers}
         self.config: Any = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=10**9, **sizes)
         self.generation_config: Any = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
-        self.embedding = nn.Embedding(len(tokenizer), WIDTH)
-        self.layers = nn.ModuleList(_Block() for _ in range(n_layers))
+        self.base_model = _CountingDecoder(n_layers, len(tokenizer), stages)
         self.stages = stages
         words: Any = tokenizer.convert_tokens_to_ids(["harmful", "I", "Sure", "filler"])
         self.harmful, self.refusing, self.complying, self.filler = words
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.embedding
+        return self.base_model.embedding
 
     def get_output_embeddings(self) -> None:
         return None
@@ -290,7 +354,7 @@ class _CountingModel(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None = None,
         logits_to_keep: int = 0,
         *,
         use_cache: bool = False,
@@ -298,20 +362,12 @@ class _CountingModel(nn.Module):
     ) -> SimpleNamespace:
         if use_cache:
             return self._decode(input_ids, begins=more.get("past_key_values") is None)
-        hidden = self.embedding(input_ids) * attention_mask[..., None]
-        for layer in self.layers:
-            hidden = layer(hidden)
-        logits = hidden[:, -logits_to_keep:] @ self.embedding.weight.T
+        hidden = self.base_model(input_ids, attention_mask)[0]
+        logits = hidden[:, -logits_to_keep:] @ self.base_model.embedding.weight.T
         # Refusing is never the likeliest, so that ablation always has something to change.
         logits = logits - 20.0 * (torch.arange(logits.shape[-1]) == self.refusing)
-        slots = input_ids.numel()
-        self.stages.now += Work(passes=1, tokens=slots, logits=logits[..., 0].numel())
-        if logits.requires_grad:
-            logits.register_hook(lambda _: self._backward(slots))
+        self.stages.now += Work(logits=logits[..., 0].numel())
         return SimpleNamespace(logits=logits)
-
-    def _backward(self, slots: int) -> None:
-        self.stages.now += Work(backward_passes=1, backward_tokens=slots)
 
     def _decode(self, input_ids: Tensor, *, begins: bool) -> SimpleNamespace:
         """A pass of decoding: the prompts', or a step of all rows. Drafts may save steps, which is not counted."""
@@ -342,6 +398,15 @@ class _DictionaryProducts(TorchFunctionMode):
                 real = prod(self._real.get(size, size) for size in (inner, last))
                 self._stages.now += Work(dictionary=2.0 * real * prod(out.shape[:-1]))
         return out
+
+
+class _StandIn(ChatModel):
+    """A chat model that counts conversions to float32, too."""
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        cast("Any", self.hf).stages.now += Work(conversions=1)
+        yield
 
 
 class _LabelJudge(Judge):
@@ -395,17 +460,42 @@ def _thin(suite: Suite) -> Suite:
 
 
 def count_work(
-    study: Study[Any, Any], config: StudyConfig, model: ModelSizes, suite: Suite, lengths: PromptLengths
+    study: Study[Any, Any],
+    config: StudyConfig,
+    model: ModelSizes,
+    suite: Suite,
+    lengths: PromptLengths,
+    batch_tokens: int,
 ) -> dict[str, Work]:
-    """Run a study on stand-ins and count what it does, by timed stage. Raises DemurError: the study stops on the
-    stand-ins.
+    """Run a study on stand-ins and count what it does, by timed stage. Of more test prompts than 200 the first 100 and
+    200 are counted, and what the second hundred adds is what each further hundred does. Raises DemurError: the study
+    stops on the stand-ins.
 
     Args:
         study: which one.
         config: its options; the sizes of splits, the grids and the limits count, files and names do not.
         model, suite: the real ones, of which only sizes count.
         lengths: tokens of a prompt.
+        batch_tokens: tokens of a pass.
     """
+    config = config.model_copy(update={"max_batch_tokens": batch_tokens})
+    tests = config.n.test
+    if tests <= COUNTED_TESTS:
+        return _counted(study, config, model, suite, lengths)
+    few, more = (
+        _counted(study, _with_tests(config, n), model, suite, lengths) for n in (COUNTED_TESTS // 2, COUNTED_TESTS)
+    )
+    times = (tests - COUNTED_TESTS // 2) / (COUNTED_TESTS // 2)
+    return {name: few.get(name, Work()).towards(work, times) for name, work in more.items()}
+
+
+def _with_tests(config: StudyConfig, n: int) -> StudyConfig:
+    return config.model_copy(update={"n": config.n.model_copy(update={"test": n})})
+
+
+def _counted(
+    study: Study[Any, Any], config: StudyConfig, model: ModelSizes, suite: Suite, lengths: PromptLengths
+) -> dict[str, Work]:
     from demur.studies.context import open_context
     from demur.studies.inputs import Inputs, before_names, other_names
 
@@ -419,12 +509,12 @@ def count_work(
         torch.manual_seed(0)
         tokenizer = _tokenizer(lengths)
         hf: Any = _CountingModel(model.n_layers, tokenizer, stages)
-        chat = ChatModel(hf, tokenizer, name="stand-in", max_batch_tokens=config.max_batch_tokens or 2048)
+        chat = _StandIn(hf, tokenizer, name="stand-in", max_batch_tokens=config.max_batch_tokens)
         splits = _splits(config, lengths.message)
         others = {name: _thin(suite) for name in other_names(config)}
         inputs = Inputs("stand-in", "stand-ins", chat, _thin(suite), splits, _LabelJudge(), others=others)
         # Another name is another identity, so that no stage is taken for the studied model's.
-        again = {name: ChatModel(hf, tokenizer, name=name, max_batch_tokens=chat.max_batch_tokens)
+        again = {name: _StandIn(hf, tokenizer, name=name, max_batch_tokens=chat.max_batch_tokens)
                  for name in before_names(config)}  # fmt: skip
         inputs = replace(inputs, before={name: replace(inputs, model=model) for name, model in again.items()})
         planned = _without_sources(config, folder, lengths.message)

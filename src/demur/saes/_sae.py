@@ -93,10 +93,8 @@ class Sae:
         not read."""
         if self.spec.activation == "topk":
             yield self._topk_encoder()
-            return
-        for block in _blocks(self.spec.d_sae, size):
-            w_enc, b_enc = self._weights.encoder_rows(block)
-            yield Encoder(self.spec.layer, w_enc.T, b_enc, self._weights.thresholds(block))
+        else:
+            yield from map(self._encoder_rows, _blocks(self.spec.d_sae, size))
 
     def blocks(self, size: int) -> Iterator[Features]:
         """The dictionary in order, at most `size` features at a time; a TopK dictionary in one piece."""
@@ -117,9 +115,12 @@ class Sae:
         return DenseSae(spec.layer, w_enc, b_enc, thresholds, w_dec, *known, reads=spec.reads, writes=spec.writes)
 
     def _feature_rows(self, which: Which) -> FeatureRows:
+        encoder = self._encoder_rows(which)
+        return FeatureRows(**vars(encoder), w_dec=self._weights.decoder_rows(which), indices=tuple(which))
+
+    def _encoder_rows(self, which: Which) -> Encoder:
         w_enc, b_enc = self._weights.encoder_rows(which)
-        thresholds, w_dec = self._weights.thresholds(which), self._weights.decoder_rows(which)
-        return FeatureRows(self.spec.layer, w_enc.T, b_enc, thresholds, w_dec, tuple(which))
+        return Encoder(self.spec.layer, w_enc.T, b_enc, self._weights.thresholds(which))
 
     def _topk_encoder(self) -> TopKEncoder:
         return TopKEncoder(self.spec.layer, *self._encoder(), threshold=None, top=self.spec.k or 0)

@@ -137,7 +137,7 @@ class Study(Generic[ConfigT, ResultT]):
         if self.residual and suite.reads:
             raise InputError(
                 f"`demur {self.name}` needs SAEs of the residual stream: {self.residual}. {suite.source} holds "
-                "transcoders; name SAEs with --saes"
+                "transcoders; name SAEs instead"
             )
 
     @property

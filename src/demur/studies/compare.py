@@ -238,8 +238,8 @@ class Experiment:
         return max(known, key=lambda factor: ranks[factor]) if known else None
 
     def _best_value(self, method: Method) -> float | None:
-        """The strength under which most harmless tuning prompts are refused; the mildest of equals. None where the
-        method cannot induce."""
+        """The strength under which most harmless tuning prompts are refused; the mildest of equals, or the
+        first where nothing is scored. None where the method cannot induce."""
         values = method.strengths(self.config, "induce")
         if not all(method.induce(self.sets[method.name], value) for value in values):
             return None
@@ -247,7 +247,7 @@ class Experiment:
         answered = self.each(partial(self._answer, each) for each in asked)
         rates = {value: each.runs[0].refusal.value for value, each in zip(values, answered, strict=True)}
         known = [value for value in rates if not math.isnan(rates[value])]
-        return max(known or list(rates), key=lambda value: (rates[value], -value))
+        return max(known or values[:1], key=lambda value: (rates[value], -value))
 
     def each(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
         """What the tasks give; processes that share the run share them out."""

@@ -101,7 +101,7 @@ class Gauge:
 
     def signals(self, levels: np.ndarray) -> np.ndarray:
         """Harm and refusal signal of each row of levels, shape (prompt, 2); nan where there are no such features."""
-        parts = (slice(0, len(self.harm)), slice(len(self.harm), None))
+        parts = (slice(len(self.harm)), slice(len(self.harm), None))
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.stack([levels[:, part].sum(1) / self.reference[part].sum() for part in parts], 1)
 
@@ -248,13 +248,13 @@ class Walk:
     @classmethod
     def of(cls, pair: AttackPair, steps: int) -> Walk | None:
         """At most so many steps; a longer text is added several words at a time. None where the plain prompt does not
-        stand in the adversarial one, or nothing but signs is around it."""
+        stand in the adversarial one, or nothing is around it."""
         if pair.around is None:
             return None
         before, after = pair.around
         request = pair.text[len(before) : len(pair.text) - len(after)]
-        parts = Parts.joined([re.findall(r"\s*\S+\s*", before), re.findall(r"\s*\S+", after)], steps, request)
-        return cls(pair.id, parts) if parts.words else None
+        pieces = [re.findall(r"\s*\S+\s*", before), re.findall(r"\s*\S+", after)]
+        return cls(pair.id, Parts.joined(pieces, steps, request))
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:

@@ -80,11 +80,14 @@ def other_names(config: StudyConfig) -> tuple[str, ...]:
     return given if config.model is not None else (BASE_SAES, *given)
 
 
-def _other_suites(config: StudyConfig, model: ChatModel) -> dict[str, Suite]:
+def _other_suites(config: StudyConfig, model: ChatModel, check: Callable[[Suite], None]) -> dict[str, Suite]:
     from demur.bundled import bundled_path
 
     sources = {name: bundled_path().base_saes if name == BASE_SAES else name for name in other_names(config)}
-    return {name: load_saes(model, source, layers=config.layers) for name, source in sources.items()}
+    found = {name: load_saes(model, source, layers=config.layers) for name, source in sources.items()}
+    for suite in found.values():
+        check(suite)
+    return found
 
 
 HELPFUL = "before safety training"
@@ -166,7 +169,8 @@ def read_splits(config: StudyConfig) -> Splits:
 
 def load_inputs(config: StudyConfig, check: Callable[[Suite], None] = lambda _suite: None) -> Inputs:
     """Load everything, in the order of what fails cheapest: judge, prompts, configurations, weights. `check` is called
-    with the SAEs before the model is loaded. Raises InputError, ModelError, SaeError: what is wrong with the inputs."""
+    with the SAEs before the model is loaded, and with each other suite. Raises InputError, ModelError, SaeError: what
+    is wrong with the inputs."""
     if config.model is None:
         from demur.bundled import BundledJudge, bundled_path
 
@@ -176,7 +180,7 @@ def load_inputs(config: StudyConfig, check: Callable[[Suite], None] = lambda _su
         suite = load_suite(place.saes, layers=config.layers, average_l0=config.average_l0)
         _check_checkpoints(config, place.model)
         model = _model(config, place.model)
-        others = _other_suites(config, model)
+        others = _other_suites(config, model, check)
         found = Inputs("the bundled model", "the bundled SAEs", model, suite, splits, judge, others=others)
         return replace(found, before=_before(config, found))
     judge = outcome_judge(config.judge or "patterns")
@@ -186,5 +190,6 @@ def load_inputs(config: StudyConfig, check: Callable[[Suite], None] = lambda _su
     check(suite)
     _check_checkpoints(config, str(config.model))
     model = _model(config, str(config.model))
-    found = Inputs(model.name, suite.source, model, suite, splits, judge, others=_other_suites(config, model))
+    others = _other_suites(config, model, check)
+    found = Inputs(model.name, suite.source, model, suite, splits, judge, others=others)
     return replace(found, before=_before(config, found))

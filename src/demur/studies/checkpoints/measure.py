@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from demur.errors import ModelError
-from demur.guard import Labelled, Probe, Reading, fit_probe, read_prompts
+from demur.guard import Labelled, Reading, best_probe, fit_probe, read_prompts
 from demur.method.activations import feature_activations, over_regions
 from demur.method.direction import first_token
 from demur.method.interventions import Compiled, ScaleFeatures
@@ -178,11 +178,11 @@ def p_harmful(side: Side, context: Context[Any], tests: Sequence[PromptSet]) -> 
         train, check, choice = (
             _labelled(side, each.harmful, each.harmless) for each in (splits.direction, splits.selection, splits.tuning)
         )
-        tried: list[tuple[float, int, Probe]] = []
-        for layer in range(side.work.model.n_layers):
-            probe = fit_probe(Reading(kind="dense", layer=layer, pooling="mean"), train(layer), check(layer))
-            tried.append((float(probe.log_losses(choice(layer)).mean()), layer, probe))
-        _, layer, probe = min(tried, key=lambda each: each[:2])
+        probe = best_probe(
+            (fit_probe(Reading(kind="dense", layer=layer, pooling="mean"), train(layer), check(layer)), choice(layer))
+            for layer in range(side.work.model.n_layers)
+        )
+        (layer,) = probe.reading.layers
         return [probe.probability(readings(side, each)[layer]).tolist() for each in tests]
 
     depends = {

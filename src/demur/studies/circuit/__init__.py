@@ -122,6 +122,8 @@ class _Circuit:
         from demur.method.edges import post_means
 
         context = self.context
+        if not len(self.harmless):
+            return np.zeros((0, len(self.refusal)))
 
         def compute() -> _Rows:
             return _rows(post_means(context.model, context.suite, self.items(self.harmless), self.refusal))

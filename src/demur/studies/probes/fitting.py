@@ -3,7 +3,7 @@ validation prompts, never on test prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Self, get_args
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from demur.errors import InputError
-from demur.guard.probes import Labelled, Probe, fit_centroids, fit_probe
+from demur.guard.probes import Labelled, Probe, best_probe, fit_centroids, fit_probe
 from demur.guard.readings import Pooling, Reading, Values, read_prompts
 from demur.guard.stats import threshold_at
 from demur.method.likelihood import token_losses
@@ -193,16 +193,18 @@ class Bench:
     def best(self, asked: Representation, target: Target) -> Fitted:
         """The probe of the reading with the least log loss on the validation prompts."""
         parts = (self.train, self.choice)
-        values = [self.read(part.prompts, asked.readings, asked.name) for part in parts]
+        read = [self.read(part.prompts, asked.readings, asked.name) for part in parts]
         fit = fit_centroids if asked.centroids else partial(fit_probe, penalty="l1" if asked.l1 else "l2")
-        tried: list[tuple[float, Probe]] = []
-        for number, reading in enumerate(asked.readings):
-            sides = [self.labelled(part, v[number], target) for part, v in zip(parts, values, strict=True)]
-            probe = fit(reading, *sides)
-            tried.append((float(probe.log_losses(sides[1]).mean()), probe))
-        probe = min(tried, key=lambda each: each[0])[1]
-        (held,) = self.read(self.validation.prompts, [probe.reading], asked.name)
-        return self._fitted(asked.name, target, probe, self.labelled(self.validation, held, target), len(tried))
+
+        def tried() -> Iterator[tuple[Probe, Labelled]]:
+            for number, reading in enumerate(asked.readings):
+                train, choice = (self.labelled(part, v[number], target) for part, v in zip(parts, read, strict=True))
+                yield fit(reading, train, choice), choice
+
+        probe = best_probe(tried())
+        (values,) = self.read(self.validation.prompts, [probe.reading], asked.name)
+        held = self.labelled(self.validation, values, target)
+        return self._fitted(asked.name, target, probe, held, len(asked.readings))
 
     def _keywords(self, target: Target) -> Fitted:
         """Words and pairs of words by tf-idf: the cheapest thing that could work."""

@@ -7,7 +7,7 @@ ones, which need not be stopped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from demur.errors import InputError
-from demur.guard import Guard, Labelled, Reading, Stream, fit_probe
+from demur.guard import Guard, Labelled, Probe, Reading, Stream, best_probe, fit_probe
 from demur.guard.stats import threshold_at
 from demur.model import Region, answer_batches
 from demur.stats import Estimate, wilson
@@ -86,13 +86,14 @@ def best_stream(
         benign: which of the held answers are to harmless requests.
         window: tokens that the running score looks back on.
     """
-    tried: list[tuple[float, int, Stream]] = []
-    for layer, residuals in enumerate(zip(*tables, strict=True)):
-        train, held = (windows(each, y, window) for each, y in zip(residuals, labels, strict=True))
-        probe = fit_probe(Reading(kind="dense", layer=layer, pooling="mean"), train, held)
-        tried.append((float(probe.log_losses(held).mean()), layer, Stream(probe, window, 0.0)))
-    _, layer, best = min(tried, key=lambda each: each[:2])
-    highest = max(float(best.running(x).max()) for x, quiet in zip(tables[1][layer], benign, strict=True) if quiet)
+
+    def tried() -> Iterator[tuple[Probe, Labelled]]:
+        for layer, residuals in enumerate(zip(*tables, strict=True)):
+            train, held = (windows(each, y, window) for each, y in zip(residuals, labels, strict=True))
+            yield fit_probe(Reading(kind="dense", layer=layer, pooling="mean"), train, held), held
+
+    best = Stream(best_probe(tried()), window, 0.0)
+    highest = max(float(best.running(x).max()) for x, quiet in zip(tables[1][best.layer], benign, strict=True) if quiet)
     return replace(best, threshold=highest + _MARGIN)
 
 
