@@ -22,7 +22,7 @@ import runtime_checks
 # What fsync is for, a power cut, no test makes; a small study waits for it half of its time on a busy disk.
 os.fsync = lambda _descriptor: None
 
-# Before anything imports demur: every annotated function is then checked at each call.
+# Before anything imports demur: the first calls of every annotated function are then checked in each test.
 runtime_checks.install("demur")
 
 # Shared machines stall for seconds; a deadline would report that as a failure of the code.
@@ -69,6 +69,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skip("eval", "lm-evaluation-harness is not installed: pip install 'demur[eval]'")
     if any(item.get_closest_marker("gpu") for item in items) and not _cuda_is_there():
         skip("gpu", "no CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def types_are_checked() -> None:
+    runtime_checks.start_test()
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,17 @@
-"""Types and tensor shapes of the package, checked at each call while its tests run.
+"""Types and tensor shapes of the package, checked while its tests run: the first calls of each function in each test.
 
-`jaxtyping.install_import_hook` does the same, but also decorates functions inside functions, and that anew at each call
-of the outer one: two thirds of the time of whole studies went there.
+`jaxtyping.install_import_hook` checks every call, and also decorates functions inside functions, anew at each call of the
+outer one. That took two thirds of the time of whole studies, and checks of each call still a fifth: a decoding step calls
+the same few functions thousands of times with the same shapes.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import sys
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from typing import Any
@@ -19,6 +22,17 @@ from jaxtyping import jaxtyped
 # An int is accepted for a float, as static type checkers do.
 _check_types = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeError))
 
+# Calls of one function that are checked in one test.
+CALLS = 20
+
+# Calls checked in this test so far, by function.
+_counts: dict[Any, int] = {}
+
+
+def start_test() -> None:
+    """Check each function's next calls again."""
+    _counts.clear()
+
 
 def check(target: Any) -> Any:
     """A function whose arguments and result are checked, or a dataclass whose fields are.
@@ -28,12 +42,32 @@ def check(target: Any) -> Any:
     """
     if isinstance(target, type):
         return jaxtyped(target, typechecker=_check_types)
+    # Now, and not at the first call: a test may have put something else in a class's place by then.
     annotations: dict[str, Any] = {}
     for name, annotation in target.__annotations__.items():
         with contextlib.suppress(NameError):
             annotations[name] = eval(annotation, target.__globals__) if isinstance(annotation, str) else annotation
     target.__annotations__ = {name: each for name, each in annotations.items() if "Self" not in str(each)}
-    if "jaxtyping." in str(annotations):
+    if not target.__annotations__:
+        return target
+    checked: Callable[..., Any] | None = None
+
+    @functools.wraps(target)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal checked
+        count = _counts.get(target, 0)
+        if count >= CALLS:
+            return target(*args, **kwargs)
+        _counts[target] = count + 1
+        # At the first call, as the tests of one process call few of a package's functions.
+        checked = checked or _checked(target)
+        return checked(*args, **kwargs)
+
+    return call
+
+
+def _checked(target: Any) -> Callable[..., Any]:
+    if "jaxtyping." in str(target.__annotations__):
         return jaxtyped(target, typechecker=_check_types)
     # The same without the book of axes, which costs more than the checks.
     return _check_types(target)

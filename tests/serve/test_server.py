@@ -35,6 +35,15 @@ def told(reply: httpx.Response) -> str:
     return reply.json()["error"]["message"]
 
 
+def wait_for_queue(url: str, prompts: int) -> None:
+    """Until so many prompts wait, as the metrics say."""
+    line = f"demur_waiting_prompts {float(prompts)}"
+    deadline = time.monotonic() + 20
+    while line not in httpx.get(url + "/metrics").text.splitlines():
+        assert time.monotonic() < deadline, f"never {prompts} prompts in the queue"
+        time.sleep(0.01)
+
+
 def test_scores_are_the_guards_own_in_order(serve: Serve, guard: Guard, truth: Planted) -> None:
     texts = [truth.harmful.texts[60], truth.harmless.texts[60], truth.harmful.texts[61]]
     reply = post(serve(guard).url, "/v1/score", {"prompts": texts})
@@ -122,7 +131,7 @@ def test_a_long_prompt_does_not_harm_its_neighbours(serve: Serve, truth: Planted
         # Both wait for the next batch, together.
         long = pool.submit(post, served.url, "/v1/score", {"prompts": ["word " * 100]})
         good = pool.submit(post, served.url, "/v1/score", {"prompts": [truth.harmful.texts[60]]})
-        time.sleep(0.3)
+        wait_for_queue(served.url, 2)
         slow.go.set()
         assert [each.result().status_code for each in (first, long, good)] == [200, 413, 200]
     assert good.result().json()["results"][0]["flagged"]
@@ -155,7 +164,7 @@ def test_a_full_queue_says_when_to_come_back(serve: Serve, slow: Slow, truth: Pl
         first = pool.submit(post, served.url, "/v1/score", {"prompts": [text]})
         assert slow.started.wait(10)
         waiting = pool.submit(post, served.url, "/v1/score", {"prompts": [text, text]})
-        time.sleep(0.3)
+        wait_for_queue(served.url, 2)
         full = post(served.url, "/v1/score", {"prompts": [text, text]})
         assert full.status_code == 429
         assert int(full.headers["retry-after"]) >= 1

@@ -41,6 +41,7 @@ class Worker:
         self._metrics = metrics
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="demur-guard")
         self._queue: deque[_Waiting] = deque()
+        metrics.waiting.set_function(lambda: len(self._queue))
         self._wake = asyncio.Event()
         self._closing = False
         self._pace = 0.01
@@ -109,7 +110,6 @@ class Worker:
             if not self._queue:
                 return
             batch = self._next_batch()
-            self._metrics.waiting.set(len(self._queue))
             if not batch:
                 continue
             started = time.perf_counter()
