@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ from typing import Any
 # One process a core, one thread each: small models gain nothing from threads, and threads that wait for one another on
 # a busy machine make the tests fifty times slower. Set before torch is imported, and for subprocesses.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Until the tests are collected: what importing makes stays, and looking through it again and again takes a fifth of the
+# time.
+gc.disable()
 
 # It reads HF_HUB_OFFLINE when it is first imported, which must not be in a test that sets the variable for itself.
 import huggingface_hub.constants  # noqa: F401
@@ -29,7 +34,7 @@ runtime_checks.install("demur")
 settings.register_profile("demur", deadline=None, max_examples=50)
 settings.load_profile("demur")
 
-LONG = {"studies", "capability", "test_extending.py", "test_docs.py", "test_plan.py"}
+LONG = {"studies", "capability", "saes", "serve", "test_extending.py", "test_docs.py", "test_plan.py", "test_golden.py"}
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -69,6 +74,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skip("eval", "lm-evaluation-harness is not installed: pip install 'demur[eval]'")
     if any(item.get_closest_marker("gpu") for item in items) and not _cuda_is_there():
         skip("gpu", "no CUDA device")
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """Types and tensor shapes of the package, checked while its tests run: the first calls of each function in each test.
 
-`jaxtyping.install_import_hook` checks every call, and also decorates functions inside functions, anew at each call of the
-outer one. That took two thirds of the time of whole studies, and checks of each call still a fifth: a decoding step calls
+`jaxtyping.install_import_hook` checks every call, and also decorates functions inside functions, anew at each call of
+the outer one. That took two thirds of the time of whole studies, and checks of each call still a fifth: decoding calls
 the same few functions thousands of times with the same shapes.
 """
 
@@ -23,7 +23,7 @@ from jaxtyping import jaxtyped
 _check_types = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeError))
 
 # Calls of one function that are checked in one test.
-CALLS = 20
+CALLS = 10
 
 # Calls checked in this test so far, by function.
 _counts: dict[Any, int] = {}

@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -224,11 +225,12 @@ def runnable(page: Path) -> list[list[str]]:
     return [words[1:] for block in found for words in commands(block.body) if words[0] == "demur"]
 
 
-def pages_to_run(pages: list[Path]) -> list[Any]:
-    return [pytest.param(p, id=name_of(p), marks=[pytest.mark.slow] if name_of(p) in SLOW else []) for p in pages]
+def pages_to_run(pages: list[Path], slow: Set[str] = frozenset()) -> list[Any]:
+    marks = {name: [pytest.mark.slow] for name in SLOW | slow}
+    return [pytest.param(page, id=name_of(page), marks=marks.get(name_of(page), [])) for page in pages]
 
 
-@pytest.mark.parametrize("page", pages_to_run([page for page in pages_with("sh") if runnable(page)]))
+@pytest.mark.parametrize("page", pages_to_run([page for page in pages_with("sh") if runnable(page)], {"README.md"}))
 def test_commands_run(page: Path, desk: Path) -> None:
     for block in blocks(page, "toml"):
         if named := re.match(r"# (\S+\.toml)\n", block.body):

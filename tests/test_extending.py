@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -40,13 +41,55 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def demur(site: Path, *arguments: str, code: str | None = None) -> str:
-    command = [sys.executable, "-m", "demur", *arguments] if code is None else [sys.executable, "-c", code]
+SMALL = (
+    "-n", "24,12,8,8", "--k", "5", "--n-exact", "0", "--suppress", "0", "--induce-multiples", "1", "--random-sets", "2",
+    "--direction-layer", "4", "--direction-position", "-1", "--max-new-tokens", "16",
+)  # fmt: skip
+COMMANDS = {
+    "help": ("--help",),
+    "help of lengths": ("lengths", "--help"),
+    "lengths": ("lengths", "-n", "8,4,4,10", "--out", "lengths"),
+    "show lengths": ("show", "lengths"),
+    "study": ("study", *SMALL, "--methods", "loudest", "--judge", "polite", "--out", "methods"),
+    "show study": ("show", "methods", "--full"),
+    "sets": ("data", "list"),
+}
+CODE = {
+    "set": "from demur.data import read_prompts; print(len(read_prompts('pastries', label='harmless')))",
+    "layout": "from demur.saes import load_suite; s = load_suite('saes'); print(s.layers, s.specs[0].activation)",
+    "intervention": re.findall(r"```python\n(import demur\n.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)[0]
+    + "\nclean = model.generate(['What should I do to bake bread?'])\nprint(answers.texts != clean.texts)",
+}
+RUNNER = """
+import json, sys
+from demur.cli import main
+
+commands, code = json.loads(sys.argv[1])
+for name, words in commands.items():
+    print(f"--- {name}", flush=True)
+    if status := main(words):
+        sys.exit(status)
+for name, body in code.items():
+    print(f"--- {name}", flush=True)
+    exec(body, {})
+"""
+
+
+@pytest.fixture(scope="module")
+def printed(site: Path) -> dict[str, str]:
+    """What each command and snippet prints, one after the other in a process that finds the package by itself."""
+    folder = site / "saes"
+    folder.mkdir()
+    weights = load_suite(bundled_path().saes, average_l0=16)[3].dense()
+    arrays = {"W_enc": weights.w_enc, "b_enc": weights.b_enc, "W_dec": weights.w_dec, "b_dec": weights.b_dec}
+    np.savez(folder / "layer_3.npz", allow_pickle=False, **{name: values.numpy() for name, values in arrays.items()})
     path = os.pathsep.join((str(site), *filter(None, sys.path)))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-c", RUNNER, json.dumps((COMMANDS, CODE))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=site, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr
+    parts = (part.partition("\n") for part in done.stdout.split("--- ")[1:])
+    return {name: body for name, _, body in parts}
 
 
 def test_every_example_has_at_most_20_lines_of_code(site: Path) -> None:
@@ -57,44 +100,28 @@ def test_every_example_has_at_most_20_lines_of_code(site: Path) -> None:
         assert len(code) <= 20, path.name
 
 
-def test_a_study_in_one_file_is_a_command(site: Path) -> None:
-    assert "Measure how long the model's answers are." in demur(site, "--help")
-    text = demur(site, "lengths", "--help")
-    assert "Lengths:" in text
-    assert "Answers of at least so many words are long." in text
-    run = site / "run"
-    assert "10 of 10 answers are long." in demur(site, "lengths", "-n", "8,4,4,10", "--out", str(run))
-    assert "10 of 10 answers are long." in demur(site, "show", str(run))
-    assert (run / "report.html").is_file()
+def test_a_study_in_one_file_is_a_command(printed: dict[str, str], site: Path) -> None:
+    assert "Measure how long the model's answers are." in printed["help"]
+    assert "Lengths:" in printed["help of lengths"]
+    assert "Answers of at least so many words are long." in printed["help of lengths"]
+    assert "10 of 10 answers are long." in printed["lengths"]
+    assert "10 of 10 answers are long." in printed["show lengths"]
+    assert (site / "lengths" / "report.html").is_file()
 
 
-def test_a_method_and_a_judge_in_one_file_each_are_options(site: Path) -> None:
-    options = ("-n", "24,12,8,8", "--k", "5", "--n-exact", "0", "--suppress", "0", "--random-sets", "2")
-    options += ("--direction-layer", "4", "--direction-position", "-1", "--max-new-tokens", "16")
-    arguments = ("--methods", "loudest", "--judge", "polite", "--out", str(site / "methods"))
-    assert "Loudest, c = 0" in demur(site, "study", *options, *arguments)
-    assert "judge: polite" in demur(site, "show", str(site / "methods"), "--full")
+def test_a_method_and_a_judge_in_one_file_each_are_options(printed: dict[str, str]) -> None:
+    assert "Loudest, c = 0" in printed["study"]
+    assert "judge: polite" in printed["show study"]
 
 
-def test_a_layout_in_one_file_is_read(site: Path) -> None:
-    folder = site / "saes"
-    folder.mkdir()
-    weights = load_suite(bundled_path().saes, average_l0=16)[3].dense()
-    arrays = {"W_enc": weights.w_enc, "b_enc": weights.b_enc, "W_dec": weights.w_dec, "b_dec": weights.b_dec}
-    np.savez(folder / "layer_3.npz", allow_pickle=False, **{name: values.numpy() for name, values in arrays.items()})
-    code = f"from demur.saes import load_suite; s = load_suite({str(folder)!r}); print(s.layers, s.specs[0].activation)"
-    assert demur(site, code=code).strip() == "(3,) relu"
+def test_a_layout_in_one_file_is_read(printed: dict[str, str]) -> None:
+    assert printed["layout"].strip() == "(3,) relu"
 
 
-def test_a_prompt_set_in_one_file_has_a_name(site: Path) -> None:
-    assert "pastries" in demur(site, "data", "list")
-    code = "from demur.data import read_prompts; print(len(read_prompts('pastries', label='harmless')))"
-    assert demur(site, code=code).strip() == "40"
+def test_a_prompt_set_in_one_file_has_a_name(printed: dict[str, str]) -> None:
+    assert "pastries" in printed["sets"]
+    assert printed["set"].strip() == "40"
 
 
-def test_an_intervention_in_one_class_changes_answers(site: Path) -> None:
-    example = re.findall(r"```python\n(import demur\n.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)[0]
-    code = (
-        f"{example}\nclean = model.generate(['What should I do to bake bread?'])\nprint(answers.texts != clean.texts)"
-    )
-    assert demur(site, code=code).strip() == "True"
+def test_an_intervention_in_one_class_changes_answers(printed: dict[str, str]) -> None:
+    assert printed["intervention"].strip() == "True"

@@ -198,6 +198,7 @@ def test_a_machine_finds_the_pair_of_which_one_covers_for_the_other(screened: Re
     assert found.same_sign.value > 0.5
 
 
+@pytest.mark.slow
 def test_a_machine_agrees_with_exact_pairs_where_both_are_known(files: Any, tmp_path: Path) -> None:
     """Without layer 3 the minimal set is the eight harm features, whose 28 pairs are tested exactly as well."""
     found = files.study(tmp_path / "run", "minimal", layers="0-2", target=0.99, max_pairs=30, fm_draws=250)

@@ -169,6 +169,8 @@ def test_every_family_goes_through_the_whole_job(family: Any, files: Any, tmp_pa
         n_exact=2,
         suppress="0",
         induce_multiples="1",
+        random_sets=2,
+        methods=("random",),
         max_new_tokens=3,
     )
     assert len(result.features) == 6
