@@ -13,16 +13,16 @@ from typing import Any
 # a busy machine make the tests fifty times slower. Set before torch is imported, and for subprocesses.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Until the tests are collected: what importing makes stays, and looking through it again and again takes a fifth of the
-# time.
-gc.disable()
-
 # It reads HF_HUB_OFFLINE when it is first imported, which must not be in a test that sets the variable for itself.
 import huggingface_hub.constants  # noqa: F401
 import pytest
 from hypothesis import settings
 
 import runtime_checks
+
+# Until the tests are collected: what importing makes stays, and looking through it again and again takes a fifth of the
+# time.
+gc.disable()
 
 # What fsync is for, a power cut, no test makes; a small study waits for it half of its time on a busy disk.
 os.fsync = lambda _descriptor: None

@@ -327,14 +327,18 @@ def _train(
         run.save_result(_RESULT, result.model_dump_json(indent=1))
         stage.finish()
         checkpoint.unlink(missing_ok=True)
-    if config.gemma_scope and result.gemma_scope is None:
-        from demur.saes import load_suite
+    return _with_gemma_scope(run, result) if config.gemma_scope and result.gemma_scope is None else result
 
-        suite = load_suite(run.folder / result.saes)
-        for row in result.layers:
-            suite[row.layer].dense().save_gemma_scope(run.folder / "gemma-scope", average_l0=row.l0)
-        result = result.model_copy(update={"gemma_scope": "gemma-scope"})
-        run.save_result(_RESULT, result.model_dump_json(indent=1))
+
+def _with_gemma_scope(run: Run, result: Trained) -> Trained:
+    """The same SAEs also as files in the layout of Gemma Scope."""
+    from demur.saes import load_suite
+
+    suite = load_suite(run.folder / result.saes)
+    for row in result.layers:
+        suite[row.layer].dense().save_gemma_scope(run.folder / "gemma-scope", average_l0=row.l0)
+    result = result.model_copy(update={"gemma_scope": "gemma-scope"})
+    run.save_result(_RESULT, result.model_dump_json(indent=1))
     return result
 
 

@@ -235,13 +235,8 @@ def _over(
     model: ChatModel, items: Items, run: Callable[[Batch], Tensor], progress: Progress, *, gradients: bool
 ) -> Table:
     """One table a prompt, in the order of `items`; in float32, as half precision rounds small effects away."""
-    found: dict[int, np.ndarray] = {}
     with model.in_float32():
-        for places, values in model.over_batches(items, run, gradients=gradients):
-            found |= dict(zip(places, values.double().numpy(), strict=True))
-            if progress is not None:
-                progress(len(found), len(items))
-    return np.stack([found[place] for place in range(len(items))])
+        return torch.stack(model.each(items, run, progress, gradients=gradients)).double().numpy()
 
 
 class GraphNode(NamedTuple):

@@ -87,8 +87,5 @@ def token_effects(
             found += (slope * excess).sum(-1).cpu() / len(alphas)
         return [scores[real] for scores, real in zip(found, batch.real.cpu(), strict=True)]
 
-    found: dict[int, Tensor] = {}
     with model.in_float32():
-        for places, scores in model.over_batches(items, run, gradients=True):
-            found |= dict(zip(places, scores, strict=True))
-    return [found[place] for place in range(len(items))]
+        return model.each(items, run, gradients=True)

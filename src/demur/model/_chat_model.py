@@ -235,10 +235,12 @@ class ChatModel:
             if take([items[place].prompt_id for place in group]):
                 yield from halving(group, one, partial(self._shrink, lengths[group[0]]))
 
-    def each(self, items: Items, run: Callable[[Batch], Iterable[T]], progress: Progress = None) -> list[T]:
-        """What `run` gives for each row of a batch, in the order of `items`."""
+    def each(
+        self, items: Items, run: Callable[[Batch], Iterable[T]], progress: Progress = None, *, gradients: bool = False
+    ) -> list[T]:
+        """What `run` gives for each row of a batch, in the order of `items`; `gradients` as of `over_batches`."""
         found: dict[int, T] = {}
-        for places, values in self.over_batches(items, run):
+        for places, values in self.over_batches(items, run, gradients=gradients):
             found |= dict(zip(places, values, strict=True))
             if progress is not None:
                 progress(len(found), len(items))
@@ -442,16 +444,8 @@ def answer_batches(
     prompts = as_prompts(prompts)
     items = model.tokenize(prompts, new_tokens=max_new_tokens)
     compiled = [] if intervention is None else [intervention.compile(model)]
-    eos, known = model.eos_ids, drafts or {}
+    known = drafts or {}
     guesses = {prompt.id: known[prompt.text] for prompt in prompts if prompt.text in known}
-
-    def answer(ids: list[int], released: int | None) -> tuple[str, bool, bool]:
-        """Text up to the end of the model's turn, or to where it was stopped; and whether it came to either."""
-        end = next((n for n, token in enumerate(ids) if token in eos), None)
-        # What a guard thinks of the end of the turn, and of the padding after it, comes too late to stop anything.
-        if released is not None and (end is None or released < end):
-            return model.decode(ids[:released]), False, True
-        return model.decode(ids[:end]), end is not None, False
 
     def run(batch: Batch) -> tuple[str, list[tuple[str, bool, bool]]]:
         released: Sequence[int | None] = [None] * len(batch)
@@ -460,7 +454,7 @@ def answer_batches(
                 tokens = decode_greedily(model, batch, max_new_tokens, [guesses.get(p, ()) for p in batch.prompt_ids])
             else:
                 tokens, released = _sample(model, batch, max_new_tokens, temperature, seed, guard)
-            return model.intervention_id, [answer(row, cut) for row, cut in zip(tokens, released, strict=True)]
+            return model.intervention_id, [_read(model, *each) for each in zip(tokens, released, strict=True)]
 
     # A step makes one token of each row: where the budget is for time, on a CPU, an answer weighs less than its prompt.
     for_time = model.device.type == "cpu" and model.max_batch_tokens is None
@@ -471,6 +465,15 @@ def answer_batches(
             Answer(prompt=prompts[place], text=text, intervention=name, finished=finished, stopped=stopped)
             for place, (text, finished, stopped) in zip(places, answers, strict=True)
         ]
+
+
+def _read(model: ChatModel, ids: list[int], released: int | None) -> tuple[str, bool, bool]:
+    """Text up to the end of the model's turn, or to where it was stopped; and whether it came to either."""
+    end = next((n for n, token in enumerate(ids) if token in model.eos_ids), None)
+    # What a guard thinks of the end of the turn, and of the padding after it, comes too late to stop anything.
+    if released is not None and (end is None or released < end):
+        return model.decode(ids[:released]), False, True
+    return model.decode(ids[:end]), end is not None, False
 
 
 def _sample(
