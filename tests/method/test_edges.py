@@ -337,6 +337,16 @@ def test_pruning_keeps_the_fewest_nodes_that_hold_the_share() -> None:
     assert len(pruned(hand_made(), 0.8, 0.98).nodes) == 5
 
 
+def test_of_nodes_with_as_much_influence_the_first_are_kept() -> None:
+    """Twelve features write 2 and twelve write 1: of 36, 27 are all that write 2 and three that write 1."""
+    features = [GraphNode("feature", 0, n, FeatureId(0, n), -1, 1.0) for n in range(24)]
+    nodes = (*features, GraphNode("logit", 1, 24, None, 5, 0.5))
+    weights = np.zeros((25, 25))
+    weights[24, :24] = [1.0, 2.0] * 12
+    graph = pruned(PromptGraph(nodes, weights, influence_of(weights, nodes)), 0.749, 1.0)
+    assert [n.position for n in graph.nodes] == sorted([*range(1, 24, 2), 0, 2, 4, 24])
+
+
 @pytest.mark.parametrize(("share", "edges"), [(0.37, 0), (0.75, 2), (0.76, 2), (0.88, 4)])
 def test_pruning_keeps_the_fewest_edges_that_hold_the_share(share: float, edges: int) -> None:
     """What passes along them is .75 and .75 of 2, and .25 and .25; one of two on a path leads nowhere."""
