@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,13 +37,17 @@ class Point:
 '''
 
 
-def test_types_axes_and_fields_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "checked_module.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    monkeypatch.delitem(sys.modules, "checked_module", raising=False)
     runtime_checks.install("checked_module")
-    module = import_module("checked_module")
+    return import_module("checked_module")
 
+
+def test_types_axes_and_fields_are_checked(module: Any) -> None:
     assert module.dot(torch.ones(3), torch.ones(3)) == 3
     for wrong in (torch.ones(2), torch.ones(3, 1), torch.ones(3, dtype=torch.int64), [1.0]):
         with pytest.raises(TypeError):
@@ -52,3 +57,13 @@ def test_types_axes_and_fields_are_checked(tmp_path: Path, monkeypatch: pytest.M
         module.Point("1")
     with pytest.raises(TypeError):
         module.Point(1).moved("2")
+
+
+def test_the_first_calls_in_a_test_are_checked(module: Any) -> None:
+    for _ in range(runtime_checks.CALLS):
+        with pytest.raises(TypeError):
+            module.dot(torch.ones(3), torch.ones(2, 3))
+    assert module.dot(torch.ones(3), torch.ones(2, 3)) == 6
+    runtime_checks.start_test()
+    with pytest.raises(TypeError):
+        module.dot(torch.ones(3), torch.ones(2, 3))
