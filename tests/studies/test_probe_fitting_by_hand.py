@@ -52,8 +52,9 @@ def named(name: str, *texts: str) -> PromptSet:
 
 
 def chosen(name: str, bad: tuple[str, ...], good: tuple[str, ...], refuse: Any = None) -> Chosen:
+    """Unless it is said what was refused, that is whatever is not harmful."""
     labels = np.repeat([True, False], [len(bad), len(good)])
-    return Chosen(named(name, *bad, *good), labels, labels.astype(float) if refuse is None else np.array(refuse))
+    return Chosen(named(name, *bad, *good), labels, 1.0 - labels if refuse is None else np.array(refuse))
 
 
 NOBODY = chosen("nobody", (), ())
@@ -116,6 +117,7 @@ def test_readings_come_from_one_pass_that_is_kept(monkeypatch: pytest.MonkeyPatc
     assert [each.tolist() for each in bench.read(one, [dense(2)], "layer 2")] == [[[1, 2], [3, 2]]]
     assert [each.tolist() for each in bench.read(two, [dense(2)], "two")] == [[[2, 2]]]
     assert bench.read(two, [], "nothing") == ()
+    assert all(key.startswith("readings ") for key in work.stages)
     assert read == [
         (("a", "bcd"), (dense(0), dense(2))), (("a", "bcd"), (dense(2),)), (("ef",), (dense(2),)),
     ]  # fmt: skip
@@ -244,18 +246,20 @@ def test_random_features_are_drawn_anew_for_whatever_they_depend_on(monkeypatch:
 
 
 class Sized:
-    """Dictionaries of three features, and of five."""
+    """A dictionary of three features, and one of five in layer 5."""
 
-    layers = (1, 5)
+    def __init__(self, *layers: int) -> None:
+        self.layers = layers
 
     def __getitem__(self, layer: int) -> Any:
-        return SimpleNamespace(spec=SimpleNamespace(d_sae={1: 3, 5: 5}[layer]))
+        assert layer in self.layers
+        return SimpleNamespace(spec=SimpleNamespace(d_sae=5 if layer == 5 else 3))
 
 
 def test_the_whole_dictionary_is_that_of_the_nearest_layer() -> None:
     bench = bench_of()
     work: Any = bench.context
-    work.suite = Sized()
+    work.suite = Sized(1, 5)
     small, large = (tuple(FeatureId(layer, n) for n in range(size)) for layer, size in ((1, 3), (5, 5)))
     near = {layer: bench.all_features(layer) for layer in (None, 0, 1, 2, 4, 5, 9)}
     assert {layer: {each.features for each in one.readings} for layer, one in near.items()} == {
@@ -263,6 +267,8 @@ def test_the_whole_dictionary_is_that_of_the_nearest_layer() -> None:
     }  # fmt: skip
     assert (near[0].name, near[0].l1, near[0].centroids) == (ALL_FEATURES, True, False)
     assert [each.pooling for each in near[0].readings] == ["last", "instruction", "mean", "max"]
+    work.suite = Sized(1, 0)
+    assert [bench.all_features(layer).readings[0].layers for layer in (None, 0, 1)] == [(0,), (0,), (1,)]
 
 
 def test_refusal_is_read_at_the_last_token_but_by_the_dense_residual() -> None:
@@ -280,8 +286,8 @@ def fitted(
 ) -> Fitted:
     pooling = reading.pooling if pooling == "of the reading" else pooling
     row = ProbeRow(
-        target=target, representation=name, pooling=pooling, layer=reading.layer, dim=1, used=1, loss=float(np.mean(losses)),
-        auroc=1.0, tried=1,
+        target=target, representation=name, pooling=pooling, layer=reading.layer, dim=1, used=1,
+        loss=float(np.mean(losses)), auroc=1.0, tried=1,
     )  # fmt: skip
     probe = Probe(reading, np.ones(1, np.float32), 0.0)
     return Fitted(name, target, probe, row, np.zeros(1), np.zeros(1), np.array(losses, dtype=float))
@@ -306,7 +312,7 @@ def test_every_representation_is_fitted_and_the_whole_dictionary_where_the_resid
     bench: Any = object.__new__(Noted)
     words = (dense(0, "mean"), dense(1, "max"))
     bench.representations = (Representation(DENSE, words), Representation(HARM, words))
-    bench.context = SimpleNamespace(suite=Sized())
+    bench.context = SimpleNamespace(suite=Sized(1, 5))
     found = bench.fit(target)
     assert list(found) == [DENSE, HARM, ALL_FEATURES, KEYWORDS, PERPLEXITY]
     assert [(found[name].name, found[name].target) for name in (KEYWORDS, PERPLEXITY)] == [
@@ -457,7 +463,7 @@ def test_refusal_is_learned_from_answers_that_were_scored(monkeypatch: pytest.Mo
     assert found.probe.weights[0] > 0.5
 
 
-def test_words_and_pairs_of_words_tell_prompts_apart() -> None:
+def test_words_and_pairs_of_words_tell_prompts_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """The only words that both classes share differ in their order."""
     bad = ("steal steal steal car", "red car steal", "car steal now", "fire steal")
     good = ("car red", "now car bread", "bread bread car", "fire bread")
@@ -473,7 +479,16 @@ def test_words_and_pairs_of_words_tell_prompts_apart() -> None:
         ),
     )  # fmt: skip
     bench = bench_of(*parts)
+    tried: list[float] = []
+
+    def made(C: float, **options: Any) -> LogisticRegression:
+        tried.append(C)
+        return LogisticRegression(C=C, **options)
+
+    monkeypatch.setattr("sklearn.linear_model.LogisticRegression", made)
     found = bench._keywords("harmful")
+    # Calibration is without a penalty.
+    assert [each for each in tried if each < np.inf] == [0.1, 1.0, 10.0, 100.0]
     model = bench.keywords["harmful"]
     vectors, classifier = (step for _, step in model.steps)
     assert {"steal", "steal car", "car steal", "steal steal", "bread bread"} <= set(vectors.vocabulary_)
@@ -522,8 +537,7 @@ def test_perplexity_is_a_probe_without_a_reading(monkeypatch: pytest.MonkeyPatch
     assert (row.representation, row.target, row.pooling, row.layer, row.tried) == (PERPLEXITY, "harmful", None, None, 1)
     assert found.probe.weights[0] > 0
     # The same for refusal, where the model refused the others.
-    flipped = [Chosen(each.prompts, each.harmful, 1.0 - each.harmful) for each in parts]
-    other = bench_of(*flipped, work=work)._perplexity("refuse")
+    other = bench._perplexity("refuse")
     assert (other.target, other.row.target) == ("refuse", "refuse")
     assert other.probe.weights[0] < 0
     assert (other.row.auroc, len(other.positives)) == (found.row.auroc, 4)
@@ -549,7 +563,9 @@ def test_what_several_probes_look_at_is_read_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Bench, "perplexity", lambda _self, prompts: np.full((len(prompts), 1), 7.0, np.float32))
     bench.keywords = {"harmful": Words(2), "refuse": Words(3)}
     outside = [
-        fitted(name, target, dense(0), pooling=None) for name in (KEYWORDS, PERPLEXITY) for target in ("harmful", "refuse")
+        fitted(name, target, dense(0), pooling=None)
+        for name in (KEYWORDS, PERPLEXITY)
+        for target in ("harmful", "refuse")
     ]  # fmt: skip
     probes = [
         fitted(DENSE, "harmful", dense(2)), fitted(HARM, "harmful", dense(1)), *outside,
