@@ -91,7 +91,8 @@ def test_representations_are_compared_and_ranked_each_in_its_row() -> None:
     result = probed()
     (equal, _, areas, tests) = blocks(result, Table, "Which representation wins?")
     assert equal.rows == (
-        (DENSE, "80% [75–85]", "–", "–", "81% [76–86]"), (HARM, "70% [65–75]", "−10 [−15 to −5]", "0.050", "71% [66–76]"),
+        (DENSE, "80% [75–85]", "–", "–", "81% [76–86]"),
+        (HARM, "70% [65–75]", "−10 [−15 to −5]", "0.050", "71% [66–76]"),
         (KEYWORDS, "20% [15–25]", "−60 [−65 to −55]", "0.040", "21% [16–26]"),
     )  # fmt: skip
     assert equal.strong == {1}
@@ -157,8 +158,13 @@ def test_sentences_say_what_their_rows_hold() -> None:
 
 @pytest.mark.parametrize(
     ("field", "title"),
-    [("held_out", "A family held out"), ("cascade", "Cascade"), ("paper", "The paper's labels"), ("stream", "Streaming")],
-)  # fmt: skip
+    [
+        ("held_out", "A family held out"),
+        ("cascade", "Cascade"),
+        ("paper", "The paper's labels"),
+        ("stream", "Streaming"),
+    ],
+)
 def test_what_was_not_measured_has_no_section(field: str, title: str) -> None:
     titles = [section.title for section in probed().page().sections]
     without = probed(**{field: None if field == "stream" else ()})

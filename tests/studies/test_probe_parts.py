@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit
 
 from demur.errors import InputError
 from demur.guard import Guard, Probe, Reading, Stream
 from demur.method.direction import Direction
+from demur.model import Region
 from demur.stats import Estimate, holm
 from demur.studies.context import Context, JudgedAnswers
 from demur.studies.pipeline import CleanAnswers, Found
-from demur.studies.probes import measure
+from demur.studies.probes import measure, streaming
 from demur.studies.probes.fitting import Arrays, Bench, Fitted
 from demur.studies.probes.inputs import Chosen, Group, Sets
 from demur.studies.probes.measure import Scores
@@ -399,3 +402,127 @@ def test_what_is_stopped_is_counted_by_kind_of_prompt() -> None:
     assert (count(row.equal.alarms), count(row.equal.stopped), row.equal.tokens) == ((0, 5), (3, 4), 0.0)
     alone = stream_row(context, bare(Guard, stream=stream), Sets(sets[:1]), prompts["attacks"], 11)
     assert (alone.equal, alone.benign.n, np.isnan(alone.benign.value)) == (None, 0, True)
+
+
+# -- the model's own answers, read and watched ---------------------------------------------------------------------
+
+
+class Kept:
+    """Keeps values by all that they depend on; `told` is the progress."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.stages, self.told = model, dict[str, Any](), list[tuple[Any, ...]]()
+        self.config = SimpleNamespace(max_new_tokens=7)
+
+    def progress(self, *told: Any) -> None:
+        self.told.append(told)
+
+    def cached(self, name: str, depends: dict[str, Any], kind: Any, compute: Any, label: str = "") -> Any:  # noqa: ARG002
+        assert kind is not None
+        key = f"{name} {depends!r}"
+        if key not in self.stages:
+            self.stages[key] = compute()
+        return self.stages[key]
+
+
+class Rows:
+    """A batch of conversations: each is its answer's numbers, with one slot before and one after that are no answer."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items, self.longest = items, max(len(numbers(text)) for _, text in items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def within(self, regions: Any) -> torch.Tensor:
+        assert list(regions) == [Region.RESPONSE]
+        inside = torch.zeros(len(self), self.longest + 2, dtype=torch.bool)
+        for row, (_, text) in enumerate(self.items):
+            inside[row, 1 : 1 + len(numbers(text))] = True
+        return inside
+
+
+def reading_model(asked: list[Any]) -> Any:
+    """Of two values at each token, the layer and the number; one prompt a batch."""
+
+    def residuals(batch: Rows, layers: tuple[int, ...]) -> dict[int, torch.Tensor]:
+        asked.append((layers, len(batch)))
+        found = {layer: torch.full((len(batch), batch.longest + 2, 2), float(layer)) for layer in layers}
+        for row, (_, text) in enumerate(batch.items):
+            for layer in layers:
+                found[layer][row, 1 : 1 + len(numbers(text)), 1] = torch.from_numpy(numbers(text))
+        return found
+
+    def each(items: Any, run: Any, progress: Any) -> list[Any]:
+        progress(1, len(items))
+        return [row for start in range(0, len(items), 2) for row in run(Rows(items[start : start + 2]))]
+
+    chat = SimpleNamespace(tokenize=lambda prompt, text: (prompt, text))
+    return SimpleNamespace(residuals=residuals, each=each, chat=chat)
+
+
+def test_residuals_are_those_of_the_answers_tokens_layer_by_layer() -> None:
+    asked: list[Any] = []
+    context: Any = Kept(reading_model(asked))
+    answers = judged("one", "harmful", [("3 4", YES), ("5", NO), ("7 8 9", YES)]).answers
+    found = unchecked(streaming._answer_residuals)(context, answers, (2, 0))
+    assert [[each.tolist() for each in layer] for layer in found] == [
+        [[[layer, 3], [layer, 4]], [[layer, 5]], [[layer, 7], [layer, 8], [layer, 9]]] for layer in (2, 0)
+    ]
+    assert asked == [((2, 0), 2), ((2, 0), 1)]
+    assert [told[1:] for told in context.told] == [(1, 3)]
+    # They are kept, for these answers and these layers.
+    unchecked(streaming._answer_residuals)(context, answers, (2, 0))
+    assert len(asked) == 2
+    unchecked(streaming._answer_residuals)(context, answers, (0,))
+    assert asked[2:] == [((0,), 2), ((0,), 1)]
+    other = judged("one", "harmful", [("3 4", YES), ("6", NO), ("7 8 9", YES)]).answers
+    (again,) = unchecked(streaming._answer_residuals)(context, other, (0,))
+    assert again[1].tolist() == [[0, 6]]
+
+
+def unchecked(function: Any) -> Any:
+    """Without the checks of types, for what stands for a context."""
+    return getattr(function, "__wrapped__", function)
+
+
+def test_what_was_let_out_of_each_answer_is_counted_in_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tokenizer(text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": list(range(len(text)))}
+
+    model = SimpleNamespace(tokenizer=tokenizer)
+    context: Any = Kept(model)
+    stream = Stream(Probe(Reading(kind="dense", layer=1), np.ones(1, np.float32), 0.5), 3, 2.0)
+    guard = bare(Guard, stream=stream)
+    prompts = numbered("p", 3)
+    written: list[Any] = []
+
+    def answer_batches(own: Any, asked: Any, *, guard: Any, max_new_tokens: int) -> Any:
+        assert own is model
+        written.append((len(asked), guard.stream, max_new_tokens))
+        # Not in the order of the prompts: the last first.
+        for batch in ((2, 0), (1,)):
+            yield [SimpleNamespace(prompt=asked[n], text="x" * (n + 1), stopped=n == 1) for n in batch]
+
+    monkeypatch.setattr(streaming, "answer_batches", answer_batches)
+    answered = unchecked(streaming._answered)
+    expected = [("p:0", False, 1), ("p:1", True, 2), ("p:2", False, 3)]
+    for _ in range(2):
+        rows = answered(context, guard, prompts)
+        assert [(row.prompt_id, row.stopped, row.tokens) for row in rows] == expected
+    assert written == [(3, stream, 7)]
+    assert answered(context, guard, numbered("none", 0)) == []
+    # Another stream, other prompts or another length would be other answers.
+    probe = stream.probe
+    for changed in (
+        replace(stream, window=2), replace(stream, threshold=1.0), replace(stream, probe=replace(probe, bias=1.0)),
+        replace(stream, probe=replace(probe, weights=np.full(1, 2, np.float32))),
+        replace(stream, probe=replace(probe, reading=Reading(kind="dense", layer=0))),
+    ):  # fmt: skip
+        answered(context, bare(Guard, stream=changed), prompts)
+        assert written[-1][1] is changed
+    answered(context, guard, numbered("q", 3))
+    context.config = SimpleNamespace(max_new_tokens=9)
+    answered(context, guard, prompts)
+    assert len(written) == 8

@@ -220,7 +220,7 @@ def probe_of(name: str, target: Any) -> Fitted:
 
 @pytest.mark.parametrize(("negatives", "protocol"), [(99, True), (100, False)])
 def test_a_run_hands_what_each_part_gives_to_the_next(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, negatives: int, protocol: bool
+    monkeypatch: pytest.MonkeyPatch, negatives: int, protocol: bool
 ) -> None:
     splits = splits_of(direction=1, selection=2, tuning=negatives, test=1)
     work: Any = TableModel(
