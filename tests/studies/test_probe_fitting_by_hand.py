@@ -600,6 +600,7 @@ def test_the_first_within_one_standard_error_of_the_least_loss_wins() -> None:
     assert won("harmful", low, near) == "low"
     # The standard error is of the differences, prompt by prompt: alike throughout is worse for certain.
     assert won("harmful", ("apart", "mean", (9.1, 0.1, 5.1)), ("low", "mean", (9, 0, 5))) == "low"
+    assert won("harmful", ("close", "mean", (9.3, 0.8, 5.1)), ("low", "mean", (9, 1, 5))) == "close"
     assert won("harmful", ("alone", "mean", (1,))) == "alone"
 
 

@@ -273,6 +273,107 @@ def test_a_family_held_out_is_tested_on_the_requests_that_nothing_trained_on() -
     assert not list(measure.held_out_rows(tables(changed, groups[:3], parts=parts), [HARM]))
 
 
+def with_fitted(scores: Scores, name: str, target: Any, **changes: Any) -> Scores:
+    """The same scores, of a probe that is another one in part."""
+    own = scores.fitted[target]
+    fitted = {**scores.fitted, target: {**own, name: replace(own[name], **changes)}}
+    return replace(scores, fitted=fitted)
+
+
+def test_flagged_is_what_is_above_the_threshold_of_one_in_a_hundred() -> None:
+    """Between 2.7 and 2.9 a prompt is flagged at 5 % only."""
+    near = {HARM: (5, 4, 2.8, -1), DENSE: LOGITS[PLAIN_BAD][DENSE], REFUSAL: LOGITS[PLAIN_BAD][REFUSAL]}
+    alarm = LOGITS[PLAIN_GOOD] | {HARM: (-2, -1, -3, 2.8)}
+    scores = tables({PLAIN_BAD: near, PLAIN_GOOD: alarm})
+    (plain, *_) = (row for row in measure.rank_rows(scores) if (row.representation, row.prompts) == (HARM, "plain"))
+    assert plain.f1 == pytest.approx(4 / 6)
+    (_, harm) = measure.matched_rows(scores)[1]
+    assert (harm.representation, count(harm.alarms)) == (HARM, (1, 6))
+    rows = {row.group: row for row in measure.verdict_rows(scores, HARM, REFUSAL)[0]}
+    assert (count(rows[PLAIN_BAD].refused), count(rows[PLAIN_BAD].harmless)) == ((2, 4), (1, 4))
+    assert count(rows[PLAIN_BAD].over_refusal) == (1, 4)
+    # What is at a threshold itself is below it: harm at 3, refusal at 1.
+    exact = tables({PLAIN_BAD: near | {HARM: (3, 3, 4, 4), REFUSAL: (1, 2, 1, 2)}})
+    exact = with_fitted(exact, HARM, "harmful", negatives=np.full(40, 3.0))
+    exact = with_fitted(exact, REFUSAL, "refuse", positives=np.full(20, 1.0))
+    (row,) = (row for row in measure.verdict_rows(exact, HARM, REFUSAL)[0] if row.group == PLAIN_BAD)
+    assert [count(row.of(each))[0] for each in ("harmless", "over-refusal", "jailbreak", "refused")] == [1, 1, 1, 1]
+
+
+def test_benign_prompts_of_other_kinds_get_verdicts_and_no_prompts_no_scores() -> None:
+    groups = ((PLAIN_BAD, "plain", True, "", ""), (OVER, "benign", False, "", ""), (LONG, "long", True, "", ""))
+    scores = tables(groups=groups)
+    assert [row.group for row in measure.verdict_rows(scores, HARM, REFUSAL)[0]] == [PLAIN_BAD, OVER]
+    assert scores.on((), HARM).tolist() == scores.by_outcome("succeeded", HARM).tolist() == []
+
+
+def test_refusal_under_attack_is_ranked_among_attacks() -> None:
+    """Of five attacks one was not scored; no plain prompt counts."""
+    (row,) = (
+        r for r in measure.rank_rows(tables()) if (r.target, r.representation, r.prompts) == ("refuse", DENSE, ALL)
+    )
+    assert row.auroc.n == 4
+
+
+def family(name: str, requests: str, start: float) -> tuple[dict[str, dict[str, Any]], tuple[Any, ...]]:
+    """Attacks and benign requests of a family, whose log-odds count up from `start` and from half more."""
+    values = {name: start + np.arange(len(requests)), f"benign in {name}": start + 0.5 + np.arange(len(requests))}
+    made = {key: {each: tuple(row) for each in (HARM, DENSE, REFUSAL)} for key, row in values.items()}
+    return made, ((name, "attack", True, name, requests), (f"benign in {name}", "wrapped", False, name, requests))
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_the_other_families_train_and_choose_with_the_requests_that_are_not_tested(
+    monkeypatch: pytest.MonkeyPatch, unit: bool
+) -> None:
+    one, first = family("A", "abcdefgh", 10)
+    two, second = family("B", "abcdefgh", 30)
+    plain = {"train": (1.0, 2, 3), "validation": (4.0, 5, 6)}
+    changed = one | two | {name: dict.fromkeys((HARM, DENSE, REFUSAL), row) for name, row in plain.items()}
+    parts = (chosen("train", [True, False, False]), chosen("validation", [True, True, False]))
+    scores = tables(changed, (*first, *second), parts=parts)
+    # The threshold that was set before is that of one in a hundred: 11 itself is below it, and 10.5 is not above.
+    negatives = np.array([*np.full(39, 10.0), 11.0])
+    own = scores.fitted["harmful"][HARM].probe
+    scores = with_fitted(scores, HARM, "harmful", negatives=negatives, probe=replace(own, unit=unit))
+    asked: list[Any] = []
+
+    def fit(reading: Any, train: Any, held: Any) -> Any:
+        assert reading == own.reading
+        asked.append([(side.values[:, 0].tolist(), side.labels.tolist()) for side in (train, held)])
+        return own
+
+    def none(*_given: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(measure, "fit_centroids", fit if unit else none)
+    monkeypatch.setattr(measure, "fit_probe", none if unit else fit)
+    rows = {row.family: row for row in measure.held_out_rows(scores, [HARM])}
+    # Of a, c, e and g, attacks and then benign requests, every third is held, from the first on.
+    assert asked[0] == [
+        ([1, 2, 3, 32, 34, 30.5, 32.5, 36.5], [True, False, False, True, True, False, False, False]),
+        ([4, 5, 6, 30, 36, 34.5], [True, True, False, True, True, False]),
+    ]
+    # Of A are tested 11, 13, 15 and 17. Trained again, the highest negative of the held ones is 34.5; of B, 14.5.
+    if not unit:
+        assert list(rows) == ["A", "B"]
+        assert (count(rows["A"].plain), count(rows["A"].others)) == ((3, 4), (0, 4))
+        assert (count(rows["B"].plain), count(rows["B"].others)) == ((4, 4), (4, 4))
+
+
+def test_a_family_without_benign_prompts_or_without_others_is_not_held_out() -> None:
+    """Nothing trains besides where no other family has a request of the half that trains."""
+    one, first = family("A", "ab", 10)
+    two, second = family("B", "b", 30)
+    plain = {"train": (1.0,) * 4 + (-1.0,) * 4, "validation": (2.0,) * 4 + (-2.0,) * 4}
+    changed = one | two | {name: dict.fromkeys((HARM, DENSE, REFUSAL), row) for name, row in plain.items()}
+    parts = tuple(chosen(name, [True] * 4 + [False] * 4) for name in plain)
+    rows = measure.held_out_rows(tables(changed, (*first, *second), parts=parts), [HARM])
+    assert [row.family for row in rows] == ["B"]
+    attacks = (first[0], second[0])
+    assert not list(measure.held_out_rows(tables(changed, attacks, parts=parts), [HARM]))
+
+
 # -- streaming: answers that are numbers, which are their residuals ------------------------------------------------
 
 
