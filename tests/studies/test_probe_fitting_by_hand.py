@@ -74,7 +74,8 @@ def bench_of(*parts: Chosen, work: TableModel | None = None, **changes: Any) -> 
         bare(Found, **{name: changes.get(name, each) for name, each in found.items()}),
         bare(Gauge, **{name: changes.get(name, each) for name, each in gauge.items()}),
     )
-    return Bench(work, *given, *(*parts, NOBODY, NOBODY, NOBODY)[:3])
+    train, choice, validation = (*parts, NOBODY, NOBODY, NOBODY)[:3]
+    return Bench(work, *given, train, choice, validation)
 
 
 def reading_from(monkeypatch: pytest.MonkeyPatch, work: Any, table: Table) -> list[tuple[Any, ...]]:
@@ -139,7 +140,7 @@ def test_what_follows_the_user_s_words_is_not_scored() -> None:
         ("hhiiipp", (S, S, R, R, R)),
         ("iihi", (R, R, S, R)),
         ("ihp", (R,)),
-        ("hp", (S, P)),
+        ("hpp", (S, P, P)),
     ):
         item = fitting._counted(tokenized(text))
         assert (item.prompt_id, item.ids, item.regions) == (text, tuple(range(len(regions))), regions)

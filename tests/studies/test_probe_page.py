@@ -81,6 +81,9 @@ def test_shares_stand_in_the_column_of_their_set() -> None:
     (long,) = blocks(result, Table, "Long inputs")
     assert names(long) == ["representation", "plain harmful", "request in text", "text"]
     assert long.rows[1] == (HARM, "52% [52–52]", "53% [53–53]", "1% [1–1]")
+    # Numbers stand right, and the name of what they are of does not.
+    for table in (low, alarms, *blocks(result, Table, "Will the model refuse?")[:1]):
+        assert [column.numeric for column in table.columns] == [False, *[True] * (len(table.columns) - 1)]
     # One attack is all attacks.
     few = probed(sets=tuple(row for row in result.sets if row.name != "B" and row.kind != "long"))
     assert names(blocks(few, Table, "Is the request harmful?")[0]) == ["representation", "plain harmful", "A"]
