@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit
 
 from demur.errors import InputError
 from demur.guard import Guard, Probe, Reading, Stream
 from demur.method.direction import Direction
+from demur.model import Region
 from demur.stats import Estimate, holm
 from demur.studies.context import Context, JudgedAnswers
 from demur.studies.pipeline import CleanAnswers, Found
-from demur.studies.probes import measure
+from demur.studies.probes import measure, streaming
 from demur.studies.probes.fitting import Arrays, Bench, Fitted
 from demur.studies.probes.inputs import Chosen, Group, Sets
 from demur.studies.probes.measure import Scores
@@ -270,6 +273,107 @@ def test_a_family_held_out_is_tested_on_the_requests_that_nothing_trained_on() -
     assert not list(measure.held_out_rows(tables(changed, groups[:3], parts=parts), [HARM]))
 
 
+def with_fitted(scores: Scores, name: str, target: Any, **changes: Any) -> Scores:
+    """The same scores, of a probe that is another one in part."""
+    own = scores.fitted[target]
+    fitted = {**scores.fitted, target: {**own, name: replace(own[name], **changes)}}
+    return replace(scores, fitted=fitted)
+
+
+def test_flagged_is_what_is_above_the_threshold_of_one_in_a_hundred() -> None:
+    """Between 2.7 and 2.9 a prompt is flagged at 5 % only."""
+    near = {HARM: (5, 4, 2.8, -1), DENSE: LOGITS[PLAIN_BAD][DENSE], REFUSAL: LOGITS[PLAIN_BAD][REFUSAL]}
+    alarm = LOGITS[PLAIN_GOOD] | {HARM: (-2, -1, -3, 2.8)}
+    scores = tables({PLAIN_BAD: near, PLAIN_GOOD: alarm})
+    (plain, *_) = (row for row in measure.rank_rows(scores) if (row.representation, row.prompts) == (HARM, "plain"))
+    assert plain.f1 == pytest.approx(4 / 6)
+    (_, harm) = measure.matched_rows(scores)[1]
+    assert (harm.representation, count(harm.alarms)) == (HARM, (1, 6))
+    rows = {row.group: row for row in measure.verdict_rows(scores, HARM, REFUSAL)[0]}
+    assert (count(rows[PLAIN_BAD].refused), count(rows[PLAIN_BAD].harmless)) == ((2, 4), (1, 4))
+    assert count(rows[PLAIN_BAD].over_refusal) == (1, 4)
+    # What is at a threshold itself is below it: harm at 3, refusal at 1.
+    exact = tables({PLAIN_BAD: near | {HARM: (3, 3, 4, 4), REFUSAL: (1, 2, 1, 2)}})
+    exact = with_fitted(exact, HARM, "harmful", negatives=np.full(40, 3.0))
+    exact = with_fitted(exact, REFUSAL, "refuse", positives=np.full(20, 1.0))
+    (row,) = (row for row in measure.verdict_rows(exact, HARM, REFUSAL)[0] if row.group == PLAIN_BAD)
+    assert [count(row.of(each))[0] for each in ("harmless", "over-refusal", "jailbreak", "refused")] == [1, 1, 1, 1]
+
+
+def test_benign_prompts_of_other_kinds_get_verdicts_and_no_prompts_no_scores() -> None:
+    groups = ((PLAIN_BAD, "plain", True, "", ""), (OVER, "benign", False, "", ""), (LONG, "long", True, "", ""))
+    scores = tables(groups=groups)
+    assert [row.group for row in measure.verdict_rows(scores, HARM, REFUSAL)[0]] == [PLAIN_BAD, OVER]
+    assert scores.on((), HARM).tolist() == scores.by_outcome("succeeded", HARM).tolist() == []
+
+
+def test_refusal_under_attack_is_ranked_among_attacks() -> None:
+    """Of five attacks one was not scored; no plain prompt counts."""
+    (row,) = (
+        r for r in measure.rank_rows(tables()) if (r.target, r.representation, r.prompts) == ("refuse", DENSE, ALL)
+    )
+    assert row.auroc.n == 4
+
+
+def family(name: str, requests: str, start: float) -> tuple[dict[str, dict[str, Any]], tuple[Any, ...]]:
+    """Attacks and benign requests of a family, whose log-odds count up from `start` and from half more."""
+    values = {name: start + np.arange(len(requests)), f"benign in {name}": start + 0.5 + np.arange(len(requests))}
+    made = {key: {each: tuple(row) for each in (HARM, DENSE, REFUSAL)} for key, row in values.items()}
+    return made, ((name, "attack", True, name, requests), (f"benign in {name}", "wrapped", False, name, requests))
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_the_other_families_train_and_choose_with_the_requests_that_are_not_tested(
+    monkeypatch: pytest.MonkeyPatch, unit: bool
+) -> None:
+    one, first = family("A", "abcdefgh", 10)
+    two, second = family("B", "abcdefgh", 30)
+    plain = {"train": (1.0, 2, 3), "validation": (4.0, 5, 6)}
+    changed = one | two | {name: dict.fromkeys((HARM, DENSE, REFUSAL), row) for name, row in plain.items()}
+    parts = (chosen("train", [True, False, False]), chosen("validation", [True, True, False]))
+    scores = tables(changed, (*first, *second), parts=parts)
+    # The threshold that was set before is that of one in a hundred: 11 itself is below it, and 10.5 is not above.
+    negatives = np.array([*np.full(39, 10.0), 11.0])
+    own = scores.fitted["harmful"][HARM].probe
+    scores = with_fitted(scores, HARM, "harmful", negatives=negatives, probe=replace(own, unit=unit))
+    asked: list[Any] = []
+
+    def fit(reading: Any, train: Any, held: Any) -> Any:
+        assert reading == own.reading
+        asked.append([(side.values[:, 0].tolist(), side.labels.tolist()) for side in (train, held)])
+        return own
+
+    def none(*_given: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(measure, "fit_centroids", fit if unit else none)
+    monkeypatch.setattr(measure, "fit_probe", none if unit else fit)
+    rows = {row.family: row for row in measure.held_out_rows(scores, [HARM])}
+    # Of a, c, e and g, attacks and then benign requests, every third is held, from the first on.
+    assert asked[0] == [
+        ([1, 2, 3, 32, 34, 30.5, 32.5, 36.5], [True, False, False, True, True, False, False, False]),
+        ([4, 5, 6, 30, 36, 34.5], [True, True, False, True, True, False]),
+    ]
+    # Of A are tested 11, 13, 15 and 17. Trained again, the highest negative of the held ones is 34.5; of B, 14.5.
+    if not unit:
+        assert list(rows) == ["A", "B"]
+        assert (count(rows["A"].plain), count(rows["A"].others)) == ((3, 4), (0, 4))
+        assert (count(rows["B"].plain), count(rows["B"].others)) == ((4, 4), (4, 4))
+
+
+def test_a_family_without_benign_prompts_or_without_others_is_not_held_out() -> None:
+    """Nothing trains besides where no other family has a request of the half that trains."""
+    one, first = family("A", "ab", 10)
+    two, second = family("B", "b", 30)
+    plain = {"train": (1.0,) * 4 + (-1.0,) * 4, "validation": (2.0,) * 4 + (-2.0,) * 4}
+    changed = one | two | {name: dict.fromkeys((HARM, DENSE, REFUSAL), row) for name, row in plain.items()}
+    parts = tuple(chosen(name, [True] * 4 + [False] * 4) for name in plain)
+    rows = measure.held_out_rows(tables(changed, (*first, *second), parts=parts), [HARM])
+    assert [row.family for row in rows] == ["B"]
+    attacks = (first[0], second[0])
+    assert not list(measure.held_out_rows(tables(changed, attacks, parts=parts), [HARM]))
+
+
 # -- streaming: answers that are numbers, which are their residuals ------------------------------------------------
 
 
@@ -399,3 +503,127 @@ def test_what_is_stopped_is_counted_by_kind_of_prompt() -> None:
     assert (count(row.equal.alarms), count(row.equal.stopped), row.equal.tokens) == ((0, 5), (3, 4), 0.0)
     alone = stream_row(context, bare(Guard, stream=stream), Sets(sets[:1]), prompts["attacks"], 11)
     assert (alone.equal, alone.benign.n, np.isnan(alone.benign.value)) == (None, 0, True)
+
+
+# -- the model's own answers, read and watched ---------------------------------------------------------------------
+
+
+class Kept:
+    """Keeps values by all that they depend on; `told` is the progress."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.stages, self.told = model, dict[str, Any](), list[tuple[Any, ...]]()
+        self.config = SimpleNamespace(max_new_tokens=7)
+
+    def progress(self, *told: Any) -> None:
+        self.told.append(told)
+
+    def cached(self, name: str, depends: dict[str, Any], kind: Any, compute: Any, label: str = "") -> Any:  # noqa: ARG002
+        assert kind is not None
+        key = f"{name} {depends!r}"
+        if key not in self.stages:
+            self.stages[key] = compute()
+        return self.stages[key]
+
+
+class Rows:
+    """A batch of conversations: each is its answer's numbers, with one slot before and one after that are no answer."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items, self.longest = items, max(len(numbers(text)) for _, text in items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def within(self, regions: Any) -> torch.Tensor:
+        assert list(regions) == [Region.RESPONSE]
+        inside = torch.zeros(len(self), self.longest + 2, dtype=torch.bool)
+        for row, (_, text) in enumerate(self.items):
+            inside[row, 1 : 1 + len(numbers(text))] = True
+        return inside
+
+
+def reading_model(asked: list[Any]) -> Any:
+    """Of two values at each token, the layer and the number; one prompt a batch."""
+
+    def residuals(batch: Rows, layers: tuple[int, ...]) -> dict[int, torch.Tensor]:
+        asked.append((layers, len(batch)))
+        found = {layer: torch.full((len(batch), batch.longest + 2, 2), float(layer)) for layer in layers}
+        for row, (_, text) in enumerate(batch.items):
+            for layer in layers:
+                found[layer][row, 1 : 1 + len(numbers(text)), 1] = torch.from_numpy(numbers(text))
+        return found
+
+    def each(items: Any, run: Any, progress: Any) -> list[Any]:
+        progress(1, len(items))
+        return [row for start in range(0, len(items), 2) for row in run(Rows(items[start : start + 2]))]
+
+    chat = SimpleNamespace(tokenize=lambda prompt, text: (prompt, text))
+    return SimpleNamespace(residuals=residuals, each=each, chat=chat)
+
+
+def test_residuals_are_those_of_the_answers_tokens_layer_by_layer() -> None:
+    asked: list[Any] = []
+    context: Any = Kept(reading_model(asked))
+    answers = judged("one", "harmful", [("3 4", YES), ("5", NO), ("7 8 9", YES)]).answers
+    found = unchecked(streaming._answer_residuals)(context, answers, (2, 0))
+    assert [[each.tolist() for each in layer] for layer in found] == [
+        [[[layer, 3], [layer, 4]], [[layer, 5]], [[layer, 7], [layer, 8], [layer, 9]]] for layer in (2, 0)
+    ]
+    assert asked == [((2, 0), 2), ((2, 0), 1)]
+    assert [told[1:] for told in context.told] == [(1, 3)]
+    # They are kept, for these answers and these layers.
+    unchecked(streaming._answer_residuals)(context, answers, (2, 0))
+    assert len(asked) == 2
+    unchecked(streaming._answer_residuals)(context, answers, (0,))
+    assert asked[2:] == [((0,), 2), ((0,), 1)]
+    other = judged("one", "harmful", [("3 4", YES), ("6", NO), ("7 8 9", YES)]).answers
+    (again,) = unchecked(streaming._answer_residuals)(context, other, (0,))
+    assert again[1].tolist() == [[0, 6]]
+
+
+def unchecked(function: Any) -> Any:
+    """Without the checks of types, for what stands for a context."""
+    return getattr(function, "__wrapped__", function)
+
+
+def test_what_was_let_out_of_each_answer_is_counted_in_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tokenizer(text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": list(range(len(text)))}
+
+    model = SimpleNamespace(tokenizer=tokenizer)
+    context: Any = Kept(model)
+    stream = Stream(Probe(Reading(kind="dense", layer=1), np.ones(1, np.float32), 0.5), 3, 2.0)
+    guard = bare(Guard, stream=stream)
+    prompts = numbered("p", 3)
+    written: list[Any] = []
+
+    def answer_batches(own: Any, asked: Any, *, guard: Any, max_new_tokens: int) -> Any:
+        assert own is model
+        written.append((len(asked), guard.stream, max_new_tokens))
+        # Not in the order of the prompts: the last first.
+        for batch in ((2, 0), (1,)):
+            yield [SimpleNamespace(prompt=asked[n], text="x" * (n + 1), stopped=n == 1) for n in batch]
+
+    monkeypatch.setattr(streaming, "answer_batches", answer_batches)
+    answered = unchecked(streaming._answered)
+    expected = [("p:0", False, 1), ("p:1", True, 2), ("p:2", False, 3)]
+    for _ in range(2):
+        rows = answered(context, guard, prompts)
+        assert [(row.prompt_id, row.stopped, row.tokens) for row in rows] == expected
+    assert written == [(3, stream, 7)]
+    assert answered(context, guard, numbered("none", 0)) == []
+    # Another stream, other prompts or another length would be other answers.
+    probe = stream.probe
+    for changed in (
+        replace(stream, window=2), replace(stream, threshold=1.0), replace(stream, probe=replace(probe, bias=1.0)),
+        replace(stream, probe=replace(probe, weights=np.full(1, 2, np.float32))),
+        replace(stream, probe=replace(probe, reading=Reading(kind="dense", layer=0))),
+    ):  # fmt: skip
+        answered(context, bare(Guard, stream=changed), prompts)
+        assert written[-1][1] is changed
+    answered(context, guard, numbered("q", 3))
+    context.config = SimpleNamespace(max_new_tokens=9)
+    answered(context, guard, prompts)
+    assert len(written) == 8
