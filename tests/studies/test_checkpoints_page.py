@@ -294,7 +294,9 @@ def test_every_chart_can_be_drawn() -> None:
 
 
 def test_each_earlier_checkpoint_has_its_own_sections() -> None:
-    page = compared(pair_of("old"), pair_of("older", cosines=(CosineRow(layer=3, cosine=about(0.1), halves=0.2),))).page()
+    page = compared(
+        pair_of("old"), pair_of("older", cosines=(CosineRow(layer=3, cosine=about(0.1), halves=0.2),))
+    ).page()
     own: list[Section] = list(page.sections)
     titles = [DRIVES, DIRECTIONS, FEATURES, KNOWING]
     assert [section.title for section in own] == ["From old to MODEL", *titles, "From older to MODEL", *titles]

@@ -252,7 +252,7 @@ def shown() -> Result:
         matches=(
             match(ONE, "decoder", SAME, 0.75, True), match(TWO, "decoder", NEAR, 0.5, True),
             match(LOST, "decoder", None, float("nan"), False), match(ONE, "activation", SAME, 0.25, True),
-            match(TWO, "activation", ALIKE, 0.125, False), match(LOST, "activation", None, float("nan"), False),
+            match(TWO, "activation", NEAR, 0.125, False), match(LOST, "activation", None, float("nan"), False),
         ),
         ways=(
             WayRow(way="decoder", score=about(0.6), random=about(0.3), difference=about(0.35), mutual=0.5,
@@ -269,8 +269,14 @@ def shown() -> Result:
 
 def test_the_verdict_counts_counterparts_and_names_what_they_carry() -> None:
     (said,) = shown().page().verdicts
-    parts = ("Of 3 features", "2 have a mutual", "SAEs good by decoder", "1 by correlation", "1 the same one",
-             ". Near ones (20) carry 2.00 [1.95–2.05] of its drive; like ones (30) carry 3.00 [2.95–3.05] of its")
+    parts = (
+        "Of 3 features",
+        "2 have a mutual",
+        "SAEs good by decoder",
+        "1 by correlation",
+        "2 the same one",
+        ". Near ones (20) carry 2.00 [1.95–2.05] of its drive; like ones (30) carry 3.00 [2.95–3.05] of its",
+    )
     places = [said.index(part) for part in parts]
     assert places == sorted(places)
     assert said.endswith("of its drive.")
@@ -294,7 +300,7 @@ def test_effects_and_counterparts_stand_in_their_columns() -> None:
         ("correlation of activations", "0.70 [0.65–0.75]", "0.20 [0.15–0.25]", "0.55 [0.50–0.60]", "75%", "–"),
     ]
     assert cells(shown(), section, 1) == [
-        ("2:0", "2:10", "0.75", "yes", "2:10", "0.25", "yes"), ("2:1", "2:11", "0.50", "yes", "2:12", "0.12", "no"),
+        ("2:0", "2:10", "0.75", "yes", "2:10", "0.25", "yes"), ("2:1", "2:11", "0.50", "yes", "2:11", "0.12", "no"),
         ("0:3", "–", "–", "no", "–", "–", "no"),
     ]  # fmt: skip
     assert [table.folded for table in blocks(shown(), Table, section)] == [False, True]
