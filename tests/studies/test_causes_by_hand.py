@@ -267,7 +267,7 @@ def test_a_feature_wakes_where_it_fires_on_a_scored_token_only_then(work: Work) 
     ("wakers", "more"), [(0, set[Any]()), (1, {WAKER}), (2, {WAKER, MUTE}), (3, {WAKER, MUTE}), (9, {WAKER, MUTE})]
 )
 def test_wakers_are_those_that_rise_most_by_decoder_norm(work: Work, wakers: int, more: Any) -> None:
-    """A rise of 3 with norm 2 is 6, before one of 5; then comes one that is asked for anyway. What falls never wakes."""
+    """A rise of 3 with norm 2 is 6, before one of 5; then one that is asked for anyway. What falls never wakes."""
     causes = causes_of(work, wakers=wakers)
     assert {row.feature for row in causes.features} - set(FEATURES) == more
 

@@ -1,4 +1,4 @@
-"""What the page of `demur checkpoints` says of a result made by hand: verdict, cells and the values that charts draw."""
+"""What the page of `demur checkpoints` says of a result made by hand: verdict, cells and what charts draw."""
 
 from __future__ import annotations
 
