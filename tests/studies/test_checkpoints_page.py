@@ -35,9 +35,10 @@ def mechanism(n: int, *features: FeatureId) -> Mechanism:
 
 
 def shift(feature: FeatureId, status: Any, n: int, **given: Any) -> ShiftRow:
+    row: dict[str, Any] = {"refusal": False, **given}
     return ShiftRow(
         feature=feature, status=status, active_before=n + 0.25, active_after=n + 0.5, alone_before=about(n + 0.6),
-        alone_after=about(n + 0.7), **({"refusal": False} | given),
+        alone_after=about(n + 0.7), **row,
     )  # fmt: skip
 
 
@@ -53,6 +54,10 @@ def pair_of(before: str = "old", **changes: Any) -> PairRows:
         for n, holds in enumerate((True, False, None))
     )
     after, earlier = mechanism(11, REFUSAL, TWIN), mechanism(21, REFUSAL)
+    points: Any = (
+        ("after", "harmful", 0.9, 0.8), ("after", "harmful", 0.7, 0.6), ("before", "harmful", 0.5, 0.25),
+        ("after", "harmless", 0.1, 0.05), ("before", "harmless", 0.3, 0.15),
+    )  # fmt: skip
     given: dict[str, Any] = {
         "verdict": Verdict(kind="not clear", after="hidden", before="open", conditions=conditions),
         "mechanisms": {"after": after, "before": earlier},
@@ -80,10 +85,7 @@ def pair_of(before: str = "old", **changes: Any) -> PairRows:
         "knowing": (knowing("harmful", 20), knowing("harmless", 40)),
         "points": tuple(
             PointRow(checkpoint=when, prompts=prompts, harmful=harmful, refuse=refuse)
-            for when, prompts, harmful, refuse in (
-                ("after", "harmful", 0.9, 0.8), ("after", "harmful", 0.7, 0.6), ("before", "harmful", 0.5, 0.25),
-                ("after", "harmless", 0.1, 0.05), ("before", "harmless", 0.3, 0.15),
-            )
+            for when, prompts, harmful, refuse in points
         ),
         "fit": (FitRow(layer=0, after=0.25, before=0.5), FitRow(layer=2, after=0.125, before=0.75)),
     }  # fmt: skip
