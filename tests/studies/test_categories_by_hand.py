@@ -436,7 +436,7 @@ def known(auroc: float) -> Knowledge:
 def test_judged_harmfulness_is_asked_of_a_model_that_tells_harm(
     monkeypatch: pytest.MonkeyPatch, auroc: float, asked: bool
 ) -> None:
-    """The lower end of its AUROC is above one half. Without a feature, harm is as much less likely as its index says."""
+    """The lower end of its AUROC is above one half. Without a feature harm is less likely, by its index."""
     made = Given(monkeypatch)
 
     def knowledge(_meter: Any, harmful: PromptSet, harmless: PromptSet, change: Any) -> Knowledge:

@@ -20,7 +20,9 @@ from demur.types import FeatureId
 HARM, SMALL, LATE = FeatureId(0, 3), FeatureId(1, 9), FeatureId(3, 5)
 REFUSAL, BACKUP, READ = FeatureId(2, 5), FeatureId(3, 7), FeatureId(3, 8)
 SILENT, SOME, WAKER, MUTE = FeatureId(3, 9), FeatureId(3, 6), FeatureId(3, 4), FeatureId(4, 0)
-FEATURES = (LATE, HARM, SMALL, REFUSAL, BACKUP, READ, SILENT, SOME)
+EXACT = FeatureId(3, 3)
+"""Its effect is a hundredth of the direction's on the test prompts."""
+FEATURES = (LATE, HARM, SMALL, REFUSAL, BACKUP, READ, SILENT, SOME, EXACT)
 CHOOSING, TEST = numbered("c", 3), numbered("t", 4)
 SERVED = ("c0", "t0", "t1")
 BOTH = (LATE, REFUSAL)
@@ -33,6 +35,7 @@ def effect(prompt: str, feature: FeatureId, out: Any) -> float:
     return {
         REFUSAL: 3.0, LATE: 2.0, HARM: 4.0 * (prompt in SERVED), SMALL: 1.0, SILENT: 7.0, SOME: 4.0 * (prompt == "t0"),
         BACKUP: 1.0 * gone, READ: 1.5 * gone, WAKER: 2.0 * gone, MUTE: 0.0,
+        EXACT: 0.5,
     }[feature]  # fmt: skip
 
 
@@ -146,7 +149,8 @@ def role_of(feature: FeatureId) -> FeatureRole:
     return FeatureRole(feature=feature, role=role, instruction=feature.index, post_instruction=0, share=share)
 
 
-def roles(_work: Any, _found: Any, features: Any) -> Roles:
+def roles(work: Any, found: Any, features: Any) -> Roles:
+    assert (type(work), found.direction.layer) == (Work, 1)
     return Roles(features=tuple(map(role_of, features)))
 
 
@@ -236,11 +240,12 @@ def test_every_feature_has_the_role_that_its_effects_show(work: Work, sign: floa
     assert {f: row.role for f, row in rows.items()} == {
         HARM: "harm", REFUSAL: "refusal", LATE: "refusal", SMALL: "refusal", BACKUP: "redundant", READ: "conditional",
         WAKER: "redundant", SILENT: "inert", SOME: "unclear", MUTE: "inert",
+        EXACT: "inert",
     }  # fmt: skip
     assert all(row.fires == role_of(f) for f, row in rows.items())
     # Best first; of equals, those that were asked for first.
     assert [row.feature for row in causes.features] == [
-        HARM, REFUSAL, LATE, SMALL, SOME, BACKUP, READ, SILENT, WAKER, MUTE,
+        HARM, REFUSAL, LATE, SMALL, SOME, EXACT, BACKUP, READ, SILENT, WAKER, MUTE,
     ]  # fmt: skip
     # Over the two test prompts that it serves; of the others over all four.
     assert (rows[HARM].alone.value, rows[HARM].alone.n) == (4.0, 2)
@@ -248,7 +253,7 @@ def test_every_feature_has_the_role_that_its_effects_show(work: Work, sign: floa
     assert {f for f, row in rows.items() if row.after is None} == {HARM, REFUSAL, LATE, SMALL}
     assert {f for f, row in rows.items() if row.wakes is None} == {HARM, REFUSAL, LATE, SMALL}
     after = {f: row.after.value for f, row in rows.items() if row.after is not None}
-    assert after == {BACKUP: 1.0, READ: 1.5, SILENT: 0.0, SOME: 1.0, WAKER: 2.0, MUTE: 0.0}
+    assert after == {BACKUP: 1.0, READ: 1.5, SILENT: 0.0, SOME: 1.0, WAKER: 2.0, MUTE: 0.0, EXACT: 0.5}
     # Before the first layer of a refusal feature.
     assert {f for f, row in rows.items() if row.upstream} == {HARM, SMALL}
 
