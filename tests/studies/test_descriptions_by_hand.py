@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from table_model import splits_of
 
 from demur.errors import DemurError, InputError
 from demur.judges import Endpoint, RowFailedError
@@ -95,6 +96,8 @@ def test_top_tokens_that_fire_are_the_label_each_once(monkeypatch: pytest.Monkey
     assert own[A] == auroc(np.array([1.0, 1.0]), np.array([1.0, 0.0]))
     assert own[B] == auroc(np.array([1.0]), np.array([0.0, 0.0, 0.0]))
     assert own[C].n == 0
+    shuffled = {row.feature: row.shuffled for row in found.rows}
+    assert shuffled[A] == auroc(np.array([0.0, 0.0]), np.array([1.0, 0.0]))
     ((name, depends),) = given.stages
     assert (name, depends) == ("detection", {
         "labels": [(A, "kettle, oven"), (B, "oven"), (C, "")],
@@ -188,6 +191,57 @@ def test_unread_labels_count_for_no_mean() -> None:
     assert {found.own.n, found.shuffled.n, found.gain.n} == {1}
     assert (found.own.value, found.shuffled.value) in ((0.75, 1.0), (1.0, 0.75))
     assert found.gain.value == found.own.value - found.shuffled.value
+
+
+def test_a_label_without_a_trial_is_kept_and_not_tried() -> None:
+    found = detection({A: "kettle", C: "oven"}, {A: TRIAL}, descriptions.read_words, source="s", reader="words")
+    assert [(row.text, row.own.n, row.shuffled.n) for row in found.rows] == [("kettle", 4, 0), ("oven", 0, 0)]
+
+
+# -- held-out prompts --------------------------------------------------------------------------------------------------
+
+# On the special token, and the highest on the others.
+HELD = {A: ((9.0, 1.0), (0.0, 2.0), (0.0, 3.0), (9.0, 0.0), (0.0, 4.0), (9.0, 0.5), (0.0, 1.5), (0.0, 0.25)),
+        B: ((9.0, 1.0),) * 8, C: ((0.0, 3.0),) * 8}  # fmt: skip
+
+
+def trials_of(monkeypatch: pytest.MonkeyPatch, seed: int, each: int = 20) -> dict[FeatureId, Trial]:
+    splits = splits_of(tuning=2, test=2)
+    regions = (Region.SPECIAL, Region.INSTRUCTION)
+
+    def activations(model: Any, suite: Any, items: Any, features: Any) -> Any:
+        assert (model, suite) == (context.model, "suite")
+        assert [item.prompt_id for item in items] == list(NAMES)
+        return [torch.tensor([HELD[f][n] for f in features]).T for n in range(8)]
+
+    monkeypatch.setattr(descriptions, "_EACH", each)
+    monkeypatch.setattr("demur.method.activations.feature_activations", activations)
+    model = SimpleNamespace(tokenize=lambda some: [TokenizedPrompt(p.id, (1, 2), regions) for p in some])
+    context: Any = SimpleNamespace(model=model, suite="suite", splits=splits, config=SimpleNamespace(seed=seed))
+    return descriptions.held_out(context, {B: 1.0, C: 1.0, A: 1.0})
+
+
+NAMES = ("tuning0", "tuning1", "+tuning0", "+tuning1", "test0", "test1", "+test0", "+test1")
+ABOVE = {"tuning 1", "+tuning 0", "test 0", "+test 0"}
+"""Prompts on which A is above its limit; on the first it is exactly there."""
+
+
+def test_held_out_prompts_are_those_that_made_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = trials_of(monkeypatch, 0)
+    # B is strong on none and C on all.
+    assert list(found) == [A]
+    assert len(set(found[A].texts)) == 8
+    assert {text for text, strong in zip(*found[A], strict=True) if strong} == ABOVE
+
+
+def test_as_many_of_each_side_are_drawn_in_random_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = [trials_of(monkeypatch, seed, 3)[A] for seed in range(12)]
+    assert {(sum(each.strong), len(each.strong)) for each in drawn} == {(3, 6)}
+    assert all({t for t, strong in zip(*each, strict=True) if strong} < ABOVE for each in drawn)
+    # All are drawn by some seed, and the strong do not come first.
+    assert len({text for each in drawn for text in each.texts}) == 8
+    assert {each.strong[0] for each in drawn} == {True, False}
+    assert trials_of(monkeypatch, 3, 3) == trials_of(monkeypatch, 3, 3)
 
 
 # -- what labels are made from -----------------------------------------------------------------------------------------
