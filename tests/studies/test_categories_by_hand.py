@@ -19,6 +19,7 @@ from demur.studies.categories import CategoriesResult, Config, PartRow, run
 from demur.studies.categories.causes import Cause, Causes
 from demur.studies.categories.parts import Kinds, kind_of, kinds_of
 from demur.studies.methods import RandomMatched
+from demur.studies.results import Knowledge
 from demur.studies.roles import FeatureRole
 from demur.studies.side_effects import SideEffectMeter
 from demur.types import FeatureId, FeatureSet, Prompt, PromptSet, Split, Splits
@@ -361,3 +362,110 @@ def test_without_a_common_feature_the_graded_split_is_all(monkeypatch: pytest.Mo
     assert (result.common, result.categories[0].specific) == ((), ())
     assert any("the split is graded only" in warning for warning in made.work.warnings)
     assert [t.shared for t in result.transfers[:1]] == [2]
+
+
+# -- the pool, judges of harm, judged harmfulness ----------------------------------------------------------------------
+
+
+def test_the_paper_s_sets_come_from_the_pool_s_attribution_where_it_says_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first prompt of arson carries no signal: what it says does not count."""
+    made = Given(monkeypatch, candidates="pool", estimator="ig", k=2)
+
+    def pool(found: Any, method: str, some: PromptSet) -> Any:
+        assert (found, method) == (made.found.pool, "ig")
+        table = torch.tensor([[FALL[kind(p)].get(f, 0.0) for f in found.features] for p in some], dtype=torch.float64)
+        table[0] = torch.tensor([0.0, 0.0, 99.0, 0.0])
+        signal = torch.arange(len(some)) > 0
+        return SimpleNamespace(features=found.features, means=table, signal=signal)
+
+    def attributor(*given: Any) -> Any:
+        assert given == (made.work, made.found.clean, made.found.direction)
+        return SimpleNamespace(pool=pool)
+
+    monkeypatch.setattr("demur.studies.categories.parts.Attributor", attributor)
+    one, two = made.run().categories
+    assert (one.features.features, one.features.scores) == ((C1, C2), (5.0, 4.0))
+    assert (two.features.features, two.features.scores) == ((C2, C1), (6.0, 3.0))
+    # Nothing is asked of whole dictionaries.
+    assert made.read == []
+
+
+class Harm:
+    """A judge of harm: only answers about theft are harmful, of those one cannot be told."""
+
+    def __init__(self) -> None:
+        self.asked, self.done = list[str](), list[str]()
+        self.reader = SimpleNamespace(check=lambda: self.done.append("check"), close=lambda: self.done.append("close"))
+
+    def judge(self, answers: Any) -> Any:
+        self.asked += [answer.text for answer in answers]
+        told = [None if a.prompt.id == "test-theft0" else "theft" in a.prompt.id for a in answers]
+        return SimpleNamespace(verdicts=[SimpleNamespace(success=each) for each in told])
+
+
+def test_a_judge_of_harm_is_one_more_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    harm, named = Harm(), list[Any]()
+
+    def cached(run_of: Any, judge: str, progress: Any, *, keep: bool) -> Harm:
+        named.append((run_of is made.work.run, judge, progress is made.work.progress, keep))
+        return harm
+
+    monkeypatch.setattr("demur.studies.categories.parts.CachedJudge", cached)
+    monkeypatch.setattr("demur.studies.categories.parts.get_judge", lambda name: f"judge {name}")
+    made = Given(monkeypatch, harm_judges=("guard", "guard"))
+    result = made.run()
+    assert result.measures == ("not refused", "compliance", "guard")
+    assert (named, harm.done) == ([(True, "judge guard", True, True)], ["check", "close"])
+    rates = {k: part(result, "specific", "held", category=k, measure="guard").success for k in ("", "Arson", "Theft")}
+    assert {k: (rate.value, rate.n, rate.unscored) for k, rate in rates.items()} == {
+        "": (0.4, 5, 1), "Arson": (0.0, 3, 0), "Theft": (1.0, 2, 1),
+    }  # fmt: skip
+    assert {text.partition(":")[0] for text in harm.asked} == {"test"}
+
+
+def known(auroc: float) -> Knowledge:
+    def about(value: float) -> Estimate:
+        return Estimate(value=value, low=value - 0.1, high=value + 0.1, n=4)
+
+    return Knowledge(says_harmful=about(0.9), says_harmful_of_harmless=about(0.1), auroc=about(auroc))
+
+
+@pytest.mark.parametrize(("auroc", "asked"), [(0.61, True), (0.6, False)])
+def test_judged_harmfulness_is_asked_of_a_model_that_tells_harm(
+    monkeypatch: pytest.MonkeyPatch, auroc: float, asked: bool
+) -> None:
+    """The lower end of its AUROC is above one half. Without a feature harm is less likely, by its index."""
+    made = Given(monkeypatch)
+
+    def knowledge(_meter: Any, harmful: PromptSet, harmless: PromptSet, change: Any) -> Knowledge:
+        # Prompts on which the labels hold.
+        assert harmful.ids == tuple(p.id for p in made.work.splits.tuning.harmful)
+        assert (harmless.ids, change) == (("+tuning0", "+tuning1"), ())
+        return known(auroc)
+
+    def says(_meter: Any, some: PromptSet, change: Any) -> list[float]:
+        out = [f for each in change for f in each.features if each.factor == 0.0]
+        return [n - 0.25 * sum(f.index for f in out) for n in range(len(some))]
+
+    monkeypatch.setattr(SideEffectMeter, "knowledge", knowledge)
+    monkeypatch.setattr(SideEffectMeter, "says_harmful", says)
+    before = made.causes
+
+    def causes(*given: Any, **options: Any) -> Causes:
+        found = before(*given, **options)
+        rows = [r.model_copy(update={"role": "inert"} if r.feature in (A3, NONE) else {}) for r in found.features]
+        return found.model_copy(update={"features": tuple(rows)})
+
+    monkeypatch.setattr("demur.studies.categories.parts.find_causes", causes)
+    result = made.run()
+    falls = {r.feature: (r.harmfulness.value, r.harmfulness.n) for r in result.causes.features if r.harmfulness}
+    # Of features that act, on the six test prompts.
+    assert falls == ({f: (0.25 * f.index, 6) for f in (C1, C2, A1, A2, T1, T2)} if asked else {})
+    warned = [w for w in made.work.warnings if "which requests are harmful" in w]
+    assert [f"{auroc:.2f}" in w for w in warned] == ([] if asked else [True])
+    told = [(done, n) for label, done, n in made.work.told if label == "judged harmfulness"]
+    assert told == ([(n, 6) for n in range(1, 7)] if asked else [])
+    # The roles of the uses are those that were found.
+    assert {use.feature: use.role for use in result.uses}[A1] == "harm"

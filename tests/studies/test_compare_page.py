@@ -211,6 +211,14 @@ def test_the_summary_has_a_row_for_each_method_with_each_number_in_its_column() 
     assert table.strong == {1}
 
 
+def test_a_method_that_suppresses_nothing_is_left_out_of_the_summary_and_the_next_ones_are_not() -> None:
+    (table,) = blocks(compared(effects=without(AP, "harmful", "suppress")), Table, "Summary")
+    assert [row[0] for row in table.rows] == ["clean model", "F*, c = -1", "Direction", "Random, c = -1 (3 sets)"]
+    (table,) = blocks(compared(effects=without("none", "harmful", "none")), Table, "Summary")
+    assert [row[0] for row in table.rows[:2]] == ["F*, c = -1", "AP, c = 0"]
+    assert table.strong == {0}
+
+
 def test_effects_stand_under_their_prompts_with_each_number_in_its_column() -> None:
     result = compared()
     (table,) = blocks(result, Table, "Suppression, harmful test prompts")
