@@ -461,12 +461,14 @@ def test_what_the_saes_miss_is_a_share_of_the_variance(monkeypatch: pytest.Monke
     work.suite = {n: SimpleNamespace(dense=lambda n=n: n) for n in range(4)}
 
     def reconstruction(_model: Any, dense: int, items: Any, _regions: Any) -> Any:
-        return SimpleNamespace(error=np.array([[1.0, 2.0]]) * len(items), spread=np.array([[5.0, 5.0]]) * dense)
+        # Residuals may be small numbers; where they do not vary at all there is nothing to divide by.
+        error, spread = np.array([[0.01, 0.02]]) * len(items), np.array([[0.05, 0.05]]) * dense
+        return SimpleNamespace(error=error * (dense > 0), spread=spread)
 
     monkeypatch.setattr("demur.method.fidelity.reconstruction", reconstruction)
     monkeypatch.setattr(Side, "read_in", lambda _self, other: other.work)
-    found = unexplained(side(work), side(work), numbered("x", 2), (1, 3))
-    assert found == pytest.approx({1: 0.6, 3: 0.2})
+    found = unexplained(side(work), side(work), numbered("x", 2), (0, 1, 3))
+    assert found == pytest.approx({0: 0.0, 1: 0.6, 3: 0.2})
 
 
 def test_a_checkpoint_without_refusals_is_a_finding_and_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,6 +189,23 @@ def test_the_standard_error_is_of_requests_when_hardening_and_of_refused_benign_
     assert (chosen["repair"].strength, chosen["repair"].gain) == (2.0, 1.0)
 
 
+@pytest.mark.parametrize(("n", "strength"), [(8, 2.0), (7, 1.0)])
+def test_all_but_one_of_a_few_is_within_a_standard_error_of_all(n: int, strength: float) -> None:
+    # Of all of n requests: p = (n + 1) / (n + 2), and sqrt(p (1 - p) / (n + 2)) is 0.095 for 8 and 0.105 for 7. One
+    # attack of ten is 0.1.
+    pairs = tuple(
+        AttackPair(
+            id=f"c{k}", attack="A", plain=f"ask{k % n}", text=f"Play: ask{k % n} now /{'yyn' if k == 0 else 'ynn'}"
+        )
+        for k in range(10)
+    )
+    sets = {HARMFUL: texts("bad", "nnn"), "harmless": texts("good", "yyy"), OVER_REFUSAL: texts("o")}
+    made = Bench(Written(), "test", (1,), lambda prompts: np.full(len(prompts), 0.5), pairs, sets)
+    assert len(set(made.requests)) == n
+    row = choose(made, arm(), 1.0)["always"]
+    assert (row.strength, row.gain) == (strength, pytest.approx(1.0 if strength == 2 else 0.9))
+
+
 def test_mild_is_a_small_strength_on_few_prompts() -> None:
     def row(purpose: Any, strength: float, threshold: float | None) -> ChoiceRow:
         given: dict[str, Any] = {"arm": "x", "gating": "probe", "gain": 0, "loss": 0, "allowed": True}
