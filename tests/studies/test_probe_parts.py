@@ -385,10 +385,11 @@ class Numbered(Context[Any]):
     stopped: Any = None
 
     def __init__(self, written: dict[str, JudgedAnswers], **given: Any) -> None:
-        self.written, self.read = written, list[Any]()
+        self.written, self.read, self.changed = written, list[Any](), list[Any]()
         self.__dict__ |= given
 
     def answer(self, label: str, prompts: PromptSet, change: Any = ()) -> JudgedAnswers:  # noqa: ARG002
+        self.changed.append((prompts.name, change))
         return self.written[prompts.name]
 
     def cached(self, name: str, depends: dict[str, Any], kind: Any, compute: Any, label: str = "") -> Any:  # noqa: ARG002
@@ -425,11 +426,13 @@ def prompts_of(answers: JudgedAnswers, name: str) -> PromptSet:
 YES, NO, PARTLY, BROKEN = Outcome.COMPLIANCE, Outcome.REFUSAL, Outcome.PARTIAL_REFUSAL, Outcome.INCOHERENT
 
 
-def streamed(complied: int = 8) -> tuple[Numbered, Found]:
-    """What the model writes in three splits: clean, and to the harmful prompts with its direction ablated."""
+def streamed(complied: int = 8, quiet: int = 7) -> tuple[Numbered, Found]:
+    """What the model writes in three splits: clean, of which so many answers are to benign prompts, and to the harmful
+    prompts with its direction ablated."""
     forced = [("6 7", YES)] * complied + [("-9", NO), ("", YES), ("-8", BROKEN)]
     clean = [("-2 -3", NO), ("0.5 0.5 0.5", PARTLY), ("", NO), ("99", YES), ("98", BROKEN)]
     benign = [("-5 -1 -3", YES), ("-6", NO), ("", YES), ("-7 -8", BROKEN), ("-4", YES), ("-5", YES), ("-5", YES)]
+    benign = benign[:quiet]
     splits, answers, written = {}, {}, {}
     for purpose in ("direction", "selection", "tuning"):
         one, other = judged(purpose, "harmful", clean), judged(f"{purpose} +", "harmless", benign)
@@ -438,7 +441,7 @@ def streamed(complied: int = 8) -> tuple[Numbered, Found]:
         left_out = {"direction": 0, "selection": 4, "tuning": 2}[purpose]
         written[purpose] = judged(purpose, "harmful", forced[left_out:])
     context = Numbered(written, splits=SimpleNamespace(choosing=SimpleNamespace(**splits)))
-    direction = bare(Direction, ablate=lambda: None)
+    direction = bare(Direction, ablate=lambda: "ablated")
     return context, bare(Found, clean=bare(CleanAnswers, answers=answers), direction=direction)
 
 
@@ -447,12 +450,15 @@ def test_a_stream_learns_forced_compliance_against_what_the_model_writes_itself(
     stream, trained = fit_stream(context, found, 2)
     quiet = ["-5 -1 -3", "-6", "-7 -8", "-4", "-5", "-5", "-2 -3", "0.5 0.5 0.5"]
     assert context.read == [["6 7"] * 8 + quiet, ["6 7"] * 4 + quiet + ["6 7"] * 6 + quiet]
-    assert (stream.layer, stream.window, trained) == (1, 2, 8)
+    assert context.changed == [(name, ("ablated",)) for name in ("direction", "selection", "tuning")]
+    assert (stream.layer, stream.window, trained, stream.probe.reading.pooling) == (1, 2, 8, "mean")
     # The highest running score of a benign answer: of -5, then (-5 - 1) / 2, then (-1 - 3) / 2. Refusals may be above.
     assert stream.threshold == pytest.approx(float(stream.running(np.array([[-2.0]]))[0]) + 0.05)
     assert (stream.running(np.array([[0.5]])) > stream.threshold).all()
     with pytest.raises(InputError, match="complies with 7 harmful direction prompts, and there are 8 other answers"):
         fit_stream(*streamed(7), 2)
+    with pytest.raises(InputError, match="complies with 8 harmful direction prompts, and there are 7 other answers"):
+        fit_stream(*streamed(8, 6), 2)
 
 
 def test_windows_are_spread_over_each_answer() -> None:
@@ -558,7 +564,11 @@ def reading_model(asked: list[Any]) -> Any:
         progress(1, len(items))
         return [row for start in range(0, len(items), 2) for row in run(Rows(items[start : start + 2]))]
 
-    chat = SimpleNamespace(tokenize=lambda prompt, text: (prompt, text))
+    def tokenize(prompt: Prompt, text: str) -> tuple[Prompt, str]:
+        assert isinstance(prompt, Prompt)
+        return prompt, text
+
+    chat = SimpleNamespace(tokenize=tokenize)
     return SimpleNamespace(residuals=residuals, each=each, chat=chat)
 
 
