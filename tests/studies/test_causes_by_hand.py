@@ -13,7 +13,7 @@ from demur.method.direction import Direction
 from demur.method.interventions import ScaleFeatures
 from demur.model import Region, TokenizedPrompt
 from demur.stats import Estimate, wilson
-from demur.studies.categories.causes import Causes, _role, effects, find_causes, without
+from demur.studies.categories.causes import Causes, causal_role, effects, find_causes, without
 from demur.studies.roles import FeatureRole, Roles
 from demur.types import FeatureId
 
@@ -331,4 +331,4 @@ NOTHING, WOKEN = between(0.0, 0.0), between(0.75, 1.0)
 def test_a_role_needs_whole_intervals_beyond_or_within_the_limit(
     alone: Estimate, after: Any, wakes: Any, role: str
 ) -> None:
-    assert _role(role_of(HARM), alone, after, wakes, 0.5) == role
+    assert causal_role(role_of(HARM), alone, after, wakes, 0.5) == role

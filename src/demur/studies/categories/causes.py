@@ -181,7 +181,7 @@ def find_causes(
     rows = [
         Cause(
             feature=f,
-            role=_role(fires[f], alone[f], after.get(f), wakes.get(f), limit),
+            role=causal_role(fires[f], alone[f], after.get(f), wakes.get(f), limit),
             fires=fires[f],
             alone=alone[f],
             after=after.get(f),
@@ -194,7 +194,7 @@ def find_causes(
     return Causes(features=tuple(rows), refusal=refusal, whole=whole, n=len(test))
 
 
-def _role(
+def causal_role(
     fires: FeatureRole, alone: Estimate, after: Estimate | None, wakes: Estimate | None, limit: float
 ) -> CausalRole:
     if alone.low > limit:
