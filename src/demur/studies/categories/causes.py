@@ -197,6 +197,8 @@ def find_causes(
 def causal_role(
     fires: FeatureRole, alone: Estimate, after: Estimate | None, wakes: Estimate | None, limit: float
 ) -> CausalRole:
+    """What a feature is by what taking it out does to the refusal log-odds, in nats: alone, after the refusal features
+    are out, and by the share of prompts on which it wakes then; effects up to `limit` are none."""
     if alone.low > limit:
         return fires.role
     if max(abs(alone.low), abs(alone.high)) > limit:
