@@ -61,6 +61,8 @@ SLOW = {
     "howto/harden.md", "howto/jailbreaks.md", "howto/runs.md", "howto/transfer.md", "tutorial.md",
 }  # fmt: skip
 """Pages whose commands and examples take longer than some seconds even so."""
+SLOW_COMMANDS = {"README.md", "howto/train-saes.md"}
+"""Pages of which only the commands do."""
 
 RUNNER = """
 import json, sys
@@ -230,7 +232,7 @@ def pages_to_run(pages: list[Path], slow: Set[str] = frozenset()) -> list[Any]:
     return [pytest.param(page, id=name_of(page), marks=marks.get(name_of(page), [])) for page in pages]
 
 
-@pytest.mark.parametrize("page", pages_to_run([page for page in pages_with("sh") if runnable(page)], {"README.md"}))
+@pytest.mark.parametrize("page", pages_to_run([page for page in pages_with("sh") if runnable(page)], SLOW_COMMANDS))
 def test_commands_run(page: Path, desk: Path) -> None:
     for block in blocks(page, "toml"):
         if named := re.match(r"# (\S+\.toml)\n", block.body):

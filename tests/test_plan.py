@@ -160,7 +160,7 @@ def test_files_that_are_named_need_not_exist_and_other_programs_are_left_out() -
     counted(work, passages=("absent.csv::text",))
 
 
-@pytest.mark.parametrize("name", ["study", "benchmark"])
+@pytest.mark.parametrize("name", ["study", pytest.param("benchmark", marks=pytest.mark.slow)])
 def test_demurs_own_studies_run_on_the_stand_ins(name: str) -> None:
     entry = STUDIES[name]
     config = entry.config.model_validate(
@@ -376,6 +376,7 @@ def test_suites_that_are_compared_are_planned_without_being_read() -> None:
     )
 
 
+@pytest.mark.slow
 def test_other_checkpoints_are_planned_as_models_of_their_own() -> None:
     entry = STUDIES["checkpoints"]
     small = {"n": "8,4,4,4", "max_new_tokens": 4, "k": 3, "k0": 2, "random_sets": 2, "n_answers": 2, "n_alone": 2}

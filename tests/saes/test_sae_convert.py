@@ -93,6 +93,7 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(protocol: str | int, tmp_p
         assert target.exists()
 
 
+@pytest.mark.slow
 def test_reading_has_a_limit_of_memory(tmp_path: Path) -> None:
     torch.save({**weights(), "filler": torch.zeros(100_000_000 // 4)}, tmp_path / "layer_1.pt")
     with pytest.raises(SaeError, match="cannot be read"):
