@@ -89,7 +89,20 @@ class Stage:
         self.done = True
 
 
-class TableModel(Context[Any]):
+class Kept:
+    """Values in memory, by all that they depend on."""
+
+    stages: dict[str, Any]
+
+    def cached(self, name: str, depends: dict[str, Any], kind: Any, compute: Any, label: str = "") -> Any:  # noqa: ARG002
+        assert kind is not None
+        key = f"{name} {depends!r}"
+        if key not in self.stages:
+            self.stages[key] = compute()
+        return self.stages[key]
+
+
+class TableModel(Kept, Context[Any]):
     """Refusal log-odds are a rule of what is done to a prompt; above 0 it is refused, and a rule that gives nan leaves
     the answer unscored."""
 
@@ -140,13 +153,6 @@ class TableModel(Context[Any]):
 
     def watch_coherence(self, clean: Any) -> None:
         self.watched = [answer.prompt.id for answer in clean]
-
-    def cached(self, name: str, depends: dict[str, Any], kind: Any, compute: Any, label: str = "") -> Any:  # noqa: ARG002
-        assert kind is not None
-        key = f"{name} {depends!r}"
-        if key not in self.stages:
-            self.stages[key] = compute()
-        return self.stages[key]
 
     def under(self, change: Any) -> dict[str, Any]:
         return {"change": change}

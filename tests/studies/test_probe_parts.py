@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit
+from table_model import Kept
 
 from demur.errors import InputError
 from demur.guard import Guard, Probe, Reading, Stream
@@ -514,8 +515,8 @@ def test_what_is_stopped_is_counted_by_kind_of_prompt() -> None:
 # -- the model's own answers, read and watched ---------------------------------------------------------------------
 
 
-class Kept:
-    """Keeps values by all that they depend on; `told` is the progress."""
+class Working(Kept):
+    """A context that keeps values; `told` is the progress."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.stages, self.told = model, dict[str, Any](), list[tuple[Any, ...]]()
@@ -523,13 +524,6 @@ class Kept:
 
     def progress(self, *told: Any) -> None:
         self.told.append(told)
-
-    def cached(self, name: str, depends: dict[str, Any], kind: Any, compute: Any, label: str = "") -> Any:  # noqa: ARG002
-        assert kind is not None
-        key = f"{name} {depends!r}"
-        if key not in self.stages:
-            self.stages[key] = compute()
-        return self.stages[key]
 
 
 class Rows:
@@ -574,7 +568,7 @@ def reading_model(asked: list[Any]) -> Any:
 
 def test_residuals_are_those_of_the_answers_tokens_layer_by_layer() -> None:
     asked: list[Any] = []
-    context: Any = Kept(reading_model(asked))
+    context: Any = Working(reading_model(asked))
     answers = judged("one", "harmful", [("3 4", YES), ("5", NO), ("7 8 9", YES)]).answers
     found = unchecked(streaming._answer_residuals)(context, answers, (2, 0))
     assert [[each.tolist() for each in layer] for layer in found] == [
@@ -603,7 +597,7 @@ def test_what_was_let_out_of_each_answer_is_counted_in_tokens(monkeypatch: pytes
         return {"input_ids": list(range(len(text)))}
 
     model = SimpleNamespace(tokenizer=tokenizer)
-    context: Any = Kept(model)
+    context: Any = Working(model)
     stream = Stream(Probe(Reading(kind="dense", layer=1), np.ones(1, np.float32), 0.5), 3, 2.0)
     guard = bare(Guard, stream=stream)
     prompts = numbered("p", 3)

@@ -444,7 +444,7 @@ def answer_batches(
     prompts = as_prompts(prompts)
     items = model.tokenize(prompts, new_tokens=max_new_tokens)
     compiled = [] if intervention is None else [intervention.compile(model)]
-    known = drafts or {}
+    ends, known = model.eos_ids, drafts or {}
     guesses = {prompt.id: known[prompt.text] for prompt in prompts if prompt.text in known}
 
     def run(batch: Batch) -> tuple[str, list[tuple[str, bool, bool]]]:
@@ -454,7 +454,7 @@ def answer_batches(
                 tokens = decode_greedily(model, batch, max_new_tokens, [guesses.get(p, ()) for p in batch.prompt_ids])
             else:
                 tokens, released = _sample(model, batch, max_new_tokens, temperature, seed, guard)
-            return model.intervention_id, [_read(model, *each) for each in zip(tokens, released, strict=True)]
+            return model.intervention_id, [_read(model, ends, *each) for each in zip(tokens, released, strict=True)]
 
     # A step makes one token of each row: where the budget is for time, on a CPU, an answer weighs less than its prompt.
     for_time = model.device.type == "cpu" and model.max_batch_tokens is None
@@ -467,9 +467,9 @@ def answer_batches(
         ]
 
 
-def _read(model: ChatModel, ids: list[int], released: int | None) -> tuple[str, bool, bool]:
+def _read(model: ChatModel, ends: Sequence[int], ids: list[int], released: int | None) -> tuple[str, bool, bool]:
     """Text up to the end of the model's turn, or to where it was stopped; and whether it came to either."""
-    end = next((n for n, token in enumerate(ids) if token in model.eos_ids), None)
+    end = next((n for n, token in enumerate(ids) if token in ends), None)
     # What a guard thinks of the end of the turn, and of the padding after it, comes too late to stop anything.
     if released is not None and (end is None or released < end):
         return model.decode(ids[:released]), False, True

@@ -85,9 +85,7 @@ class Gate:
 
 
 def _fitted(context: Context[Any], attacks: Sequence[Attack]) -> Fitted:
-    from sklearn.metrics import log_loss
-
-    from demur.guard import Labelled, Reading, fit_probe, read_prompts
+    from demur.guard import Labelled, Reading, best_probe, fit_probe, read_prompts
 
     splits, model = context.splits.choosing, context.model
     templates = [t for attack in attacks for t in attack.templates] if context.config.probe_on == "attacks" else []
@@ -106,10 +104,9 @@ def _fitted(context: Context[Any], attacks: Sequence[Attack]) -> Fitted:
         return [Labelled(np.concatenate(both), labels) for both in zip(*values, strict=True)]
 
     def compute() -> Fitted:
-        every = zip(readings, labelled(train), labelled(validation), strict=True)
-        probes = [(fit_probe(reading, one, two), two) for reading, one, two in every]
-        losses = [float(log_loss(two.labels, p.probability(two.values), labels=[False, True])) for p, two in probes]
-        probe, two = probes[int(np.argmin(losses))]
+        sides = dict(zip(readings, zip(labelled(train), labelled(validation), strict=True), strict=True))
+        probe = best_probe((fit_probe(reading, one, two), two) for reading, (one, two) in sides.items())
+        _, two = sides[probe.reading]
         p = probe.probability(two.values)
         return Fitted(
             layer=int(probe.reading.layer or 0),
