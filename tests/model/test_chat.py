@@ -112,7 +112,7 @@ def test_batched_equals_single(model: ChatModel) -> None:
 
 def test_a_row_of_a_batch_is_the_prompt_alone(model: ChatModel) -> None:
     items = model.tokenize(["Hi", MESSAGE])
-    row = model.batch(items).row(0)
+    row = model.batch(items).cut([0])
     assert row.input_ids.tolist() == [list(items[0].ids)]
     assert row.position_ids.tolist() == [list(range(len(items[0])))]
 

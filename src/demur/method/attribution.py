@@ -362,7 +362,7 @@ def _exact(
 
     to = {layer: patched_values(ends, layer, each) for layer, each in rows.items()}
     for row in range(len(batch)):
-        single = batch.row(row)
+        single = batch.cut([row])
         changes: dict[int, Float[Tensor, "pos k"]] = {}
         for layer, each in rows.items():
             real, inside = (mask[row].to(each.w_dec.device) for mask in (batch.real, scored))

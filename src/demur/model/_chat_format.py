@@ -98,10 +98,11 @@ class Batch:
         """Some of its rows, padded as they are."""
         return self._each(lambda tensor: tensor[list(indices)], tuple(self.prompt_ids[n] for n in indices))
 
-    def row(self, index: int) -> Batch:
-        """One row as a batch of its own, its padding removed."""
-        keep = self.real[index]
-        return self._each(lambda tensor: tensor[index : index + 1, keep], (self.prompt_ids[index],))
+    def cut(self, indices: Sequence[int]) -> Batch:
+        """Some of its rows as a batch of their own: without the padding that all of them have."""
+        rows = self.rows(indices)
+        start = int(rows.attention_mask.sum(1).max())
+        return rows._each(lambda tensor: tensor[:, -start:], rows.prompt_ids)
 
     def _each(self, change: Callable[[Tensor], Tensor], prompt_ids: tuple[str, ...]) -> Batch:
         tensors = (self.input_ids, self.attention_mask, self.position_ids, self.regions)

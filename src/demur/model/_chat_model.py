@@ -38,12 +38,12 @@ from demur.model._hooks import (
 )
 from demur.model._loading import end_tokens, find_layers, find_point, load_checkpoint, refuse_unfit
 from demur.model._resources import (
-    SMALL_MODEL,
     Budgets,
     Progress,
     by_length,
     halving,
     next_batch,
+    padding_budget,
     token_budget,
     token_bytes,
 )
@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 _CPU_ANSWER_SHARE = 0.25
 """What a new token counts for in the budget of a pass on a CPU."""
-_SMALL_ANSWERS = 4
+_FILL = 8
 """Budgets that a batch of answers fills where a small model runs on a CPU: a step's time is then its many small
 operations, whatever they are done to."""
 
@@ -230,7 +230,8 @@ class ChatModel:
 
         left = by_length(lengths)
         while left:
-            group = next_batch(lengths, left, fill * (self.budgets.gradients if gradients else self.budgets.plain))
+            budget = fill * (self.budgets.gradients if gradients else self.budgets.plain)
+            group = next_batch(lengths, left, budget, padding_budget(self.device) if fill == 1 else math.inf)
             left = left[len(group) :]
             if take([items[place].prompt_id for place in group]):
                 yield from halving(group, one, partial(self._shrink, lengths[group[0]]))
@@ -459,7 +460,7 @@ def answer_batches(
     # A step makes one token of each row: where the budget is for time, on a CPU, an answer weighs less than its prompt.
     for_time = model.device.type == "cpu" and model.max_batch_tokens is None
     extra = math.ceil((_CPU_ANSWER_SHARE if for_time else 1.0) * max_new_tokens)
-    fill = _SMALL_ANSWERS if for_time and model.n_parameters <= SMALL_MODEL else 1
+    fill = _FILL if for_time else 1
     for places, (name, answers) in model.over_batches(items, run, extra_tokens=extra, fill=fill, take=take):
         yield [
             Answer(prompt=prompts[place], text=text, intervention=name, finished=finished, stopped=stopped)

@@ -4,11 +4,15 @@ at a pass (speculative decoding, Leviathan et al. 2023). It writes what `generat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
+
+from demur.model._resources import by_length, next_batch, padding_budget
 
 if TYPE_CHECKING:
     from demur.model._chat_format import Batch
@@ -48,26 +52,56 @@ class _Decoding:
 
     def __init__(self, model: ChatModel, batch: Batch, max_new_tokens: int, drafts: Sequence[Sequence[Tokens]]) -> None:
         self.model = model
-        self.batch = batch
         self.limit = max_new_tokens
         self.drafts = drafts
         self.written: list[list[int]] = [[] for _ in range(len(batch))]
-        self.places = list(range(len(batch)))
         self.trust = [_FIRST_GUESSES] * len(batch)
-        self.mask = batch.attention_mask
-        self.lengths = batch.attention_mask.sum(1).tolist()
+        self.lengths: list[int] = batch.attention_mask.sum(1).tolist()
+        self.places = by_length(self.lengths)
+        self.batch = batch.rows(self.places)
+        self.mask = self.batch.attention_mask
         self.ends = frozenset(model.eos_ids)
         self.cache: Any = None
 
     def run(self) -> list[list[int]]:
-        found = self._pass(self.batch.input_ids, self.batch.position_ids, keep=1)
-        for place, (token,) in zip(self.places, found, strict=True):
-            self.written[place].append(token)
+        self._begin()
         while live := [row for row, place in enumerate(self.places) if not self._ended(place)]:
-            if len(live) <= _COMPACT * len(self.places) and self._takes_drafts:
+            if len(live) <= _COMPACT * len(self.places) and _keeps_slots(self.cache):
                 self._keep(live)
             self._step(self._guesses())
         return self.written
+
+    def _begin(self) -> None:
+        """Write each row's first token. Prompts of like length are read together, for a slot of padding costs as much
+        as a token; then the keys and values of all are put side by side."""
+        parts = self._parts()
+        read = [self._read(part) for part in parts[:1]]
+        self.free = self._within_window(0) and _keeps_slots(read[0][1])
+        if not self.free and len(parts) > 1:
+            parts, read = [self.batch], [self._read(self.batch)]
+        read += [self._read(part) for part in parts[1:]]
+        tokens, caches = zip(*read, strict=True)
+        self.cache = _joined(caches, self.mask.shape[1]) if self.free else caches[0]
+        for place, token in zip(self.places, chain(*tokens), strict=True):
+            self.written[place].append(token)
+
+    def _parts(self) -> list[Batch]:
+        """The batch in parts that are read together: all of it where layers have a window that slots could leave."""
+        if not self._within_window(0):
+            return [self.batch]
+        lengths, start = [self.lengths[place] for place in self.places], 0
+        parts: list[Batch] = []
+        most, padding = self.model.budgets.plain, padding_budget(self.model.device)
+        while start < len(lengths):
+            rows = next_batch(lengths, range(start, len(lengths)), most, padding)
+            parts.append(self.batch.cut(rows))
+            start += len(rows)
+        return parts
+
+    def _read(self, part: Batch) -> tuple[list[int], Any]:
+        """The first token of each row of a part, and the part's cache."""
+        found, cache = self._pass(part, part.input_ids, part.position_ids, part.attention_mask, None, keep=1)
+        return [token for (token,) in found], cache
 
     def _ended(self, place: int) -> bool:
         written = self.written[place]
@@ -84,11 +118,18 @@ class _Decoding:
         starts = [self.lengths[place] + len(self.written[place]) - 1 for place in self.places]
         positions = _stacked([[start + n for n in range(width)] for start in starts], self.mask)
         self.mask = torch.cat([self.mask, torch.ones_like(ids)], 1)
-        for row, (place, tokens) in enumerate(zip(self.places, self._pass(ids, positions, keep=width), strict=True)):
+        found, self.cache = self._pass(self.batch, ids, positions, self.mask, self.cache, keep=width)
+        most = 0
+        for row, (place, tokens) in enumerate(zip(self.places, found, strict=True)):
+            kept = 0
             if not self._ended(place):
                 kept = self._accept(place, guesses[row], tokens)
-                self.mask[row, before + 1 + kept :] = 0
                 self.trust[place] = 2 * self.trust[place] if kept == len(guesses[row]) > 0 else _FIRST_GUESSES
+            self.mask[row, before + 1 + kept :] = 0
+            most = max(most, kept)
+        if most + 1 < width:
+            self.cache.crop(most + 1 - width)
+            self.mask = self.mask[:, : before + 1 + most]
 
     def _accept(self, place: int, guess: Tokens, tokens: Tokens) -> int:
         """Write the model's tokens as far as the guess that led to them is its own; how many guesses were."""
@@ -101,7 +142,7 @@ class _Decoding:
     def _guesses(self) -> list[Tokens]:
         """For each row, how a draft that agrees with all that is written goes on; cut where that fills a pass."""
         none: list[Tokens] = [()] * len(self.places)
-        if not self._takes_drafts:
+        if not self.free:
             return none
         found = [self._guess(place) for place in self.places]
         widest = _LOGITS_BYTES // (len(found) * self.model.vocabulary * self.model.dtype.itemsize)
@@ -127,14 +168,6 @@ class _Decoding:
         shortest = min(len(self.written[place]) for place in self.places)
         return not window or self.mask.shape[1] + 1 + width + self.limit - shortest < window
 
-    @property
-    def _takes_drafts(self) -> bool:
-        """Whether the cache keeps keys and values of every slot, so that rows can be taken out and slots masked."""
-        from transformers.cache_utils import DynamicLayer
-
-        layers = getattr(self.cache, "layers", ())
-        return bool(layers) and all(isinstance(layer, DynamicLayer) for layer in layers)
-
     def _keep(self, rows: Sequence[int]) -> None:
         """Go on with some rows only."""
         chosen = torch.tensor(rows, device=self.mask.device)
@@ -143,20 +176,52 @@ class _Decoding:
         self.batch = self.batch.rows(rows)
         self.places = [self.places[row] for row in rows]
 
-    def _pass(self, ids: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"], keep: int) -> list[list[int]]:
-        """The model's next token after each of the last `keep` tokens."""
+    def _pass(
+        self,
+        batch: Batch,
+        ids: Int[Tensor, "batch pos"],
+        positions: Int[Tensor, "batch pos"],
+        mask: Int[Tensor, "batch slot"],
+        cache: Any,
+        keep: int,
+    ) -> tuple[list[list[int]], Any]:
+        """The model's next token after each of the last `keep` tokens, and the cache with all of `ids`."""
         options: dict[str, Any] = {"logits_to_keep": keep} if self.model.keeps_logits else {}
-        with self.model.serving(self.batch):
+        with self.model.serving(batch):
             output = cast("Any", self.model.hf)(
                 input_ids=ids,
-                attention_mask=self.mask,
+                attention_mask=mask,
                 position_ids=positions,
-                past_key_values=self.cache,
+                past_key_values=cache,
                 use_cache=True,
                 **options,
             )
-        self.cache = output.past_key_values
-        return output.logits[:, -keep:].argmax(-1).tolist()
+        return output.logits[:, -keep:].argmax(-1).tolist(), output.past_key_values
+
+
+def _keeps_slots(cache: Any) -> bool:
+    """Whether a cache keeps keys and values of every slot, so that rows can be taken out and slots masked."""
+    from transformers.cache_utils import DynamicLayer
+
+    layers = getattr(cache, "layers", ())
+    return bool(layers) and all(isinstance(layer, DynamicLayer) for layer in layers)
+
+
+def _joined(caches: Sequence[Any], width: int) -> Any:
+    """Caches of parts of a batch as one, every row padded on its left to `width` slots. Its layers have no window."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    joined = DynamicCache()
+    for layers in zip(*(cache.layers for cache in caches), strict=True):
+        joined.layers.append(DynamicLayer())
+        if layers[0].is_initialized:  # Not so where a layer uses another one's.
+            keys, values = ([getattr(layer, each) for layer in layers] for each in ("keys", "values"))
+            joined.layers[-1].update(_padded(keys, width), _padded(values, width))
+    return joined
+
+
+def _padded(parts: Sequence[Float[Tensor, "_ head _ d"]], width: int) -> Float[Tensor, "row head slot d"]:
+    return torch.cat([pad(part, (0, 0, width - part.shape[2], 0)) for part in parts])
 
 
 def _stacked(rows: list[list[int]], like: Tensor) -> Int[Tensor, "batch pos"]:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from demur.errors import ModelError
+from demur.model._attention import group_queries
 from demur.model._chat_format import ChatFormat
 from demur.model._hooks import Input, Point
 from demur.types import Site
@@ -62,6 +63,7 @@ def load_checkpoint(
     if device not in _DEVICE_MAPS:
         cast("nn.Module", hf).to(placed)
     _refuse_nonfinite(hf, name)
+    group_queries(hf)
     return hf, tokenizer
 
 

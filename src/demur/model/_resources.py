@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ Progress = Callable[[int, int], None] | None
 # fill it.
 CPU_TOKENS: Final = 1024
 _GPU_SHARE = 0.5
+_CPU_PADDING, _GPU_PADDING = 64, 2048
 
 SMALL_MODEL: Final = 20_000_000
 """Parameters up to which a model gains nothing from threads."""
@@ -33,6 +35,12 @@ class Budgets(NamedTuple):
 
     plain: int
     gradients: int
+
+
+def padding_budget(device: torch.device) -> int:
+    """Slots of padding for one pass: about as many as cost the time of a pass more. On a CPU a pass costs little beside
+    its tokens; on a GPU it costs as much as some thousand."""
+    return _GPU_PADDING if device.type == "cuda" else _CPU_PADDING
 
 
 def token_budget(device: torch.device, bytes_per_token: int) -> int:
@@ -82,9 +90,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def next_batch(lengths: Sequence[int], order: Sequence[int], max_tokens: int) -> list[int]:
-    """The first items of `order` whose rows × width stays within `max_tokens` (at least one)."""
-    return list(order[: max(1, max_tokens // max(1, lengths[order[0]]))])
+def next_batch(lengths: Sequence[int], order: Sequence[int], max_tokens: int, padding: float = math.inf) -> list[int]:
+    """The first items of `order` (longest first) whose rows × width stays within `max_tokens`, and whose padding within
+    `padding` slots; at least one."""
+    longest, slots = lengths[order[0]], 0
+    for n, item in enumerate(order):
+        slots += longest - lengths[item]
+        if n and ((n + 1) * longest > max_tokens or slots > padding):
+            return list(order[:n])
+    return list(order)
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
