@@ -118,6 +118,50 @@ def test_what_differs_by_prompt_follows_its_row(family: Any) -> None:
     assert answers(model, change, {text: [clean[text], spoiled(own[text], 5)] for text in TEXTS}) == expected
 
 
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "llama3", "qwen3"])
+def test_prompts_of_other_lengths_are_read_apart(family: Any) -> None:
+    """Keys and values of prompts that were read in several passes, in any order, serve one batch of answers; what
+    differs by prompt follows its row."""
+    model = loaded(family)
+    model.hf.config.get_text_config().sliding_window = 512
+    texts = ["Sing", "Bread and butter " * 30, "Hi", "Butter and bread " * 28, "What is a sparrow?"]
+    prompts = [Prompt(id=str(n), text=text, label="harmless") for n, text in enumerate(texts)]
+    change = PerPrompt({
+        "0": (ScaleFeatures(FEATURES, -4.0),),
+        "3": (AblateDirection(torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))),),
+    })  # fmt: skip
+    own = {p.text: tokens_of(model, p, change) for p in prompts}
+    bound = bind(tiny_suite(cast("Any", model.hf)), change).compile(model)
+    drafts = {text: [spoiled(tokens, 5)] for text, tokens in own.items()}
+    seen: list[torch.Size] = []
+    model.hf.register_forward_pre_hook(
+        lambda _m, _a, options: seen.append(options["input_ids"].shape), with_kwargs=True
+    )
+    found = {
+        answer.prompt.text: answer.text
+        for batch in answer_batches(model, prompts, bound, max_new_tokens=NEW, drafts=drafts)
+        for answer in batch
+    }
+    assert found == {t: model.decode([n for n in tokens if n not in model.eos_ids]) for t, tokens in own.items()}
+    long, short = ([len(model.chat.tokenize(texts[n])) for n in numbers] for numbers in ((1, 3), (0, 2, 4)))
+    assert seen[:3] == [(2, max(long)), (3, max(short)), (5, seen[2][1])]
+
+
+def test_slots_that_no_row_keeps_are_given_back() -> None:
+    """Where every guess is wrong, the cache is as long as what was written."""
+    model = loaded("llama3")
+    own = {text: tokens_of(model, text) for text in TEXTS}
+    cast("Any", model.hf.generation_config).eos_token_id = [-1]
+    slots: list[int] = []
+    model.hf.register_forward_pre_hook(
+        lambda _m, _a, options: slots.append(options["attention_mask"].shape[1] - options["input_ids"].shape[1]),
+        with_kwargs=True,
+    )
+    answers(model, drafts={text: [[tokens[0], *(t + 1 for t in tokens[1:])]] for text, tokens in own.items()})
+    longest = max(len(model.chat.tokenize(text)) for text in TEXTS)
+    assert slots == [0, *range(longest, longest + NEW - 1)]
+
+
 def test_no_drafts_beyond_a_window() -> None:
     """A window of attention counts slots: with dropped guesses among them it would reach less far."""
     model = loaded("gemma2")

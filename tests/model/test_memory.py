@@ -38,6 +38,22 @@ def test_batches_fill_up() -> None:
     assert batches([5, 5, 5, 2, 2], 10) == [[0, 1], [2, 3], [4]]
 
 
+def test_a_batch_ends_where_its_padding_would_cost_more_than_a_pass() -> None:
+    lengths = [10, 9, 9, 8, 2, 2]
+    assert next_batch(lengths, range(6), 1000) == [0, 1, 2, 3, 4, 5]
+    assert next_batch(lengths, range(6), 1000, padding=4) == [0, 1, 2, 3]
+    assert next_batch(lengths, range(6), 1000, padding=3) == [0, 1, 2]
+    assert next_batch(lengths, range(6), 20, padding=4) == [0, 1]
+    assert next_batch(lengths, [4, 5], 1, padding=0) == [4]
+
+
+def test_conversations_of_other_lengths_get_passes_of_their_own() -> None:
+    model = ChatModel(*tiny_model("llama3"), name="tiny")
+    items = model.tokenize(["Hi", "Bread and butter " * 30, "Sing"])
+    found = list(model.over_batches(items, lambda batch: tuple(batch.input_ids.shape)))
+    assert found == [((1,), (1, len(items[1]))), ((0, 2), (2, len(items[2])))]
+
+
 def test_running_out_of_memory_halves_the_batch() -> None:
     tried: list[int] = []
 

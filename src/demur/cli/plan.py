@@ -14,18 +14,19 @@ import click
 from demur.cli.options import ConfigCommand
 from demur.cli.show import print_pages
 from demur.cli.studies import CONFIG_FILE, configured
-from demur.cli.workers import WORKERS
+from demur.cli.workers import WORKERS, fitting_workers
 from demur.studies import STUDIES
 
 
 def plan_command(name: str) -> ConfigCommand:
     """The command that plans a study, with the study's own options."""
 
-    def run(config: Path | None, prompt_tokens: int | None, workers: int, gpu: str | None, **given: Any) -> None:
+    def run(config: Path | None, prompt_tokens: int | None, workers: int | None, gpu: str | None, **given: Any) -> None:
         from demur.plan import plan_study
 
         settings = configured(name, config, given, _with_some_prompts)
-        page = plan_study(STUDIES[name], settings, prompt_tokens=prompt_tokens, workers=workers, gpu=gpu)
+        several = workers or (1 if gpu else fitting_workers(settings))
+        page = plan_study(STUDIES[name], settings, prompt_tokens=prompt_tokens, workers=several, gpu=gpu)
         print_pages([page], full=True)
 
     text = "Mean tokens of a prompt with its template (default: counted where prompts and tokenizer are at hand)."

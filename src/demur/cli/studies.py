@@ -15,7 +15,7 @@ import click
 from demur.cli.console import PATH, StageProgress, complain, console, note, say
 from demur.cli.options import ConfigCommand, read_config
 from demur.cli.show import FULL, pages, print_pages, write_pages
-from demur.cli.workers import OPTIONS, Helpers, await_the_leader, is_finished
+from demur.cli.workers import OPTIONS, Helpers, await_the_leader, fitting_workers, is_finished
 from demur.errors import InputError
 from demur.studies import STUDIES
 
@@ -33,11 +33,11 @@ _RESUME: Final = "Interrupted or killed, the same command resumes where it stopp
 def study_command(name: str, told: str) -> ConfigCommand:
     """The command that runs a study; `told` is what it does."""
 
-    def run(config: Path | None, out: Path | None, full: bool, workers: int, join: bool, **given: Any) -> None:
+    def run(config: Path | None, out: Path | None, full: bool, workers: int | None, join: bool, **given: Any) -> None:
         asked = configured(name, config, given)
         folder = out or run_folder(name, asked)
         note(f"run folder: {folder}")
-        _run(name, asked, folder, workers, join)
+        _run(name, asked, folder, workers or (1 if join else fitting_workers(asked)), join)
         if join and not is_finished(folder):
             note("this part is done; the process that leads the run writes the result")
         else:

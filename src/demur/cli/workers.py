@@ -9,20 +9,23 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import IO, Final, Self
+from typing import IO, TYPE_CHECKING, Final, Self
 
 import click
 
 from demur.cli.console import complain
 from demur.errors import InputError
 
+if TYPE_CHECKING:
+    from demur.studies.config import StudyConfig
+
 WORKERS: Final = click.Option(
     ["--workers"],
     type=click.IntRange(1),
-    default=1,
-    show_default=True,
+    metavar="INTEGER",
     help="Processes on this machine that share the work, each with a copy of the model: on a CPU they share the "
-    "cores, and each gets a GPU of its own where there are several.",
+    "cores, and each gets a GPU of its own where there are several (default: one for each core, four at most, where "
+    "a small model runs on a CPU; otherwise 1).",
 )
 OPTIONS: Final = (
     WORKERS,
@@ -33,9 +36,40 @@ OPTIONS: Final = (
         "several machines (a SLURM array, say); the first one leads and writes the result.",
     ),
 )
+MOST: Final = 4
+"""Processes where none are asked for: each holds torch and a copy of the model, half a gigabyte or more."""
+_WEIGHTS: Final = ("*.safetensors", "*.bin")
 _OWN: Final = ("auto", "cpu", "cuda", "mps")
 _HELPER: Final = "DEMUR_HELPER"
 """Set, to their number, in the processes that a leading one starts."""
+
+
+def fitting_workers(config: StudyConfig) -> int:
+    """How many processes suit a study where nobody says it. A small model runs on one thread, so that on a CPU other
+    processes can have the other cores; a larger one uses them by itself. Judges that are models are not loaded twice.
+    """
+    judges = {config.judge, *getattr(config, "harm_judges", ())} - {None}
+    if _cores() == 1 or not _is_small(config.model) or not judges <= {"patterns"}:
+        return 1
+    from demur.model import find_device
+
+    return min(MOST, _cores()) if find_device(config.device).type == "cpu" else 1
+
+
+def _is_small(model: str | None) -> bool:
+    """Whether a model has few parameters: the bundled one, or a folder with small files (of two bytes each or more)."""
+    from demur.model import SMALL_MODEL
+
+    if model is None:
+        return True
+    files = [path for pattern in _WEIGHTS for path in Path(model).expanduser().glob(pattern)]
+    return bool(files) and sum(path.stat().st_size for path in files) <= 2 * SMALL_MODEL
+
+
+def _cores() -> int:
+    """Cores that this process may use; no more than `OMP_NUM_THREADS` threads, where that is set."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, int(os.environ.get("OMP_NUM_THREADS") or cores)))
 
 
 class Helpers:
@@ -68,8 +102,7 @@ class Helpers:
     @property
     def _threads(self) -> int:
         """Cores for each process."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, min(cores, int(os.environ.get("OMP_NUM_THREADS") or cores)) // self._workers)
+        return max(1, _cores() // self._workers)
 
     def go(self) -> None:
         """Let them begin: this process holds the run folder."""

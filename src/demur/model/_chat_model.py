@@ -40,7 +40,9 @@ from demur.model._loading import end_tokens, find_layers, find_point, load_check
 from demur.model._resources import (
     Budgets,
     Progress,
+    answers_fill,
     by_length,
+    cache_bytes,
     halving,
     next_batch,
     padding_budget,
@@ -56,9 +58,6 @@ T = TypeVar("T")
 
 _CPU_ANSWER_SHARE = 0.25
 """What a new token counts for in the budget of a pass on a CPU."""
-_FILL = 8
-"""Budgets that a batch of answers fills where a small model runs on a CPU: a step's time is then its many small
-operations, whatever they are done to."""
 
 
 class ChatModel:
@@ -460,7 +459,7 @@ def answer_batches(
     # A step makes one token of each row: where the budget is for time, on a CPU, an answer weighs less than its prompt.
     for_time = model.device.type == "cpu" and model.max_batch_tokens is None
     extra = math.ceil((_CPU_ANSWER_SHARE if for_time else 1.0) * max_new_tokens)
-    fill = _FILL if for_time else 1
+    fill = answers_fill(cache_bytes(model.hf.config.get_text_config(decoder=True), model.dtype)) if for_time else 1
     for places, (name, answers) in model.over_batches(items, run, extra_tokens=extra, fill=fill, take=take):
         yield [
             Answer(prompt=prompts[place], text=text, intervention=name, finished=finished, stopped=stopped)

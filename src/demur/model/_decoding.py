@@ -213,10 +213,11 @@ def _joined(caches: Sequence[Any], width: int) -> Any:
 
     joined = DynamicCache()
     for layers in zip(*(cache.layers for cache in caches), strict=True):
-        joined.layers.append(DynamicLayer())
+        layer = DynamicLayer()
+        joined.layers.append(layer)
         if layers[0].is_initialized:  # Not so where a layer uses another one's.
-            keys, values = ([getattr(layer, each) for layer in layers] for each in ("keys", "values"))
-            joined.layers[-1].update(_padded(keys, width), _padded(values, width))
+            keys, values = ([getattr(part, each) for part in layers] for each in ("keys", "values"))
+            layer.update(_padded(keys, width), _padded(values, width))
     return joined
 
 

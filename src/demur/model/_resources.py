@@ -26,6 +26,10 @@ CPU_TOKENS: Final = 1024
 _GPU_SHARE = 0.5
 _CPU_PADDING, _GPU_PADDING = 64, 2048
 
+_FILL: Final = 8
+_CACHE_BYTES: Final = 2**29
+"""What keys and values of a batch's prompts may hold on a CPU."""
+
 SMALL_MODEL: Final = 20_000_000
 """Parameters up to which a model gains nothing from threads."""
 
@@ -61,10 +65,22 @@ def token_bytes(config: Any, dtype: torch.dtype) -> Budgets:
     keys and values of all, or with gradients all layers' activations."""
     d_model, layers = int(config.hidden_size), int(config.num_hidden_layers)
     per_layer = dtype.itemsize * (12 * d_model + 4 * int(getattr(config, "intermediate_size", 4 * d_model)))
+    return Budgets(2 * per_layer + cache_bytes(config, dtype), layers * per_layer)
+
+
+def cache_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of one token, in all layers of a text decoder of this configuration."""
     heads = int(getattr(config, "num_attention_heads", 1))
-    width = getattr(config, "head_dim", None) or d_model // heads
-    kept = 2 * layers * (getattr(config, "num_key_value_heads", None) or heads) * width * dtype.itemsize
-    return Budgets(2 * per_layer + kept, layers * per_layer)
+    width = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    return 2 * int(config.num_hidden_layers) * shared * width * dtype.itemsize
+
+
+def answers_fill(token: int) -> int:
+    """Budgets of a pass that one batch of answers fills on a CPU, where keys and values of a token take so many bytes.
+    Its prompts are read in passes of one budget each. A step's time hardly grows with its rows: it is that of reading
+    the weights, or in a small model of many small operations."""
+    return max(1, min(_FILL, _CACHE_BYTES // (CPU_TOKENS * token)))
 
 
 def peak_memory(device: torch.device) -> int:

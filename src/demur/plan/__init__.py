@@ -10,7 +10,16 @@ import torch
 
 from demur.errors import DemurError
 from demur.method.activations import KEPT_BYTES
-from demur.model import CPU_TOKENS, ChatFormat, chosen_dtype, find_device, fitting_threads, read_config, tokens_in
+from demur.model import (
+    CPU_TOKENS,
+    ChatFormat,
+    answers_fill,
+    chosen_dtype,
+    find_device,
+    fitting_threads,
+    read_config,
+    tokens_in,
+)
 from demur.plan.counting import (
     EFFICIENCY,
     Machine,
@@ -163,6 +172,7 @@ def _memory(
     row = 4 * model.d_model
     tokens = min(_FEW_TOKENS, batch_tokens)
     weights = model.parameters * model.value_bytes
+    fill = answers_fill(model.cache_bytes) if not machine.memory else 1
     # Reading one feature of a TopK dictionary takes the whole encoder.
     encoders = sum(spec.d_sae * row for spec in suite.specs if spec.activation == "topk")
     pool = 2 * getattr(config, "k0", 10) * len(suite.layers) * row + encoders
@@ -171,7 +181,8 @@ def _memory(
     beside = {
         "whole dictionaries": done.dictionary and max(spec.d_sae for spec in suite.specs) * row + kept,
         f"gradients, {tokens} tokens": done.backward_passes and pool + tokens * model.saved_bytes,
-        f"answers, {tokens} tokens": done.written and pool + tokens * model.pass_bytes,
+        f"answers, {fill * tokens} tokens": done.written
+        and pool + tokens * (model.pass_bytes + (fill - 1) * model.cache_bytes),
         "weights in float32, for exact patching": done.conversions and (4 - model.value_bytes) * model.parameters,
     }
     return {

@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from demur.errors import InputError, ModelError
 from demur.judges import Judge
-from demur.model import ChatModel, find_layers, token_bytes
+from demur.model import ChatModel, cache_bytes, find_layers, token_bytes
 from demur.saes import DenseSae, Suite
 from demur.studies.config import Sources, StudyConfig
 from demur.types import PURPOSES, Answer, Label, Outcome, Prompt, PromptSet, Split, Splits, Verdict
@@ -85,6 +85,7 @@ class ModelSizes:
         token_flops, logit_flops: of a forward pass, for each token, and for each position whose logits are computed.
         saved_bytes: kept for the gradient of activations, for each token.
         pass_bytes: held by a pass without gradients, for each token, keys and values included.
+        cache_bytes: keys and values of a token.
     """
 
     parameters: int
@@ -95,6 +96,7 @@ class ModelSizes:
     logit_flops: float
     saved_bytes: float
     pass_bytes: int = 0
+    cache_bytes: int = 0
 
 
 def model_sizes(config: Any, dtype: torch.dtype, tokens: int) -> ModelSizes:
@@ -122,6 +124,7 @@ def model_sizes(config: Any, dtype: torch.dtype, tokens: int) -> ModelSizes:
         logit_flops=logit_flops,
         saved_bytes=saved / tokens,
         pass_bytes=token_bytes(text, dtype).plain,
+        cache_bytes=cache_bytes(text, dtype),
     )
 
 
