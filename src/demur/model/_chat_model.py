@@ -444,13 +444,13 @@ def answer_batches(
     prompts = as_prompts(prompts)
     items = model.tokenize(prompts, new_tokens=max_new_tokens)
     compiled = [] if intervention is None else [intervention.compile(model)]
-    ends, known = model.eos_ids, drafts or {}
+    ends, known, greedy = model.eos_ids, drafts or {}, temperature is None and guard is None
     guesses = {prompt.id: known[prompt.text] for prompt in prompts if prompt.text in known}
 
     def run(batch: Batch) -> tuple[str, list[tuple[str, bool, bool]]]:
         released: Sequence[int | None] = [None] * len(batch)
         with torch.inference_mode(), model.installed(compiled), folded_head(model.hf):
-            if temperature is None and guard is None:
+            if greedy:
                 tokens = decode_greedily(model, batch, max_new_tokens, [guesses.get(p, ()) for p in batch.prompt_ids])
             else:
                 tokens, released = _sample(model, batch, max_new_tokens, temperature, seed, guard)
@@ -459,7 +459,8 @@ def answer_batches(
     # A step makes one token of each row: where the budget is for time, on a CPU, an answer weighs less than its prompt.
     for_time = model.device.type == "cpu" and model.max_batch_tokens is None
     extra = math.ceil((_CPU_ANSWER_SHARE if for_time else 1.0) * max_new_tokens)
-    fill = answers_fill(cache_bytes(model.hf.config.get_text_config(decoder=True), model.dtype)) if for_time else 1
+    kept = cache_bytes(model.hf.config.get_text_config(decoder=True), model.dtype)
+    fill = answers_fill(kept) if for_time and greedy else 1
     for places, (name, answers) in model.over_batches(items, run, extra_tokens=extra, fill=fill, take=take):
         yield [
             Answer(prompt=prompts[place], text=text, intervention=name, finished=finished, stopped=stopped)

@@ -47,8 +47,8 @@ def decode_greedily(
 
 
 class _Decoding:
-    """A batch on its way. `batch`, the cache and the mask hold the rows `places` of the batch that came in; slots of
-    guesses that were not kept stay in the cache, masked."""
+    """A batch on its way. `batch`, the cache and the mask hold the rows `places` of the batch that came in. Slots of
+    guesses that were not kept are masked, and leave the cache where no row has kept one after them."""
 
     def __init__(self, model: ChatModel, batch: Batch, max_new_tokens: int, drafts: Sequence[Sequence[Tokens]]) -> None:
         self.model = model
@@ -62,6 +62,8 @@ class _Decoding:
         self.mask = self.batch.attention_mask
         self.ends = frozenset(model.eos_ids)
         self.cache: Any = None
+        self.free = False
+        """Whether slots may be masked and dropped: no layer has a window that they could fill, or anything but keys."""
 
     def run(self) -> list[list[int]]:
         self._begin()
