@@ -98,6 +98,16 @@ def test_a_saved_guard_scores_as_before(made, guard: Guard, tmp_path) -> None:
     assert Guard.load(folder, made.model).score(texts) == guard.score(texts)
 
 
+def test_one_probe_may_score_and_explain(made, guard: Guard, tmp_path) -> None:
+    assert guard.sparse is not None
+    both = replace(guard, harm=guard.sparse.harm, refuse=guard.sparse.refusal)
+    text = made.truth.harmful.texts[0]
+    read = Guard.load(both.save(tmp_path / "guard"), made.model)
+    assert read.score([text]) == both.score([text])
+    assert read.score([text]) != guard.score([text])
+    assert [each.feature for each in read.explain(text).features] == [e.feature for e in guard.explain(text).features]
+
+
 def test_features_of_a_topk_dictionary_are_kept_with_what_they_need(made, guard: Guard, tmp_path) -> None:
     """Whether one is active depends on the whole encoder."""
     generator = torch.Generator().manual_seed(0)

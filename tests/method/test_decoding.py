@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from demur.method.interventions import AblateDirection, HoldFeatures, Intervention, PerPrompt, ScaleFeatures, bind
-from demur.model import ChatModel, answer_batches
+from demur.model import ChatModel, answer_batches, decode_greedily
 from demur.testing import FAMILIES, tiny_model, tiny_suite
 from demur.types import FeatureId, Prompt
 
@@ -145,6 +145,11 @@ def test_prompts_of_other_lengths_are_read_apart(family: Any) -> None:
     assert found == {t: model.decode([n for n in tokens if n not in model.eos_ids]) for t, tokens in own.items()}
     long, short = ([len(model.chat.tokenize(texts[n])) for n in numbers] for numbers in ((1, 3), (0, 2, 4)))
     assert seen[:3] == [(2, max(long)), (3, max(short)), (5, seen[2][1])]
+    # Rows of a batch in another order than that of their lengths.
+    batch = model.batch(model.tokenize(prompts))
+    with torch.inference_mode(), model.installed([bound]):
+        rows = decode_greedily(model, batch, NEW)
+    assert [model.decode([n for n in row if n not in model.eos_ids]) for row in rows] == [found[t] for t in texts]
 
 
 def test_slots_that_no_row_keeps_are_given_back() -> None:

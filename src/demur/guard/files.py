@@ -80,7 +80,8 @@ def save_guard(guard: Guard, folder: Path) -> Path:
     probes = _probes(guard)
     arrays = {f"{name}.weights": torch.from_numpy(probe.weights) for name, probe in probes.items()}
     arrays |= {f"rows.{rows.layer}.{name}": tensor for rows in guard.rows.values() for name, tensor in _tensors(rows)}
-    packed = save({name: tensor.detach().cpu().contiguous() for name, tensor in arrays.items()})
+    # Cloned: one probe may be the guard's and its explanation's too, and safetensors stores no tensor twice.
+    packed = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in arrays.items()})
     card = card_of(guard)
     stored = _Stored(
         version=guard.version,
