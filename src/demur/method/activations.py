@@ -61,10 +61,10 @@ def feature_activations(
 
 def over_regions(
     items: Items,
-    values: Sequence[Float[Tensor, "_ *feature"]],
+    values: Sequence[Float[Tensor, " _ *feature"]],
     regions: Sequence[Region] = SCORED_REGIONS,
     reduce: Literal["max", "mean"] = "max",
-) -> Float[np.ndarray, "prompt *feature"]:
+) -> Float[np.ndarray, " prompt *feature"]:
     """Maximum or mean of activations by token (as of `feature_activations`) over each prompt's tokens of some regions;
     0 where it has none."""
     inside = (each[torch.from_numpy(np.isin(i.regions, regions))] for i, each in zip(items, values, strict=True))

@@ -253,7 +253,7 @@ class ChatModel:
         return self.budgets.plain < before.plain or self.budgets.gradients < before.gradients
 
     def mean_over(
-        self, items: Items, layers: Iterable[int], read: Callable[[Tensor], Float[Tensor, "batch *_"]]
+        self, items: Items, layers: Iterable[int], read: Callable[[Tensor], Float[Tensor, " batch *_"]]
     ) -> dict[int, Tensor]:
         """Layer → mean over items of `read(residual)`, a row for each; sums are float64."""
         totals: dict[int, Tensor] = {}

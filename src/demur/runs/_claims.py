@@ -17,7 +17,16 @@ _POLL = 0.05
 
 
 class Busy(Exception):
-    """Another process computes this."""
+    """Another process computes a part of a stage."""
+
+    def __init__(self, folder: Path, part: str) -> None:
+        super().__init__(part)
+        self._lock = _lock(folder, part)
+
+    def wait(self) -> None:
+        """Return when the other process has given the part up."""
+        with self._lock.acquire(poll_interval=_POLL):
+            pass
 
 
 @contextmanager
@@ -28,7 +37,7 @@ def held(folder: Path, part: str, *, wait: bool = True) -> Iterator[None]:
     try:
         lock.acquire(timeout=-1 if wait else 0, poll_interval=_POLL)
     except Timeout:
-        raise Busy(part) from None
+        raise Busy(folder, part) from None
     try:
         yield
     finally:

@@ -318,7 +318,7 @@ class Run:
                 if not claims.refused:
                     return
                 if not self._waits:
-                    raise Busy(stage.name)
+                    raise Busy(stage.folder, claims.refused[0])
                 claims.wait(told)
         finally:
             if claims is not None:
@@ -330,23 +330,27 @@ class Run:
         return self._held(stage, "all", wait=self._waits)
 
     def each(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
-        """What the tasks give, in their order. Processes that share the run share them out: each first does those
-        that no other one is at, and then waits for what the others do."""
+        """What the tasks give, in their order. Processes that share the run share them out: each does those that no
+        other one is at, and tries the rest again when the other one has made what they need."""
         asked = list(tasks)
         found: dict[int, T] = {}
         waits, self._waits = self._waits, not self.shared
         try:
-            before = -1
-            # A task may have been left only because it needs what another process has made since.
-            while before < len(found) < len(asked):
-                before = len(found)
+            while len(found) < len(asked):
+                before, busy = len(found), None
                 for number in range(len(asked)):
                     if number not in found:
-                        with contextlib.suppress(Busy):
+                        try:
                             found[number] = asked[number]()
+                        except Busy as error:
+                            busy = busy or error
+                if busy is not None and len(found) == before:
+                    if not waits:
+                        raise busy
+                    busy.wait()
         finally:
             self._waits = waits
-        return [found[number] if number in found else task() for number, task in enumerate(asked)]
+        return [found[number] for number in range(len(asked))]
 
     @contextmanager
     def _held(self, stage: Stage, part: str, *, wait: bool = True) -> Iterator[None]:

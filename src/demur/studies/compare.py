@@ -7,7 +7,7 @@ is this experiment with F*, its controls and the direction; `demur benchmark` ha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count, islice
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -24,14 +24,13 @@ from demur.studies.config import COMPLIANCE, MAIN, CompareConfig, SideEffectOpti
 from demur.studies.context import Change, Context, JudgedAnswers
 from demur.studies.methods import Method, Selection, Sets, get_method
 from demur.studies.pipeline import Found, split_used
-from demur.studies.results import CompareResult, EffectRow, Kind, Prompts, SideEffects
+from demur.studies.results import CompareResult, EffectRow, Kind, MethodExtras, Prompts, SideEffects
 from demur.studies.side_effects import SideEffectMeter, SideInputs, mean_side_effects
 from demur.types import REFUSALS, Outcome, PromptSet, Value
 
 _SAMPLES = 4
 """Answers of each condition that the report shows."""
 
-T = TypeVar("T")
 RowT = TypeVar("RowT", bound=Value)
 
 
@@ -121,7 +120,7 @@ class Experiment:
         self.found = found or pipeline.find(context, context.splits.choosing)
         context.watch_coherence([answer for each in self.found.clean.answers["tuning"] for answer in each.answers])
         with context.timed("clean answers"):
-            self.each(partial(self.clean, name) for name in self.prompts["test"])
+            self.context.each(partial(self.clean, name) for name in self.prompts["test"])
             pipeline.warn_of_over_refusal(context, "test prompts", self.clean("harmless"))
         with context.timed("features of the methods"):
             self._prepare()
@@ -134,7 +133,7 @@ class Experiment:
         with context.timed("suppression and induction"):
             answers = (partial(self._answer, each) for each in (*self._suppressing(), *self._inducing()))
             # What all side effects are compared with: a process for which no answers are left begins with it.
-            made: list[Any] = self.each((*answers, partial(meter.measure, ())))
+            made: list[Any] = self.context.each((*answers, partial(meter.measure, ())))
             self.conditions += made[:-1]
         with context.timed("side effects"):
             measured = self._measure(meter)
@@ -201,7 +200,7 @@ class Experiment:
         free = [method for method in leading if method.name not in self.strengths]
         suppressing = (partial(self._best_factor, method, clean, meter) for method in free)
         inducing = (partial(self._best_value, method) for method in leading)
-        best = iter(self.each((*suppressing, *inducing)))
+        best = iter(self.context.each((*suppressing, *inducing)))
         factors = {method.name: next(best) for method in free}
         values = {method.name: next(best) for method in leading}
         for method in sorted(self.methods, key=lambda method: bool(method.leader)):
@@ -226,7 +225,7 @@ class Experiment:
         factors = method.strengths(self.config, "suppress")
         sets: tuple[Prompts, Prompts] = ("harmful", "harmless")
         asked = (Asked("tuning", "suppress", method, factor, name) for factor in factors for name in sets)
-        found = iter(self.each(partial(self._answer, each) for each in asked))
+        found = iter(self.context.each(partial(self._answer, each) for each in asked))
         for factor in factors:
             harmful, harmless = next(found), next(found)
             kept = share_of(harmless.runs, clean, lambda run: run.matches(clean), Outcome.COMPLIANCE)
@@ -244,14 +243,10 @@ class Experiment:
         if not all(method.induce(self.sets[method.name], value) for value in values):
             return None
         asked = (Asked("tuning", "induce", method, value, "harmless") for value in values)
-        answered = self.each(partial(self._answer, each) for each in asked)
+        answered = self.context.each(partial(self._answer, each) for each in asked)
         rates = {value: each.runs[0].refusal.value for value, each in zip(values, answered, strict=True)}
         known = [value for value in rates if not math.isnan(rates[value])]
         return max(known or values[:1], key=lambda value: (rates[value], -value))
-
-    def each(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
-        """What the tasks give; processes that share the run share them out."""
-        return self.context.run.each(tasks)
 
     # -- answers on the test prompts -----------------------------------------------------------------------------------
 
@@ -272,7 +267,7 @@ class Experiment:
         titles = [title] if len(changes) == 1 else [f"{title} ({n})" for n in range(1, len(changes) + 1)]
         pairs = zip(titles, changes, strict=True)
         answers = [partial(self.context.answer, told, asked, change) for told, change in pairs]
-        runs = tuple(self.each(answers))
+        runs = tuple(self.context.each(answers))
         chosen = best is not None and strength == (best.suppress if suppressing else best.induce)
         return Condition(method, kind, strength, setting, prompts, changes, runs, chosen)
 
@@ -326,7 +321,7 @@ class Experiment:
             self.context.progress("side effects", next(done), len(changes))
             return found
 
-        effects = iter(self.each(partial(measure, change) for change in changes))
+        effects = iter(self.context.each(partial(measure, change) for change in changes))
         return {(c.method.name, c.strength): mean_side_effects([next(effects) for _ in c.changes]) for c in conditions}
 
     def _effects(self, measured: dict[tuple[str, float], SideEffects]) -> tuple[EffectRow, ...]:
@@ -438,7 +433,7 @@ class Experiment:
                 ce_answers=meter.ce_answers(change),
             )
 
-        return tuple(self.each(partial(row, size) for size in sizes))
+        return tuple(self.context.each(partial(row, size) for size in sizes))
 
     def _extras(self, meter: SideEffectMeter) -> tuple[results.MethodExtras, ...]:
         """What the model still knows and can do: clean, and under each method at its chosen strength."""
@@ -457,7 +452,7 @@ class Experiment:
             )
 
         shown = [each for each in self._shown if each.prompts == "harmful" and not each.method.local]
-        return tuple(self.each(partial(row, each) for each in shown))
+        return tuple(self.context.each(partial(row, each) for each in shown))
 
     def _samples(self) -> tuple[results.Sample, ...]:
         """The first answers to test prompts: of the clean model, and under each method at its chosen strength."""

@@ -23,6 +23,7 @@ from demur.studies.inputs import Inputs, load_inputs, with_paper_settings
 from demur.types import PURPOSES, REFUSALS, Answer, Outcome, PromptSet, Splits, Take, Value, Verdict
 
 KindT = TypeVar("KindT")
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 """`(what is done, done, total)`."""
 Change = tuple[Intervention, ...]
@@ -186,6 +187,10 @@ class Workspace(Generic[ConfigT]):
         and `depends`, `label` is that of the progress bar (default: none)."""
         progress = partial(self.progress, label) if label else None
         return self.run.cached(name, self.depends | depends, kind, compute, progress=progress)
+
+    def each(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
+        """What the tasks give; processes that share the run share them out."""
+        return self.run.each(tasks)
 
     def under(self, change: Change) -> dict[str, Any]:
         """The part of a stage's key that names a change."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from demur.method.fidelity import Replacement, Splice
     from demur.method.likelihood import TokenLoss
     from demur.model import Items, Region
-    from demur.saes import Sae
+    from demur.saes import Suite
     from demur.studies.context import Context
     from demur.studies.pipeline import Found
 
@@ -137,7 +137,8 @@ def run(context: Context[Any]) -> Result:
     own_name = context.suite.source if context.config.model else "trained on the chat model"
     for name, suite in {own_name: context.suite, **context.inputs.others}.items():
         with context.timed(name):
-            measured[name] = {layer: meter.layer(name, suite[layer]) for layer in suite.layers}
+            layers = context.each(partial(meter.layer, name, suite, layer) for layer in suite.layers)
+            measured[name] = dict(zip(suite.layers, layers, strict=True))
     (first, own), *others = measured.items()
     return Result(
         suites=tuple(_rows(name, layers) for name, layers in ((first, own), *others)),
@@ -272,10 +273,10 @@ class _Meter:
             found |= {where: (each,) for where, each in zip(REGIONS, every, strict=True)}
         return found
 
-    def layer(self, name: str, sae: Sae) -> _Layer:
+    def layer(self, name: str, suite: Suite, layer: int) -> _Layer:
         from demur.method.fidelity import Splice
 
-        label, layer = f"{name}: layer {sae.spec.layer}", sae.spec.layer
+        label, sae = f"{name}: layer {layer}", suite[layer]
         dense = sae.dense()
         key = sae.spec.identity
         made = self._once(

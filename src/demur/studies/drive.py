@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +57,7 @@ def falls(
     tables: list[np.ndarray] = []
     for asked in (prompts.harmful, prompts.harmless):
         clean = np.array(log_odds(work, asked, refusal_ids))
-        scaled = (log_odds(work, asked, refusal_ids, (ScaleFeatures(each, factor),)) for each in sets)
+        scaled = work.each(partial(log_odds, work, asked, refusal_ids, (ScaleFeatures(each, factor),)) for each in sets)
         tables.append(np.stack([clean - each for each in scaled]))
     return Effects(*tables)
 

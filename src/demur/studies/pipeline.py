@@ -199,7 +199,7 @@ def answer_clean(work: Finding, prompts: ChoosingSplits) -> CleanAnswers:
         )
         for purpose, split in prompts
     }
-    found = iter(work.run.each(chain(*asked.values())))
+    found = iter(work.each(chain(*asked.values())))
     answers = {purpose: (next(found), next(found)) for purpose in asked}
     harmful, harmless = (JudgedAnswers.joined(parts) for parts in zip(*answers.values(), strict=True))
     _require_refusals(work, harmful, harmless)
@@ -408,7 +408,7 @@ def compare_estimators(
 
     asked = Attributor(work, found.clean, found.direction)
     methods: tuple[Method, ...] = ("exact", *ESTIMATORS)
-    exact, *estimates = work.run.each(partial(asked.pool, found.pool, method, refused) for method in methods)
+    exact, *estimates = work.each(partial(asked.pool, found.pool, method, refused) for method in methods)
     return tuple(_estimator_row(each, exact, used=each.method == work.config.estimator) for each in estimates), exact
 
 

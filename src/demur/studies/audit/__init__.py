@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from demur.studies.context import Change, Context
     from demur.studies.harden import Hardening
     from demur.studies.harden.arms import Arm
+    from demur.studies.harden.bench import Scores
     from demur.studies.harden.results import ChoiceRow
 
 KNOWS, BLIND = "knows the probe", "does not know the probe"
@@ -109,9 +111,10 @@ class _Audit:
         test, context = self.hardening.test, self.context
         fires = {name: test.fires(self.arm, "probe", name, self.threshold) for name in test.benign}
         with context.timed("wordings"):
-            wordings = [row for knows in (True, False) for row in self._wordings(knows=knows)]
+            found = context.each(partial(self._wordings, knows=knows) for knows in (True, False))
+            wordings = context.each(row for rows in found for row in rows)
         with context.timed("pushes"):
-            pushes = list(self._pushes())
+            pushes = context.each(self._pushes())
         return AuditResult(
             change=f"{self.arm.label} ({self.arm.setting(self.choice.strength)})",
             probe=self.gate.title,
@@ -122,7 +125,8 @@ class _Audit:
             pushes=tuple(pushes),
         )
 
-    def _wordings(self, *, knows: bool) -> Iterator[AuditRow]:
+    def _wordings(self, *, knows: bool) -> list[Callable[[], AuditRow]]:
+        """What measures the best wordings that an attacker finds, by their number."""
         from demur.studies.audit.search import Search
         from demur.studies.jailbreaks import configured_attacks
 
@@ -141,16 +145,17 @@ class _Audit:
         found = context.cached(
             "wordings", depends, list[list[str]], lambda: search.run(self.requests, sizes, knows=knows), "wordings"
         )
-        for size, best in zip(sizes, found, strict=True):
-            prompts = self._named(f"{size}", best)
-            yield self._measured(KNOWS if knows else BLIND, float(size), prompts, self.gate.scores(prompts))
+        named = [self._named(f"{size}", best) for size, best in zip(sizes, found, strict=True)]
+        attacker, scores = KNOWS if knows else BLIND, self.gate.scores
+        return [partial(self._measured, attacker, float(n), p, scores) for n, p in zip(sizes, named, strict=True)]
 
     def _named(self, suffix: str, texts: Sequence[str]) -> PromptSet:
         made = (Prompt(id=f"{p.id}?{suffix}", text=text) for p, text in zip(self.requests, texts, strict=True))
         return PromptSet(name="wordings", prompts=tuple(made))
 
-    def _pushes(self) -> Iterator[AuditRow]:
-        """The plain requests, their residual pushed where the probe reads it: against its weights, or anywhere."""
+    def _pushes(self) -> Iterator[Callable[[], AuditRow]]:
+        """What measures the plain requests with their residual pushed where the probe reads it: against its weights, or
+        anywhere."""
         import torch
 
         from demur.method.perturbation import PushResidual
@@ -165,17 +170,14 @@ class _Audit:
         for name, vector in ((TOWARDS, -weights), (ANYWHERE, random)):
             for radius in (0.0, *context.config.radii):
                 push: Change = (PushResidual(vector, reading.layer, radius),) if radius else ()
-                with context.model.intervene([each.bind() for each in push]):
-                    scores = self.gate.fresh(plain)
-                yield self._measured(name, radius, plain, scores, push)
+                yield partial(self._measured, name, radius, plain, self.gate.fresh, push)
 
-    def _measured(
-        self, attacker: str, size: float, prompts: PromptSet, scores: np.ndarray, push: Change = ()
-    ) -> AuditRow:
+    def _measured(self, attacker: str, size: float, prompts: PromptSet, score: Scores, push: Change = ()) -> AuditRow:
         """What becomes of prompts under a push, without hardening and with it where the probe fires."""
         from demur.method.interventions import conditional
 
-        fires = scores >= self.threshold
+        with self.context.model.intervene([each.bind() for each in push]):
+            fires = score(prompts) >= self.threshold
         harden = (conditional(self.change, prompts, map(bool, fires)),) if fires.any() else ()
         what = f"{attacker}, {size:g}"
         refused, clean = self._succeeds(what, prompts, push)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -237,9 +237,14 @@ class Experiment:
         prompts, level = self.found.clean.answers["tuning"][0].only(*REFUSALS), self.config.category_level
         kept = PromptSet(name="tuning", prompts=tuple(p for p in prompts if kind_of(p, level) in self.sets))
         rates: dict[float, float] = {}
-        for factor in self.config.suppress if len(kept) else ():
+
+        def rate(factor: float) -> float:
             own = {p.id: (ScaleFeatures(self.sets[str(kind_of(p, level))].features, factor),) for p in kept}
-            rates[factor] = self.context.answer(f"tuning: c = {factor:g}", kept, (PerPrompt(own),)).compliance.value
+            return self.context.answer(f"tuning: c = {factor:g}", kept, (PerPrompt(own),)).compliance.value
+
+        if len(kept):
+            tried = tuple(dict.fromkeys(self.config.suppress))
+            rates = dict(zip(tried, self.context.each(partial(rate, factor) for factor in tried), strict=True))
         known = [factor for factor in rates if not np.isnan(rates[factor])]
         if not known:
             self.context.warn("no tuning answer could be scored: the first of --suppress is taken, not chosen")
@@ -312,7 +317,8 @@ class Experiment:
             if split == next(iter(self.splits)):
                 draws = self._random(split, parted)
                 for part, _, rest in _both(parted):
-                    runs = [self._ask(f"random for {part} ({n})", each, rest, "held") for n, each in draws[part]]
+                    asked = (partial(self._ask, f"random for {part} ({n})", x, rest, "held") for n, x in draws[part])
+                    runs = self.context.each(asked)
                     yield from self._rows(split, part, "held", runs, parted.common, control=True)
 
     @cached_property
@@ -395,9 +401,9 @@ class Experiment:
         kinds, rows, tests = tuple(parted.specific), list[Transfer](), list[TransferTest]()
         for other in ("free", "held"):
             own, by_source = self.kept[split, "specific", other], dict[str, Outcomes]()
-            for source in kinds:
-                out = {kind: parted.specific[source] for kind in kinds if kind != source}
-                made = self._ask(f"specific to {source}", out, parted.common, other)
+            outs = {source: {kind: parted.specific[source] for kind in kinds if kind != source} for source in kinds}
+            asked = (partial(self._ask, f"specific to {s}", out, parted.common, other) for s, out in outs.items())
+            for source, made in zip(kinds, self.context.each(asked), strict=True):
                 by_source[source] = {measure: own[measure] | made[measure] for measure in self.measures}
             for measure in self.measures:
                 for source in kinds:

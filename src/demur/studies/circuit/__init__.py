@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import partial
+from itertools import count, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,10 +88,14 @@ class _Circuit:
     def drops(self, factor: float) -> tuple[tuple[DropRow, ...], DrawRow]:
         """The fall of the refusal features together, then of each; and the fall together under each random set."""
         sets = (self.harm, *self._random())
-        tables: list[np.ndarray] = []
-        for done, features in enumerate(sets, start=1):
-            tables.append(self._suppressed(features, factor))
-            self.context.progress(f"suppression upstream, c = {factor:g}", done, len(sets))
+        done = count(1)
+
+        def suppressed(features: tuple[FeatureId, ...]) -> np.ndarray:
+            found = self._suppressed(features, factor)
+            self.context.progress(f"suppression upstream, c = {factor:g}", next(done), len(sets))
+            return found
+
+        tables = self.context.each(partial(suppressed, features) for features in sets)
         k, norms, rest = len(self.refusal), self._norms(), self._on_harmless()
         before, after = tables[0][:, :k], tables[0][:, k:]
         others = [table[:, k:] for table in tables[1:]]
@@ -171,8 +176,10 @@ class _Circuit:
         sources, targets = map(list, zip(*pairs, strict=True))
         rows: list[EdgeRow] = []
         checks: list[EdgeCheck] = []
+        asked = (partial(self._edge_table, paths, exact) for paths in PATHS for exact in (False, True))
+        tables = iter(self.context.each(asked))
         for paths in PATHS:
-            estimated, measured = (self._edge_table(paths, exact)[:, sources, targets] for exact in (False, True))
+            estimated, measured = (next(tables)[:, sources, targets] for _ in range(2))
             for n, (source, target) in enumerate(pairs):
                 rows.append(
                     EdgeRow(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -126,7 +127,7 @@ class Hardening:
             self.choose()
         best: dict[Purpose, str] = {purpose: self.best(purpose) for purpose in PURPOSES}
         with context.timed("arms on test prompts"):
-            rows = [row for arm in self.arms.values() for row in self._rows(arm)]
+            rows = context.each(row for arm in self.arms.values() for row in self._rows(arm))
         main = self.arms[best["harden"]]
         chosen = self.choices[main.name]["probe"]
         with context.timed("conditional change"):
@@ -195,9 +196,9 @@ class Hardening:
         """Choose the settings of each arm (of some purposes: default all) by gating, on the choosing prompts."""
         from demur.studies.harden.choice import choose
 
-        for arm in self.arms.values():
-            if not arm.follows and arm.purpose in (purposes or PURPOSES):
-                self.choices[arm.name] = choose(self.choosing, arm, self.config.budget)
+        arms = [arm for arm in self.arms.values() if not arm.follows and arm.purpose in (purposes or PURPOSES)]
+        chosen = self.context.each(partial(choose, self.choosing, arm, self.config.budget) for arm in arms)
+        self.choices |= {arm.name: each for arm, each in zip(arms, chosen, strict=True)}
 
     def best(self, purpose: Purpose) -> str:
         """The arm with the most gain within the budget where the probe fires; of equals the one that loses least, then
@@ -207,13 +208,13 @@ class Hardening:
         own = [by_gating["probe"] for name, by_gating in self.choices.items() if self.arms[name].purpose == purpose]
         return max(own, key=lambda row: (row.allowed, row.gain * row.allowed, -row.loss, mild(row)[1])).arm
 
-    def _rows(self, arm: Arm) -> Iterator[SettingRow]:
-        """An arm over its strengths, by gating; a control at the strength of the arm that it follows, where the probe
-        fires."""
+    def _rows(self, arm: Arm) -> Iterator[Callable[[], SettingRow]]:
+        """What measures an arm over its strengths, by gating; a control at the strength of the arm that it follows,
+        where the probe fires."""
         for gating in GATINGS:
             choice = self.choices[arm.follows or arm.name]["probe" if arm.follows else gating]
             for strength in (choice.strength,) if arm.follows else arm.strengths:
-                yield self._row(arm, gating, strength, choice)
+                yield partial(self._row, arm, gating, strength, choice)
 
     def _row(self, arm: Arm, gating: Gating, strength: float, choice: ChoiceRow) -> SettingRow:
         from demur.studies.harden.bench import rise, share, share_of_requests

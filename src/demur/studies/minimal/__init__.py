@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,7 +155,7 @@ class _Minimal:
                 f"scaling F* by c = {self.factor:g} does not lower the refusal log-odds ({-full:+.2f} nats), so there "
                 "is no effect to reduce to fewer features; give a lower --factor, such as -1"
             )
-        judged = [self._complied(step.left) for step in steps]
+        judged = context.each(partial(self._complied, step.left) for step in steps)
         if not judged[0].value > 0:
             context.warn(
                 f"with F* scaled by c = {self.factor:g} no tuning prompt is complied with, so the minimal set was "
@@ -253,12 +254,16 @@ class _Minimal:
     ) -> Iterator[Certificate]:
         """One row a condition, the minimal set first; shares are of the way from the first to the second of `ends`."""
         own: Sequence[bool | None] = ()
+        asked = [
+            (f"{test}: {name}" + f" ({n})" * (len(several) > 1), change)
+            for name, several in changes.items()
+            for n, change in enumerate(several, start=1)
+        ]
+        odds = iter(self.context.each(partial(self.odds, prompts, change) for _, change in asked))
+        told = iter(self.context.each(partial(self.context.answer, label, prompts, change) for label, change in asked))
         for name, several in changes.items():
-            done = [self.odds(prompts, change) - ends[0] for change in several]
-            answers = [
-                self.context.answer(f"{test}: {name}" + f" ({n})" * (len(several) > 1), prompts, change)
-                for n, change in enumerate(several, start=1)
-            ]
+            done = [next(odds) - ends[0] for _ in several]
+            answers = [next(told) for _ in several]
             runs = [each.complied if test == "necessity" else each.refused for each in answers]
             difference, p = crossed_difference(own, runs) if own else (None, None)
             own = own or runs[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from demur.studies.probes.results import (
     FPRS,
     HARM,
     REFUSAL,
+    TARGETS,
     ProbesResult,
     SetRow,
 )
@@ -87,7 +89,8 @@ def run(context: Context[Any]) -> ProbesResult:
     train, choice, held = (Chosen.of(found, purpose) for purpose in ("direction", "selection", "tuning"))
     bench = Bench(context, found, gauge, train, choice, held)
     with context.timed("probes"):
-        fitted: dict[Target, dict[str, Fitted]] = {"harmful": bench.fit("harmful"), "refuse": bench.fit("refuse")}
+        harmful, refuse = context.each(partial(bench.fit, target) for target in TARGETS)
+        fitted: dict[Target, dict[str, Fitted]] = {"harmful": harmful, "refuse": refuse}
     with context.timed("answers"):
         rows, refused, outcomes = _answers(context, gauge, sets)
     with context.timed("scores"):

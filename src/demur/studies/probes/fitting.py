@@ -51,6 +51,19 @@ class Arrays:
         return cls(tuple(tensors[str(n)].numpy() for n in range(len(tensors))))
 
 
+@dataclass(frozen=True, eq=False)
+class _Kept(Probe):
+    """A probe as a stage keeps it."""
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        meta = {"reading": self.reading.model_dump(mode="json"), "bias": self.bias, "unit": self.unit}
+        return {"weights": torch.from_numpy(self.weights)}, meta
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        return cls(Reading(**meta["reading"]), tensors["weights"].numpy(), meta["bias"], meta["unit"])
+
+
 @dataclass(frozen=True)
 class Representation:
     """What may be looked at under one name; `readings` are compared on validation prompts."""
@@ -177,7 +190,9 @@ class Bench:
 
     def fit(self, target: Target) -> dict[str, Fitted]:
         """The probes of all representations for one target, by name."""
-        fitted = {each.name: self.best(each, target) for each in map(partial(_read_at, target), self.representations)}
+        asked = [_read_at(target, each) for each in self.representations]
+        found = self.context.each(partial(self.best, each, target) for each in asked)
+        fitted = {each.name: each for each in found}
         whole = _read_at(target, self.all_features(fitted[results.DENSE].row.layer))
         fitted[whole.name] = self.best(whole, target)
         fitted[results.KEYWORDS] = self._keywords(target)
@@ -191,17 +206,25 @@ class Bench:
         return Labelled(values[known], labels[known].astype(bool))
 
     def best(self, asked: Representation, target: Target) -> Fitted:
-        """The probe of the reading with the least log loss on the validation prompts."""
+        """The probe of the reading with the least log loss on the validation prompts, fitted once per run folder."""
         parts = (self.train, self.choice)
-        read = [self.read(part.prompts, asked.readings, asked.name) for part in parts]
         fit = fit_centroids if asked.centroids else partial(fit_probe, penalty="l1" if asked.l1 else "l2")
 
         def tried() -> Iterator[tuple[Probe, Labelled]]:
+            read = [self.read(part.prompts, asked.readings, asked.name) for part in parts]
             for number, reading in enumerate(asked.readings):
                 train, choice = (self.labelled(part, v[number], target) for part, v in zip(parts, read, strict=True))
                 yield fit(reading, train, choice), choice
 
-        probe = best_probe(tried())
+        def compute() -> _Kept:
+            probe = best_probe(tried())
+            return _Kept(probe.reading, probe.weights, probe.bias, probe.unit)
+
+        used = (self.labelled(part, np.arange(len(part.texts)), target) for part in parts)
+        depends: dict[str, Any] = {"readings": asked.readings, "fit": [asked.centroids, asked.l1]}
+        depends |= {"prompts": [part.prompts.digest for part in parts]}
+        depends |= {"labels": [[values.tolist(), labels.tolist()] for values, labels in used]}
+        probe = self.context.cached("probe", depends, _Kept, compute, f"probe: {asked.name}, {target}")
         (values,) = self.read(self.validation.prompts, [probe.reading], asked.name)
         held = self.labelled(self.validation, values, target)
         return self._fitted(asked.name, target, probe, held, len(asked.readings))
