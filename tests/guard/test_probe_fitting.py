@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -12,6 +14,8 @@ from sklearn.preprocessing import StandardScaler
 
 from demur.errors import InputError
 from demur.guard import Labelled, Probe, Reading, fit_centroids, fit_probe
+from demur.runs import Run
+from demur.types import FeatureId
 
 READING = Reading(kind="dense", layer=0)
 
@@ -109,6 +113,17 @@ def test_a_probe_by_hand() -> None:
     weights = np.array([1.0, 2.0], dtype=np.float32)
     assert Probe(READING, weights, -1.0).logit(values).tolist() == [10.0, -1.0]
     assert Probe(READING, weights, -1.0, unit=True).logit(values).tolist() == pytest.approx([1.2, -1.0])
+
+
+def test_a_probe_comes_back_equal_from_a_run_folder(tmp_path: Path) -> None:
+    features = (FeatureId(1, 5), FeatureId(2, 7))
+    probe = Probe(
+        Reading(kind="features", features=features, pooling="max"), np.array([0.1, -3], np.float32), 0.3, True
+    )
+    with Run.open(tmp_path, config={}) as run:
+        found = run.cached("probe", {}, Probe, lambda: probe)
+    assert (found.reading, found.bias, found.unit) == (probe.reading, 0.3, True)
+    assert (found.weights.dtype, found.weights.tolist()) == (np.float32, probe.weights.tolist())
 
 
 def test_what_is_missing_is_named() -> None:

@@ -159,6 +159,63 @@ def test_a_task_that_needs_what_is_being_made_is_tried_again(pair: tuple[Run, Ru
     assert member.counters["x"] == member.counters["y"] == StageCount(found=0, made=1)
 
 
+def test_tasks_that_waited_for_the_same_thing_are_shared_out_afterwards(pair: tuple[Run, Run]) -> None:
+    leader, member = pair
+    begun, go_on, other_done = Event(), Event(), Event()
+
+    def base() -> int:
+        begun.set()
+        assert go_on.wait(10)
+        return 1
+
+    def tasks(run: Run) -> list[Callable[[], int]]:
+        def compute(name: str) -> int:
+            if name == "x" and run is leader:
+                assert other_done.wait(10)  # The member is to do the other one meanwhile, not to wait for this one.
+            if name == "y":
+                other_done.set()
+            return 1
+
+        def task(name: str) -> int:
+            return run.cached("base", {}, int, base) + run.cached(name, {}, int, lambda: compute(name))
+
+        return [lambda name=name: task(name) for name in ("x", "y")]
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(leader.each, tasks(leader))
+        assert begun.wait(10)
+        second = pool.submit(member.each, tasks(member))
+        time.sleep(0.2)  # It has tried both, and waits.
+        go_on.set()
+        assert first.result(20) == second.result(20) == [2, 2]
+    assert member.counters["base"] == StageCount(found=1, made=0)
+
+
+def test_within_a_task_of_several_one_that_is_taken_is_left(pair: tuple[Run, Run]) -> None:
+    leader, member = pair
+    begun, go_on = Event(), Event()
+    done: list[str] = []
+
+    def slow() -> int:
+        begun.set()
+        assert go_on.wait(10)
+        return 1
+
+    def free() -> int:
+        done.append("free")
+        go_on.set()
+        return 2
+
+    def nested() -> list[int]:
+        return member.each([lambda: member.cached("slow", {}, int, slow)])
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(leader.cached, "slow", {}, int, slow)
+        assert begun.wait(10)
+        found = member.each([nested, lambda: [member.cached("free", {}, int, free)]])
+        assert (found, waiting.result(10), done) == ([[1], [2]], 1, ["free"])
+
+
 def test_a_failure_leaves_the_stage_to_the_other_one(pair: tuple[Run, Run]) -> None:
     with pytest.raises(ZeroDivisionError):
         pair[0].cached("ratio", {}, float, lambda: 1 / 0)

@@ -101,6 +101,9 @@ class Kept:
             self.stages[key] = compute()
         return self.stages[key]
 
+    def each(self, tasks: Any) -> list[Any]:
+        return [task() for task in tasks]
+
 
 class TableModel(Kept, Context[Any]):
     """Refusal log-odds are a rule of what is done to a prompt; above 0 it is refused, and a rule that gives nan leaves
@@ -124,7 +127,6 @@ class TableModel(Kept, Context[Any]):
         self.run: Any = SimpleNamespace(
             stage=lambda name, depends: self.stages.setdefault(f"{name} {depends!r}", Stage([])),
             alone=lambda _stage: nullcontext(),
-            each=lambda tasks: [task() for task in tasks],
             save_result=self.saved.__setitem__,
             folder=None,
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -313,7 +314,7 @@ def test_every_representation_is_fitted_and_the_whole_dictionary_where_the_resid
     bench: Any = object.__new__(Noted)
     words = (dense(0, "mean"), dense(1, "max"))
     bench.representations = (Representation(DENSE, words), Representation(HARM, words))
-    bench.context = SimpleNamespace(suite=Sized(1, 5))
+    bench.context = SimpleNamespace(suite=Sized(1, 5), each=lambda tasks: [task() for task in tasks])
     found = bench.fit(target)
     assert list(found) == [DENSE, HARM, ALL_FEATURES, KEYWORDS, PERPLEXITY]
     assert [(found[name].name, found[name].target) for name in (KEYWORDS, PERPLEXITY)] == [
@@ -399,6 +400,24 @@ def test_the_reading_is_chosen_on_the_choosing_prompts_and_calibrated_on_others(
     assert read == [
         (TRAIN.texts, (dense(0), dense(1))), (CHOICE.texts, (dense(0), dense(1))), (HELD.texts, (dense(1),)),
     ]  # fmt: skip
+
+
+def test_a_fit_is_kept_by_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = bench_of(TRAIN, CHOICE, HELD)
+    read = reading_from(monkeypatch, first.context, by_layer)
+    asked = Representation("mine", (dense(0), dense(1)))
+    once, n = first.best(asked, "harmful"), len(read)
+    again = bench_of(TRAIN, CHOICE, HELD, work=cast("Any", first.context)).best(asked, "harmful")
+    assert again.probe is once.probe
+    assert len(read) == n
+    others = [
+        (replace(asked, centroids=True), "harmful", TRAIN), (replace(asked, l1=True), "harmful", TRAIN),
+        (replace(asked, readings=(dense(1),)), "harmful", TRAIN), (asked, "refuse", TRAIN),
+        (asked, "harmful", replace(TRAIN, harmful=~TRAIN.harmful)), (asked, "harmful", replace(CHOICE)),
+    ]  # fmt: skip
+    for what, target, train in others:
+        bench = bench_of(train, CHOICE, HELD, work=cast("Any", first.context))
+        assert bench.best(what, cast("Target", target)).probe is not once.probe
 
 
 def test_a_probe_of_centroids_points_from_one_to_the_other_whatever_the_length(

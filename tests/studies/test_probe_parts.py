@@ -46,7 +46,7 @@ class ByHand(Bench):
 
     def __init__(self, table: dict[str, dict[str, Any]], parts: dict[str, Chosen]) -> None:
         self.table = table
-        self.__dict__ |= parts
+        self.__dict__ |= {**parts, "context": Kept()}
 
     def values(self, prompts: PromptSet, fitted: Any, what: str) -> Any:  # noqa: ARG002
         return {(p.name, p.target): np.array(self.table[prompts.name][p.name], np.float32)[:, None] for p in fitted}
@@ -378,7 +378,7 @@ def test_a_family_without_benign_prompts_or_without_others_is_not_held_out() -> 
 # -- streaming: answers that are numbers, which are their residuals ------------------------------------------------
 
 
-class Numbered(Context[Any]):
+class Numbered(Kept, Context[Any]):
     """Each answer is a text of numbers, one a token: the residual of layer 1. Layer 0 holds nothing."""
 
     model: Any = SimpleNamespace(n_layers=2)
@@ -386,7 +386,7 @@ class Numbered(Context[Any]):
     stopped: Any = None
 
     def __init__(self, written: dict[str, JudgedAnswers], **given: Any) -> None:
-        self.written, self.read, self.changed = written, list[Any](), list[Any]()
+        self.written, self.read, self.changed, self.fitted = written, list[Any](), list[Any](), list[Any]()
         self.__dict__ |= given
 
     def answer(self, label: str, prompts: PromptSet, change: Any = ()) -> JudgedAnswers:  # noqa: ARG002
@@ -396,6 +396,9 @@ class Numbered(Context[Any]):
     def cached(self, name: str, depends: dict[str, Any], kind: Any, compute: Any, label: str = "") -> Any:  # noqa: ARG002
         if name == "watched-answers":
             return self.stopped[depends["prompts"]]
+        if name == "stream-probe":
+            self.fitted.append(depends)
+            return compute()
         self.read.append([text for _, _, text in depends["answers"]])
         layers = list(depends["layers"])
         return Arrays(
@@ -452,6 +455,11 @@ def test_a_stream_learns_forced_compliance_against_what_the_model_writes_itself(
     quiet = ["-5 -1 -3", "-6", "-7 -8", "-4", "-5", "-5", "-2 -3", "0.5 0.5 0.5"]
     assert context.read == [["6 7"] * 8 + quiet, ["6 7"] * 4 + quiet + ["6 7"] * 6 + quiet]
     assert context.changed == [(name, ("ablated",)) for name in ("direction", "selection", "tuning")]
+    (depends,) = context.fitted
+    assert depends["window"] == 2
+    assert [[(text, label) for _, _, text, label in side] for side in depends["answers"]] == [
+        [(text, text == "6 7") for text in side] for side in context.read
+    ]
     assert (stream.layer, stream.window, trained, stream.probe.reading.pooling) == (1, 2, 8, "mean")
     # The highest running score of a benign answer: of -5, then (-5 - 1) / 2, then (-1 - 3) / 2. Refusals may be above.
     assert stream.threshold == pytest.approx(float(stream.running(np.array([[-2.0]]))[0]) + 0.05)

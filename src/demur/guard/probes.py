@@ -5,12 +5,14 @@ Standardisation and calibration are folded into the weights, so a probe is one d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from demur.errors import InputError
 from demur.guard.readings import Reading, Values
@@ -55,6 +57,17 @@ class Probe:
         """Log loss (nats) on each prompt."""
         logits = self.logit(held.values)
         return np.logaddexp(0.0, np.where(held.labels, -logits, logits))
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights, and the rest as JSON: a stage of a run folder can keep the probe."""
+        meta = {"reading": self.reading.model_dump(mode="json"), "bias": float(self.bias), "unit": self.unit}
+        return {"weights": torch.from_numpy(self.weights)}, meta
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        """The probe that `to_parts` took apart."""
+        reading = Reading.model_validate(meta["reading"])
+        return cls(reading, tensors["weights"].numpy(), meta["bias"], meta["unit"])
 
     def _seen(self, values: Values) -> Float[np.ndarray, "prompt dim"]:
         return scaled(values) if self.unit else values.astype(np.float64)

@@ -51,19 +51,6 @@ class Arrays:
         return cls(tuple(tensors[str(n)].numpy() for n in range(len(tensors))))
 
 
-@dataclass(frozen=True, eq=False)
-class _Kept(Probe):
-    """A probe as a stage keeps it."""
-
-    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        meta = {"reading": self.reading.model_dump(mode="json"), "bias": self.bias, "unit": self.unit}
-        return {"weights": torch.from_numpy(self.weights)}, meta
-
-    @classmethod
-    def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
-        return cls(Reading(**meta["reading"]), tensors["weights"].numpy(), meta["bias"], meta["unit"])
-
-
 @dataclass(frozen=True)
 class Representation:
     """What may be looked at under one name; `readings` are compared on validation prompts."""
@@ -216,15 +203,13 @@ class Bench:
                 train, choice = (self.labelled(part, v[number], target) for part, v in zip(parts, read, strict=True))
                 yield fit(reading, train, choice), choice
 
-        def compute() -> _Kept:
-            probe = best_probe(tried())
-            return _Kept(probe.reading, probe.weights, probe.bias, probe.unit)
-
         used = (self.labelled(part, np.arange(len(part.texts)), target) for part in parts)
         depends: dict[str, Any] = {"readings": asked.readings, "fit": [asked.centroids, asked.l1]}
         depends |= {"prompts": [part.prompts.digest for part in parts]}
         depends |= {"labels": [[values.tolist(), labels.tolist()] for values, labels in used]}
-        probe = self.context.cached("probe", depends, _Kept, compute, f"probe: {asked.name}, {target}")
+        probe = self.context.cached(
+            "probe", depends, Probe, lambda: best_probe(tried()), f"probe: {asked.name}, {target}"
+        )
         (values,) = self.read(self.validation.prompts, [probe.reading], asked.name)
         held = self.labelled(self.validation, values, target)
         return self._fitted(asked.name, target, probe, held, len(asked.readings))

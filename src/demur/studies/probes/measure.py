@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,8 @@ class Scores:
     ) -> Scores:
         probes = [each for by_name in fitted.values() for each in by_name.values()]
         logits: dict[tuple[str, str, Target], np.ndarray] = {}
-        for group in sets:
-            values = bench.values(group.prompts, probes, group.name)
+        read = bench.context.each(partial(bench.values, group.prompts, probes, group.name) for group in sets)
+        for group, values in zip(sets, read, strict=True):
             for each in probes:
                 logits[group.name, each.name, each.target] = each.probe.logit(values[each.name, each.target])
         return cls(bench, sets, fitted, logits, refused, outcomes)

@@ -70,20 +70,21 @@ def fit_stream(context: Context[Any], found: Found, window: int) -> tuple[Stream
     tables = [_answer_residuals(context, [answer for answer, _ in side], depth) for side in sides]
     labels = [np.array([label for _, label in side]) for side in sides]
     benign = [answer.prompt.label == "harmless" for answer, _ in sides[1]]
-    return best_stream(tables, labels, benign, window), int(labels[0].sum())
+    told = [[(a.prompt.id, a.prompt.text, a.text, label) for a, label in side] for side in sides]
+    fit = partial(stream_probe, tables, labels, window)
+    probe = context.cached("stream-probe", {"answers": told, "window": window}, Probe, fit, "probe: stream")
+    best = Stream(probe, window, 0.0)
+    highest = max(float(best.running(x).max()) for x, quiet in zip(tables[1][best.layer], benign, strict=True) if quiet)
+    return replace(best, threshold=highest + _MARGIN), int(labels[0].sum())
 
 
-def best_stream(
-    tables: Sequence[Sequence[Sequence[np.ndarray]]], labels: Sequence[np.ndarray], benign: Sequence[bool], window: int
-) -> Stream:
-    """The probe of the layer with the least log loss on held answers. Its threshold is a margin above the highest
-    running score of the benign ones among them.
+def stream_probe(tables: Sequence[Sequence[Sequence[np.ndarray]]], labels: Sequence[np.ndarray], window: int) -> Probe:
+    """The probe of the layer with the least log loss on held answers.
 
     Args:
         tables: of the answers that train and of those that are held, by layer: residuals at each answer's tokens,
             shape (token, d_model).
         labels: of both, which answers are to be stopped.
-        benign: which of the held answers are to harmless requests.
         window: tokens that the running score looks back on.
     """
 
@@ -92,9 +93,7 @@ def best_stream(
             train, held = (windows(each, y, window) for each, y in zip(residuals, labels, strict=True))
             yield fit_probe(Reading(kind="dense", layer=layer, pooling="mean"), train, held), held
 
-    best = Stream(best_probe(tried()), window, 0.0)
-    highest = max(float(best.running(x).max()) for x, quiet in zip(tables[1][best.layer], benign, strict=True) if quiet)
-    return replace(best, threshold=highest + _MARGIN)
+    return best_probe(tried())
 
 
 def _answer_residuals(
@@ -138,7 +137,9 @@ def stream_row(context: Context[Any], guard: Guard, sets: Sets, succeeded: Promp
     attacks = _answered(context, guard, succeeded)
     plain = [group for group in sets.of("plain") if not group.positive]
     others = (plain, sets.of("wrapped"), sets.of("over-refusal"))
-    quiet = [[row for group in groups for row in _answered(context, guard, group.prompts)] for groups in others]
+    asked = [group.prompts for groups in others for group in groups]
+    watched = iter(context.each(partial(_answered, context, guard, prompts) for prompts in asked))
+    quiet = [[row for _ in groups for row in next(watched)] for groups in others]
     out = [row.tokens for row in attacks if row.stopped]
     shares = [_share([row.stopped for row in rows]) for rows in (attacks, *quiet)]
     benign = PromptSet(
