@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -405,19 +405,23 @@ def test_the_reading_is_chosen_on_the_choosing_prompts_and_calibrated_on_others(
 def test_a_fit_is_kept_by_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     first = bench_of(TRAIN, CHOICE, HELD)
     read = reading_from(monkeypatch, first.context, by_layer)
+    work: Any = first.context
+
+    def kept() -> int:
+        return sum(name.startswith("probe ") for name in work.stages)
+
     asked = Representation("mine", (dense(0), dense(1)))
     once, n = first.best(asked, "harmful"), len(read)
-    again = bench_of(TRAIN, CHOICE, HELD, work=cast("Any", first.context)).best(asked, "harmful")
-    assert again.probe is once.probe
-    assert len(read) == n
-    others = [
+    again = bench_of(TRAIN, CHOICE, HELD, work=work).best(asked, "harmful")
+    assert (kept(), len(read), again.probe.weights.tolist()) == (1, n, once.probe.weights.tolist())
+    others: list[tuple[Representation, Target, Chosen]] = [
         (replace(asked, centroids=True), "harmful", TRAIN), (replace(asked, l1=True), "harmful", TRAIN),
         (replace(asked, readings=(dense(1),)), "harmful", TRAIN), (asked, "refuse", TRAIN),
         (asked, "harmful", replace(TRAIN, harmful=~TRAIN.harmful)), (asked, "harmful", replace(CHOICE)),
     ]  # fmt: skip
-    for what, target, train in others:
-        bench = bench_of(train, CHOICE, HELD, work=cast("Any", first.context))
-        assert bench.best(what, cast("Target", target)).probe is not once.probe
+    for number, (what, target, train) in enumerate(others, start=2):
+        bench_of(train, CHOICE, HELD, work=work).best(what, target)
+        assert kept() == number
 
 
 def test_a_probe_of_centroids_points_from_one_to_the_other_whatever_the_length(
