@@ -29,6 +29,18 @@ class Score(Value):
     by: str
 
 
+class Slow:
+    """Computes 1 when it is told to go on."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = Event(), Event()
+
+    def __call__(self) -> int:
+        self.begun.set()
+        assert self.go_on.wait(10)
+        return 1
+
+
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[Run, Run]]:
     """One that leads, and one that has joined it."""
@@ -92,13 +104,8 @@ def test_each_batch_is_computed_by_one_and_every_row_is_stored_once(pair: tuple[
 
 def test_what_another_one_is_at_is_left_until_the_rest_is_done(pair: tuple[Run, Run]) -> None:
     leader, member = pair
-    begun, go_on = Event(), Event()
+    slow = Slow()
     done: list[str] = []
-
-    def slow() -> int:
-        begun.set()
-        assert go_on.wait(10)
-        return 1
 
     def after(name: str) -> Callable[[], int]:
         def compute() -> int:
@@ -114,12 +121,12 @@ def test_what_another_one_is_at_is_left_until_the_rest_is_done(pair: tuple[Run, 
 
     def last() -> int:
         done.append("last")
-        go_on.set()
+        slow.go_on.set()
         return 0
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(leader.each, tasks(leader))
-        assert begun.wait(10)
+        assert slow.begun.wait(10)
         assert member.each([*tasks(member), lambda: member.cached("d", {}, int, last)]) == [1, 0, 0, 0]
         assert waiting.result(10) == [1, 0, 0]
     assert done == ["b", "c", "last"]
@@ -135,25 +142,20 @@ def test_alone_each_does_the_tasks_in_order(tmp_path: Path) -> None:
 
 def test_a_task_that_needs_what_is_being_made_is_tried_again(pair: tuple[Run, Run]) -> None:
     leader, member = pair
-    begun, go_on = Event(), Event()
-
-    def base() -> int:
-        begun.set()
-        assert go_on.wait(10)
-        return 1
+    base = Slow()
 
     def dependent(run: Run, name: str) -> int:
         return run.cached("base", {}, int, base) + run.cached(name, {}, int, lambda: 1)
 
     def free() -> int:
-        go_on.set()
+        base.go_on.set()
         time.sleep(0.2)  # The leader has finished the base by now.
         return 0
 
     tasks = [lambda: dependent(member, "x"), lambda: dependent(member, "y"), lambda: member.cached("z", {}, int, free)]
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(leader.cached, "base", {}, int, base)
-        assert begun.wait(10)
+        assert base.begun.wait(10)
         assert member.each(tasks) == [2, 2, 0]
         assert waiting.result(10) == 1
     assert member.counters["x"] == member.counters["y"] == StageCount(found=0, made=1)
@@ -161,12 +163,7 @@ def test_a_task_that_needs_what_is_being_made_is_tried_again(pair: tuple[Run, Ru
 
 def test_tasks_that_waited_for_the_same_thing_are_shared_out_afterwards(pair: tuple[Run, Run]) -> None:
     leader, member = pair
-    begun, go_on, other_done = Event(), Event(), Event()
-
-    def base() -> int:
-        begun.set()
-        assert go_on.wait(10)
-        return 1
+    base, other_done = Slow(), Event()
 
     def tasks(run: Run) -> list[Callable[[], int]]:
         def compute(name: str) -> int:
@@ -183,27 +180,22 @@ def test_tasks_that_waited_for_the_same_thing_are_shared_out_afterwards(pair: tu
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(leader.each, tasks(leader))
-        assert begun.wait(10)
+        assert base.begun.wait(10)
         second = pool.submit(member.each, tasks(member))
         time.sleep(0.2)  # It has tried both, and waits.
-        go_on.set()
+        base.go_on.set()
         assert first.result(20) == second.result(20) == [2, 2]
     assert member.counters["base"] == StageCount(found=1, made=0)
 
 
 def test_within_a_task_of_several_one_that_is_taken_is_left(pair: tuple[Run, Run]) -> None:
     leader, member = pair
-    begun, go_on = Event(), Event()
+    slow = Slow()
     done: list[str] = []
-
-    def slow() -> int:
-        begun.set()
-        assert go_on.wait(10)
-        return 1
 
     def free() -> int:
         done.append("free")
-        go_on.set()
+        slow.go_on.set()
         return 2
 
     def nested() -> list[int]:
@@ -211,7 +203,7 @@ def test_within_a_task_of_several_one_that_is_taken_is_left(pair: tuple[Run, Run
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(leader.cached, "slow", {}, int, slow)
-        assert begun.wait(10)
+        assert slow.begun.wait(10)
         found = member.each([nested, lambda: [member.cached("free", {}, int, free)]])
         assert (found, waiting.result(10), done) == ([[1], [2]], 1, ["free"])
 

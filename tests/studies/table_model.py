@@ -89,6 +89,11 @@ class Stage:
         self.done = True
 
 
+def in_order(tasks: Any) -> list[Any]:
+    """What tasks give, where no other process does any."""
+    return [task() for task in tasks]
+
+
 class Kept:
     """Values in memory, by all that they depend on."""
 
@@ -100,9 +105,6 @@ class Kept:
         if key not in self.stages:
             self.stages[key] = compute()
         return self.stages[key]
-
-    def each(self, tasks: Any) -> list[Any]:
-        return [task() for task in tasks]
 
 
 class TableModel(Kept, Context[Any]):
@@ -127,6 +129,7 @@ class TableModel(Kept, Context[Any]):
         self.run: Any = SimpleNamespace(
             stage=lambda name, depends: self.stages.setdefault(f"{name} {depends!r}", Stage([])),
             alone=lambda _stage: nullcontext(),
+            each=in_order,
             save_result=self.saved.__setitem__,
             folder=None,
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scripted import CLEAN, POOL, found, prompt_set
+from table_model import in_order
 
 from demur.method.interventions import ScaleFeatures, SetFeatures
 from demur.studies import drive
@@ -85,7 +86,7 @@ def test_a_fall_is_from_the_clean_odds_under_the_factor(monkeypatch: pytest.Monk
         return [start - scaled.factor * len(scaled.features)] * len(asked)
 
     monkeypatch.setattr(drive, "log_odds", odds)
-    work: Any = SimpleNamespace(run=SimpleNamespace(each=lambda tasks: [task() for task in tasks]))
+    work: Any = SimpleNamespace(run=SimpleNamespace(each=in_order))
     effects = falls(_workspace(work), prompts, (1, 2), [A, B], 0.5)
     assert effects.harmful.tolist() == [[1.0, 2.0], [0.5, 1.5]]
     assert effects.harmless.tolist() == [[1.0, 2.0, 3.0], [0.5, 1.5, 2.5]]

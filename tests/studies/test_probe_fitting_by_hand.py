@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
-from table_model import TableModel, bare, features_of
+from table_model import TableModel, bare, features_of, in_order
 
 from demur.errors import InputError
 from demur.guard import Probe, Reading
@@ -314,7 +314,7 @@ def test_every_representation_is_fitted_and_the_whole_dictionary_where_the_resid
     bench: Any = object.__new__(Noted)
     words = (dense(0, "mean"), dense(1, "max"))
     bench.representations = (Representation(DENSE, words), Representation(HARM, words))
-    bench.context = SimpleNamespace(suite=Sized(1, 5), each=lambda tasks: [task() for task in tasks])
+    bench.context = SimpleNamespace(suite=Sized(1, 5), each=in_order)
     found = bench.fit(target)
     assert list(found) == [DENSE, HARM, ALL_FEATURES, KEYWORDS, PERPLEXITY]
     assert [(found[name].name, found[name].target) for name in (KEYWORDS, PERPLEXITY)] == [

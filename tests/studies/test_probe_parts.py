@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit
-from table_model import Kept
+from table_model import Kept, in_order
 
 from demur.errors import InputError
 from demur.guard import Guard, Probe, Reading, Stream
@@ -46,7 +46,7 @@ class ByHand(Bench):
 
     def __init__(self, table: dict[str, dict[str, Any]], parts: dict[str, Chosen]) -> None:
         self.table = table
-        self.__dict__ |= {**parts, "context": Kept()}
+        self.__dict__ |= {**parts, "context": SimpleNamespace(each=in_order)}
 
     def values(self, prompts: PromptSet, fitted: Any, what: str) -> Any:  # noqa: ARG002
         return {(p.name, p.target): np.array(self.table[prompts.name][p.name], np.float32)[:, None] for p in fitted}
@@ -378,12 +378,13 @@ def test_a_family_without_benign_prompts_or_without_others_is_not_held_out() -> 
 # -- streaming: answers that are numbers, which are their residuals ------------------------------------------------
 
 
-class Numbered(Kept, Context[Any]):
+class Numbered(Context[Any]):
     """Each answer is a text of numbers, one a token: the residual of layer 1. Layer 0 holds nothing."""
 
     model: Any = SimpleNamespace(n_layers=2)
     splits: Any = None
     stopped: Any = None
+    run: Any = SimpleNamespace(each=in_order)
 
     def __init__(self, written: dict[str, JudgedAnswers], **given: Any) -> None:
         self.written, self.read, self.changed, self.fitted = written, list[Any](), list[Any](), list[Any]()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count, islice
+from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from demur.errors import InputError
@@ -314,14 +314,7 @@ class Experiment:
         """Side effects of each method's suppression at each strength; local sets have none of their own."""
         conditions = [each for each in self.conditions if each.prompts == "harmful" and not each.method.local]
         changes = [change for each in conditions for change in each.changes]
-        done = count(1)
-
-        def measure(change: Change) -> SideEffects:
-            found = meter.measure(change)
-            self.context.progress("side effects", next(done), len(changes))
-            return found
-
-        effects = iter(self.context.each(partial(measure, change) for change in changes))
+        effects = iter(self.context.each((partial(meter.measure, change) for change in changes), "side effects"))
         return {(c.method.name, c.strength): mean_side_effects([next(effects) for _ in c.changes]) for c in conditions}
 
     def _effects(self, measured: dict[tuple[str, float], SideEffects]) -> tuple[EffectRow, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -188,9 +188,17 @@ class Workspace(Generic[ConfigT]):
         progress = partial(self.progress, label) if label else None
         return self.run.cached(name, self.depends | depends, kind, compute, progress=progress)
 
-    def each(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
-        """What the tasks give; processes that share the run share them out."""
-        return self.run.each(tasks)
+    def each(self, tasks: Iterable[Callable[[], T]], label: str = "") -> list[T]:
+        """What the tasks give; processes that share the run share them out. `label` is that of the progress bar
+        (default: none)."""
+        asked, done = list(tasks), count(1)
+
+        def told(task: Callable[[], T]) -> T:
+            found = task()
+            self.progress(label, next(done), len(asked))
+            return found
+
+        return self.run.each([partial(told, task) for task in asked] if label else asked)
 
     def under(self, change: Change) -> dict[str, Any]:
         """The part of a stage's key that names a change."""

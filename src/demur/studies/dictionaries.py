@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from demur.method.fidelity import Replacement, Splice
     from demur.method.likelihood import TokenLoss
     from demur.model import Items, Region
-    from demur.saes import Suite
+    from demur.saes import Sae
     from demur.studies.context import Context
     from demur.studies.pipeline import Found
 
@@ -137,7 +137,7 @@ def run(context: Context[Any]) -> Result:
     own_name = context.suite.source if context.config.model else "trained on the chat model"
     for name, suite in {own_name: context.suite, **context.inputs.others}.items():
         with context.timed(name):
-            layers = context.each(partial(meter.layer, name, suite, layer) for layer in suite.layers)
+            layers = context.each(partial(meter.layer, name, suite[layer]) for layer in suite.layers)
             measured[name] = dict(zip(suite.layers, layers, strict=True))
     (first, own), *others = measured.items()
     return Result(
@@ -273,10 +273,10 @@ class _Meter:
             found |= {where: (each,) for where, each in zip(REGIONS, every, strict=True)}
         return found
 
-    def layer(self, name: str, suite: Suite, layer: int) -> _Layer:
+    def layer(self, name: str, sae: Sae) -> _Layer:
         from demur.method.fidelity import Splice
 
-        label, sae = f"{name}: layer {layer}", suite[layer]
+        label, layer = f"{name}: layer {sae.spec.layer}", sae.spec.layer
         dense = sae.dense()
         key = sae.spec.identity
         made = self._once(

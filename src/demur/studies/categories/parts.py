@@ -236,15 +236,13 @@ class Experiment:
         equals the mildest."""
         prompts, level = self.found.clean.answers["tuning"][0].only(*REFUSALS), self.config.category_level
         kept = PromptSet(name="tuning", prompts=tuple(p for p in prompts if kind_of(p, level) in self.sets))
-        rates: dict[float, float] = {}
 
         def rate(factor: float) -> float:
             own = {p.id: (ScaleFeatures(self.sets[str(kind_of(p, level))].features, factor),) for p in kept}
             return self.context.answer(f"tuning: c = {factor:g}", kept, (PerPrompt(own),)).compliance.value
 
-        if len(kept):
-            tried = tuple(dict.fromkeys(self.config.suppress))
-            rates = dict(zip(tried, self.context.each(partial(rate, factor) for factor in tried), strict=True))
+        tried = self.config.suppress if len(kept) else ()
+        rates = dict(zip(tried, self.context.each(partial(rate, factor) for factor in tried), strict=True))
         known = [factor for factor in rates if not np.isnan(rates[factor])]
         if not known:
             self.context.warn("no tuning answer could be scored: the first of --suppress is taken, not chosen")
@@ -455,11 +453,9 @@ class Experiment:
             work.warn(f"the model cannot say which requests are harmful ({why}): judged harmfulness is left out")
             return causes
         before = np.array(meter.says_harmful(prompts, ()))
-        falls: dict[FeatureId, Estimate] = {}
         asked = [row.feature for row in causes.features if row.role in ("harm", "refusal", "mixed")]
-        for done, feature in enumerate(asked, start=1):
-            falls[feature] = bootstrap_mean(before - np.array(meter.says_harmful(prompts, without([feature]))))
-            work.progress("judged harmfulness", done, len(asked))
+        after = work.each((partial(meter.says_harmful, prompts, without([f])) for f in asked), "judged harmfulness")
+        falls = {f: bootstrap_mean(before - np.array(odds)) for f, odds in zip(asked, after, strict=True)}
         rows = (row.model_copy(update={"harmfulness": falls.get(row.feature)}) for row in causes.features)
         return causes.model_copy(update={"features": tuple(rows)})
 

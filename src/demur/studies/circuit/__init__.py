@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, product
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,14 +88,8 @@ class _Circuit:
     def drops(self, factor: float) -> tuple[tuple[DropRow, ...], DrawRow]:
         """The fall of the refusal features together, then of each; and the fall together under each random set."""
         sets = (self.harm, *self._random())
-        done = count(1)
-
-        def suppressed(features: tuple[FeatureId, ...]) -> np.ndarray:
-            found = self._suppressed(features, factor)
-            self.context.progress(f"suppression upstream, c = {factor:g}", next(done), len(sets))
-            return found
-
-        tables = self.context.each(partial(suppressed, features) for features in sets)
+        asked = (partial(self._suppressed, features, factor) for features in sets)
+        tables = self.context.each(asked, f"suppression upstream, c = {factor:g}")
         k, norms, rest = len(self.refusal), self._norms(), self._on_harmless()
         before, after = tables[0][:, :k], tables[0][:, k:]
         others = [table[:, k:] for table in tables[1:]]
